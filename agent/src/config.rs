@@ -1,0 +1,249 @@
+//! Every setting of the agent: flag over environment over TOML file over default.
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use gateway_core::violation::FieldViolations;
+use gateway_runtime::{
+    config::{Bytes, Layer, Span, load_file},
+    layer,
+    telemetry::{LOG_FILTER_DEFAULT, LogFormat},
+};
+use ipnet::IpNet;
+use serde::Deserialize;
+use url::Url;
+
+/// Settings as given, each perhaps unset.
+#[derive(Debug, Clone, Default, clap::Args, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// Where providers' callbacks are taken [default: 127.0.0.1:8090]
+    #[arg(long, env = "GATEWAY_AGENT_CALLBACK_LISTEN", value_name = "ADDRESS")]
+    pub callback_listen: Option<SocketAddr>,
+    /// Where /livez, /readyz and /metrics are served [default: 127.0.0.1:9465]
+    #[arg(long, env = "GATEWAY_AGENT_ADMIN_LISTEN", value_name = "ADDRESS")]
+    pub admin_listen: Option<SocketAddr>,
+    /// Where the buffer, the credential and the last good configuration are kept; created when missing
+    /// [default: ./data/agent]
+    #[arg(long, env = "GATEWAY_AGENT_DATA_DIR", value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// The control plane [default: http://127.0.0.1:50051]
+    #[arg(long, env = "GATEWAY_AGENT_CONTROL_PLANE_URL", value_name = "URL")]
+    pub control_plane_url: Option<String>,
+    /// Where this agent runs; must be the join token's region [default: default]
+    #[arg(long, env = "GATEWAY_AGENT_REGION", value_name = "REGION")]
+    pub region: Option<String>,
+    /// The address that providers call, when a proxy stands before the agent, for providers that sign it
+    #[arg(long, env = "GATEWAY_AGENT_PUBLIC_BASE_URL", value_name = "URL")]
+    pub public_base_url: Option<String>,
+    /// File with the one-time join token; ignored once the agent has its credential
+    #[arg(long, env = "GATEWAY_AGENT_JOIN_TOKEN_FILE", value_name = "FILE")]
+    pub join_token_file: Option<PathBuf>,
+    /// Network in which destinations may be private and plain http; repeatable. Metadata addresses are
+    /// never allowed
+    #[arg(long, env = "GATEWAY_AGENT_ALLOW_DESTINATION_CIDR", value_name = "CIDR", value_delimiter = ',')]
+    pub allow_destination_cidr: Vec<IpNet>,
+    /// Take callbacks on a non-loopback address without TLS, because a proxy that terminates TLS stands
+    /// before the agent [default: false]
+    #[arg(
+        long,
+        env = "GATEWAY_AGENT_CALLBACK_BEHIND_PROXY",
+        num_args = 0..=1,
+        default_missing_value = "true",
+        value_name = "BOOL"
+    )]
+    pub callback_behind_proxy: Option<bool>,
+    /// Most bytes of events that are not delivered and reported yet; beyond it callbacks get 503
+    /// [default: 4GiB]
+    #[arg(long, env = "GATEWAY_AGENT_BUFFER_BYTES_MAX", value_name = "SIZE")]
+    pub buffer_bytes_max: Option<Bytes>,
+    /// Least free space on the buffer's disk; below it callbacks get 503 [default: 64MiB]
+    #[arg(long, env = "GATEWAY_AGENT_DISK_FREE_BYTES_MIN", value_name = "SIZE")]
+    pub disk_free_bytes_min: Option<Bytes>,
+    /// Longest time that stopping may take; what is left stays in the buffer [default: 10s]
+    #[arg(long, env = "GATEWAY_AGENT_SHUTDOWN_GRACE", value_name = "DURATION")]
+    pub shutdown_grace: Option<Span>,
+    /// Which log lines, as `info` or `info,gateway_agent=debug` [default: info]
+    #[arg(long, env = "GATEWAY_AGENT_LOG_FILTER", value_name = "FILTER")]
+    pub log_filter: Option<String>,
+    /// How log lines look [default: text]
+    #[arg(long, env = "GATEWAY_AGENT_LOG_FORMAT", value_name = "FORMAT")]
+    pub log_format: Option<LogFormat>,
+}
+
+layer!(Settings {
+    options: [
+        callback_listen,
+        admin_listen,
+        data_dir,
+        control_plane_url,
+        region,
+        public_base_url,
+        join_token_file,
+        callback_behind_proxy,
+        buffer_bytes_max,
+        disk_free_bytes_min,
+        shutdown_grace,
+        log_filter,
+        log_format,
+    ],
+    lists: [allow_destination_cidr],
+});
+
+/// Settings validated, nothing left to parse.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Where callbacks are taken; port 0 picks a free one.
+    pub callback_listen: SocketAddr,
+    /// Where admin HTTP is served; port 0 picks a free one.
+    pub admin_listen: SocketAddr,
+    /// Where state is kept.
+    pub data_dir: PathBuf,
+    /// The control plane.
+    pub control_plane_url: String,
+    /// Where this agent runs.
+    pub region: String,
+    /// The address that providers call, if it is not the request's own.
+    pub public_base_url: Option<Url>,
+    /// File with the join token.
+    pub join_token_file: Option<PathBuf>,
+    /// Networks in which destinations may be private and plain http.
+    pub allow_destination_cidr: Vec<IpNet>,
+    /// Most bytes of undelivered or unreported events.
+    pub buffer_bytes_max: u64,
+    /// Least free space on the buffer's disk.
+    pub disk_free_bytes_min: u64,
+    /// Longest time that stopping may take.
+    pub shutdown_grace: Duration,
+    /// Which log lines.
+    pub log_filter: String,
+    /// How log lines look.
+    pub log_format: LogFormat,
+}
+
+impl Settings {
+    /// These settings over those of `file`, if there is one.
+    ///
+    /// # Errors
+    /// When the file cannot be read or parsed.
+    pub fn with_file(self, file: Option<&Path>) -> Result<Self, gateway_runtime::config::LoadFileError> {
+        match file {
+            Some(path) => Ok(self.over(load_file(path)?)),
+            None => Ok(self),
+        }
+    }
+
+    /// The validated form.
+    ///
+    /// # Errors
+    /// Every setting that cannot be used.
+    pub fn validate(self) -> Result<Config, FieldViolations> {
+        let mut violations = FieldViolations::new();
+        let callback_listen = self.callback_listen.unwrap_or(([127, 0, 0, 1], 8090).into());
+        let behind_proxy = self.callback_behind_proxy.unwrap_or(false);
+        if !callback_listen.ip().is_loopback() && !behind_proxy {
+            violations.add(
+                "callback_listen",
+                "is not a loopback address, and callbacks would come in without TLS: put a proxy that \
+                 terminates TLS before the agent and say so with --callback-behind-proxy",
+            );
+        }
+        let control_plane_url = self.control_plane_url.unwrap_or_else(|| "http://127.0.0.1:50051".to_owned());
+        check_control_plane(&control_plane_url, &mut violations);
+        let public_base_url = self.public_base_url.as_deref().and_then(|text| base_url(text, &mut violations));
+        let region = self.region.unwrap_or_else(|| "default".to_owned());
+        if !is_region(&region) {
+            violations.add("region", "must match [a-z0-9][a-z0-9_-]{0,62}");
+        }
+        violations.into_result(Config {
+            callback_listen,
+            admin_listen: self.admin_listen.unwrap_or(([127, 0, 0, 1], 9465).into()),
+            data_dir: self.data_dir.unwrap_or_else(|| PathBuf::from("./data/agent")),
+            control_plane_url,
+            region,
+            public_base_url,
+            join_token_file: self.join_token_file,
+            allow_destination_cidr: self.allow_destination_cidr,
+            buffer_bytes_max: self.buffer_bytes_max.map_or(4 << 30, |size| size.0),
+            disk_free_bytes_min: self.disk_free_bytes_min.map_or(64 << 20, |size| size.0),
+            shutdown_grace: self.shutdown_grace.map_or(Duration::from_secs(10), |span| span.0),
+            log_filter: self.log_filter.unwrap_or_else(|| LOG_FILTER_DEFAULT.to_owned()),
+            log_format: self.log_format.unwrap_or_default(),
+        })
+    }
+}
+
+fn is_region(text: &str) -> bool {
+    let starts_well = text.starts_with(|first: char| first.is_ascii_lowercase() || first.is_ascii_digit());
+    let goes_on_well =
+        text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"_-".contains(&byte));
+    starts_well && goes_on_well && text.len() <= 63
+}
+
+fn check_control_plane(text: &str, violations: &mut FieldViolations) {
+    let good = Url::parse(text).is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
+    if !good {
+        violations.add("control_plane_url", "must be a URL such as http://127.0.0.1:50051");
+    }
+}
+
+fn base_url(text: &str, violations: &mut FieldViolations) -> Option<Url> {
+    let url = Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
+    if url.is_none() {
+        violations.add("public_base_url", "must be a URL such as https://gateway.example.com");
+    }
+    url
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The example file names every setting at its default: it parses, and changes nothing.
+    #[test]
+    fn example_file_holds_the_defaults() {
+        let text = include_str!("../agent.example.toml");
+        let example: Settings = toml_of(text);
+        let with_example = format!("{:?}", example.validate().unwrap());
+        assert_eq!(with_example, format!("{:?}", Settings::default().validate().unwrap()));
+        for line in text.lines().filter(|line| line.starts_with("# ") && line.contains(" = ")) {
+            let _: Settings = toml_of(line.trim_start_matches("# "));
+        }
+    }
+
+    fn toml_of(text: &str) -> Settings {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("agent.toml");
+        std::fs::write(&path, text).unwrap();
+        load_file(&path).unwrap()
+    }
+
+    /// A bad value names its setting and what would be right; all of them at once.
+    #[test]
+    fn bad_settings_are_named() {
+        let settings = Settings {
+            callback_listen: Some(([0, 0, 0, 0], 8090).into()),
+            control_plane_url: Some("127.0.0.1:50051".to_owned()),
+            region: Some("EU West".to_owned()),
+            public_base_url: Some("gateway.example.com".to_owned()),
+            ..Settings::default()
+        };
+        let fields: Vec<String> =
+            settings.validate().unwrap_err().0.into_iter().map(|violation| violation.field).collect();
+        assert_eq!(fields, ["callback_listen", "control_plane_url", "public_base_url", "region"]);
+    }
+
+    /// With a proxy before it the agent may listen anywhere.
+    #[test]
+    fn proxy_allows_any_listen_address() {
+        let settings = Settings {
+            callback_listen: Some(([0, 0, 0, 0], 8090).into()),
+            callback_behind_proxy: Some(true),
+            ..Settings::default()
+        };
+        assert!(settings.validate().is_ok());
+    }
+}

@@ -1,0 +1,143 @@
+//! Every metric of the agent. Labels come from closed sets, never from ids, addresses or texts.
+
+use std::sync::{Arc, Mutex, atomic::AtomicU64};
+
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    registry::{Registry, Unit},
+};
+
+/// All metrics of the agent. Cheap to clone.
+#[derive(Clone)]
+pub struct Metrics {
+    callbacks: Family<CallbackLabels, Counter>,
+    events: Family<EventLabels, Counter>,
+    attempts: Family<AttemptLabels, Counter>,
+    attempt_duration: Histogram,
+    quarantined: Counter,
+    buffer_events: Gauge,
+    buffer_bytes: Gauge,
+    buffer_oldest_age: Gauge<f64, AtomicU64>,
+    applied_version: Gauge,
+    registry: Arc<Mutex<Registry>>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CallbackLabels {
+    provider: &'static str,
+    outcome: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct EventLabels {
+    outcome: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct AttemptLabels {
+    outcome: &'static str,
+}
+
+/// Upper bounds of the attempt duration's buckets, in seconds; the last is the longest timeout.
+const ATTEMPT_SECONDS: [f64; 11] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0];
+
+impl Metrics {
+    /// Fresh metrics in a registry of their own.
+    pub fn new() -> Self {
+        let metrics = Self {
+            callbacks: Family::default(),
+            events: Family::default(),
+            attempts: Family::default(),
+            attempt_duration: Histogram::new(ATTEMPT_SECONDS),
+            quarantined: Counter::default(),
+            buffer_events: Gauge::default(),
+            buffer_bytes: Gauge::default(),
+            buffer_oldest_age: Gauge::default(),
+            applied_version: Gauge::default(),
+            registry: Arc::new(Mutex::new(Registry::with_prefix("gateway"))),
+        };
+        metrics.register();
+        metrics
+    }
+
+    fn register(&self) {
+        let mut registry = self.registry.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        registry.register("callbacks", "Callbacks by provider and answer", self.callbacks.clone());
+        registry.register("events", "Events by what the buffer did with them", self.events.clone());
+        registry.register("attempts", "Webhook attempts by outcome", self.attempts.clone());
+        registry.register_with_unit(
+            "attempt_duration",
+            "Duration of webhook attempts",
+            Unit::Seconds,
+            self.attempt_duration.clone(),
+        );
+        registry.register("buffer_quarantined", "Buffers set aside as damaged", self.quarantined.clone());
+        registry.register(
+            "buffer_events",
+            "Events not delivered and reported yet",
+            self.buffer_events.clone(),
+        );
+        registry.register_with_unit(
+            "buffer",
+            "Size of the events not delivered and reported yet",
+            Unit::Bytes,
+            self.buffer_bytes.clone(),
+        );
+        registry.register_with_unit(
+            "buffer_oldest_age",
+            "Age of the oldest of them",
+            Unit::Seconds,
+            self.buffer_oldest_age.clone(),
+        );
+        registry.register(
+            "config_applied_version",
+            "Configuration version in use",
+            self.applied_version.clone(),
+        );
+    }
+
+    /// Counts a callback by how it was answered.
+    pub fn callback(&self, provider: &'static str, outcome: &'static str) {
+        self.callbacks.get_or_create(&CallbackLabels { provider, outcome }).inc();
+    }
+
+    /// Counts events by what the buffer did with them: `stored`, `duplicate` or `unrouted`.
+    pub fn events(&self, outcome: &'static str, count: u64) {
+        self.events.get_or_create(&EventLabels { outcome }).inc_by(count);
+    }
+
+    /// Counts and times an attempt.
+    pub fn attempt(&self, outcome: &'static str, seconds: f64) {
+        self.attempts.get_or_create(&AttemptLabels { outcome }).inc();
+        self.attempt_duration.observe(seconds);
+    }
+
+    /// Counts a buffer that was set aside as damaged.
+    pub fn buffer_quarantined(&self) {
+        self.quarantined.inc();
+    }
+
+    /// Shows how full the buffer is.
+    pub fn buffer(&self, events: u64, bytes: u64, oldest_age_seconds: f64) {
+        self.buffer_events.set(i64::try_from(events).unwrap_or(i64::MAX));
+        self.buffer_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+        self.buffer_oldest_age.set(oldest_age_seconds);
+    }
+
+    /// Shows the configuration version in use.
+    pub fn applied_version(&self, version: u64) {
+        self.applied_version.set(i64::try_from(version).unwrap_or(i64::MAX));
+    }
+
+    /// The registry, for the admin server.
+    pub fn registry(&self) -> Arc<Mutex<Registry>> {
+        Arc::clone(&self.registry)
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}

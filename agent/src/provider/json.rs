@@ -1,0 +1,268 @@
+//! Reading a provider's JSON without trusting its shape: a missing, null or differently typed field is an
+//! absent one, a duplicate key is its last value, a broken surrogate is U+FFFD. Nothing here fails on JSON
+//! that parses, and nothing recurses, however deep the value is nested.
+
+use std::{borrow::Cow, fmt};
+
+use gateway_core::time::{from_provider_json, from_provider_number};
+use jiff::Timestamp;
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
+use serde_json::value::RawValue;
+use sha2::{Digest as _, Sha256};
+
+/// Deepest nesting of a value that is passed on as JSON. Deeper ones are passed on as JSON text in a string,
+/// because parsers of receivers give up somewhere between 100 and 1,000 levels.
+pub const RAW_DEPTH_MAX: usize = 64;
+/// Largest value that is passed on whole. Of larger ones the beginning is passed on, with a mark.
+pub const RAW_BYTES_MAX: usize = 256 * 1024;
+
+/// The fields of one JSON object.
+pub struct Fields<'a>(Vec<(Cow<'a, [u8]>, &'a RawValue)>);
+
+impl<'a> Fields<'a> {
+    /// The fields of `raw`; None when it is not an object.
+    pub fn of(raw: &'a RawValue) -> Option<Self> {
+        raw.get().starts_with('{').then(|| serde_json::from_str(raw.get()).ok())?
+    }
+
+    /// The value of a field; None when it is missing or null.
+    pub fn get(&self, name: &str) -> Option<&'a RawValue> {
+        let (_, value) = self.0.iter().rev().find(|(key, _)| **key == *name.as_bytes())?;
+        (value.get() != "null").then_some(*value)
+    }
+
+    /// The fields of a field that is an object.
+    pub fn object(&self, name: &str) -> Option<Self> {
+        Self::of(self.get(name)?)
+    }
+
+    /// The elements of a field that is an array.
+    pub fn array(&self, name: &str) -> Option<Vec<&'a RawValue>> {
+        elements(self.get(name)?)
+    }
+
+    /// A field as text, empty text included.
+    pub fn text(&self, name: &str) -> Option<Cow<'a, str>> {
+        text(self.get(name)?)
+    }
+
+    /// A field as text that names something; empty means absent.
+    pub fn name(&self, name: &str) -> Option<Box<str>> {
+        self.text(name).filter(|text| !text.is_empty()).map(Box::from)
+    }
+
+    /// A field as a time; integers, floats and strings of them, seconds or milliseconds.
+    pub fn time(&self, name: &str) -> Option<Timestamp> {
+        time(self.get(name)?)
+    }
+
+    /// A field as an integer; strings of one count.
+    pub fn integer(&self, name: &str) -> Option<i64> {
+        self.get(name)?.get().trim_matches('"').parse().ok()
+    }
+
+    /// A field as a finite number; strings of one count.
+    pub fn number(&self, name: &str) -> Option<f64> {
+        self.get(name)?.get().trim_matches('"').trim().parse().ok().filter(|number: &f64| number.is_finite())
+    }
+
+    /// A field as a truth value; strings of one count.
+    pub fn truth(&self, name: &str) -> Option<bool> {
+        self.get(name)?.get().trim_matches('"').parse().ok()
+    }
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct FieldsVisitor;
+
+        impl<'de> Visitor<'de> for FieldsVisitor {
+            type Value = Vec<(Cow<'de, [u8]>, &'de RawValue)>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut fields = Vec::with_capacity(8);
+                while let Some(Bytes(key)) = map.next_key()? {
+                    fields.push((key, map.next_value()?));
+                }
+                Ok(fields)
+            }
+        }
+
+        deserializer.deserialize_map(FieldsVisitor).map(Self)
+    }
+}
+
+/// A JSON string as bytes: unlike `str` it can hold what a lone surrogate escape stands for.
+struct Bytes<'a>(Cow<'a, [u8]>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Bytes<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct BytesVisitor;
+
+        impl<'de> Visitor<'de> for BytesVisitor {
+            type Value = Cow<'de, [u8]>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string")
+            }
+
+            fn visit_borrowed_bytes<E>(self, bytes: &'de [u8]) -> Result<Self::Value, E> {
+                Ok(Cow::Borrowed(bytes))
+            }
+
+            fn visit_bytes<E>(self, bytes: &[u8]) -> Result<Self::Value, E> {
+                Ok(Cow::Owned(bytes.to_vec()))
+            }
+        }
+
+        deserializer.deserialize_bytes(BytesVisitor).map(Self)
+    }
+}
+
+/// The elements of `raw`; None when it is not an array.
+pub fn elements(raw: &RawValue) -> Option<Vec<&RawValue>> {
+    raw.get().starts_with('[').then(|| serde_json::from_str(raw.get()).ok())?
+}
+
+/// A string as it is, a number or truth value as it is written; None for anything else.
+pub fn text(raw: &RawValue) -> Option<Cow<'_, str>> {
+    match raw.get().as_bytes().first()? {
+        b'"' => {
+            let Bytes(bytes) = serde_json::from_str(raw.get()).ok()?;
+            Some(match bytes {
+                Cow::Borrowed(bytes) => String::from_utf8_lossy(bytes),
+                Cow::Owned(bytes) => Cow::Owned(
+                    String::from_utf8(bytes)
+                        .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()),
+                ),
+            })
+        }
+        b'-' | b'0'..=b'9' | b't' | b'f' => Some(Cow::Borrowed(raw.get())),
+        _ => None,
+    }
+}
+
+/// An epoch time as an integer, a float or a string of one, seconds or milliseconds.
+pub fn time(raw: &RawValue) -> Option<Timestamp> {
+    match raw.get().trim_matches('"').parse() {
+        Ok(number) => from_provider_number(number),
+        Err(_) => from_provider_json(&serde_json::Value::String(text(raw)?.into_owned())),
+    }
+}
+
+/// A copy of `raw` that every receiver can parse: within [`RAW_DEPTH_MAX`] and [`RAW_BYTES_MAX`].
+pub fn kept(raw: &RawValue) -> Box<RawValue> {
+    let text = raw.get();
+    let kept = if text.len() > RAW_BYTES_MAX {
+        let beginning = &text[..text.floor_char_boundary(RAW_BYTES_MAX)];
+        serde_json::value::to_raw_value(&Cut { truncated: true, bytes: text.len(), beginning })
+    } else if is_deep(text) {
+        serde_json::value::to_raw_value(text)
+    } else {
+        return raw.to_owned();
+    };
+    kept.expect("texts and numbers can always be written")
+}
+
+/// What is passed on of a value over [`RAW_BYTES_MAX`].
+#[derive(serde::Serialize)]
+struct Cut<'a> {
+    truncated: bool,
+    bytes: usize,
+    beginning: &'a str,
+}
+
+fn is_deep(json: &str) -> bool {
+    let (mut depth, mut in_string, mut escaped) = (0_usize, false, false);
+    for byte in json.bytes() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_string => escaped = true,
+            b'"' => in_string = !in_string,
+            b'[' | b'{' if !in_string => {
+                depth += 1;
+                if depth > RAW_DEPTH_MAX {
+                    return true;
+                }
+            }
+            b']' | b'}' if !in_string => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    false
+}
+
+/// SHA-256, in hex, over the parts, each preceded by its length: an identity for what has no id.
+pub fn identity(parts: &[&str]) -> Box<str> {
+    use fmt::Write as _;
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update(u64::try_from(part.len()).unwrap_or(u64::MAX).to_be_bytes());
+        hash.update(part.as_bytes());
+    }
+    let mut hex = String::with_capacity(64);
+    for byte in hash.finalize() {
+        write!(hex, "{byte:02x}").expect("a String takes every write");
+    }
+    hex.into_boxed_str()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn raw(json: &str) -> Box<RawValue> {
+        RawValue::from_string(json.to_owned()).unwrap()
+    }
+
+    /// Whatever a provider writes instead of the documented type is read, or is absent; nothing fails.
+    #[test]
+    fn fields_of_any_type_are_read() {
+        let json = raw(
+            r#"{"a":1,"a":"two","n":16505551234,"big":1e999,"neg":-0,"null":null,"empty":"","t":"true",
+                "escaped\u0020key":"x","\ud800":1,"lone":"a\ud83db","lat":"24.5","list":[1,{}],"nan":"NaN"}"#,
+        );
+        let fields = Fields::of(&json).unwrap();
+        assert_eq!(fields.text("a").as_deref(), Some("two"));
+        assert_eq!(fields.name("n").as_deref(), Some("16505551234"));
+        assert_eq!(fields.integer("n"), Some(16_505_551_234));
+        assert_eq!((fields.integer("big"), fields.number("big"), fields.time("big")), (None, None, None));
+        assert_eq!(fields.name("big").as_deref(), Some("1e999"));
+        assert!(fields.get("null").is_none() && fields.get("missing").is_none());
+        assert_eq!((fields.text("empty").as_deref(), fields.name("empty")), (Some(""), None));
+        assert_eq!(fields.truth("t"), Some(true));
+        assert_eq!(fields.name("escaped key").as_deref(), Some("x"));
+        assert!(fields.text("lone").unwrap().starts_with("a\u{fffd}"));
+        assert_eq!((fields.number("lat"), fields.number("nan")), (Some(24.5), None));
+        assert_eq!(fields.array("list").unwrap().len(), 2);
+        assert!(fields.object("list").is_none() && fields.array("a").is_none() && fields.text("list").is_none());
+        for other in ["[]", "1", "\"x\"", "null", "true"] {
+            assert!(Fields::of(&raw(other)).is_none(), "{other}");
+        }
+    }
+
+    /// Values nested too deep become text, values too large are cut with a mark, all others stay as written.
+    #[test]
+    fn kept_values_can_be_parsed_by_everybody() {
+        let same = r#"{"b": 1e999,  "a":"\ud83d [[[["}"#;
+        assert_eq!(kept(&raw(same)).get(), same);
+        let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
+        assert_eq!(serde_json::from_str::<String>(kept(&raw(&deep)).get()).unwrap(), deep);
+        let large = format!("\"{}\"", "é".repeat(RAW_BYTES_MAX));
+        let cut: serde_json::Value = serde_json::from_str(kept(&raw(&large)).get()).unwrap();
+        assert_eq!(cut["truncated"], true);
+        assert_eq!(cut["bytes"], large.len());
+        assert!(large.starts_with(cut["beginning"].as_str().unwrap()));
+    }
+
+    /// Parts cannot run into each other.
+    #[test]
+    fn identity_keeps_parts_apart() {
+        assert_ne!(identity(&["a", "b"]), identity(&["ab", ""]));
+        assert_eq!(identity(&["a"]).len(), 64);
+    }
+}

@@ -1,0 +1,117 @@
+//! The only place where a domain error becomes a [`tonic::Status`].
+//!
+//! Every status carries `ErrorInfo` with a stable reason; bad input also carries `BadRequest` with the
+//! fields (<https://google.aip.dev/193>).
+
+use std::{collections::HashMap, error::Error, iter};
+
+use gateway_core::violation::{FieldViolation, FieldViolations};
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt as _};
+use tracing::error;
+
+use crate::{inbound_log::LogStoreError, store::StoreError};
+
+/// `ErrorInfo.domain` of every error.
+pub const DOMAIN: &str = "whatsapp-gateway";
+
+fn with_reason(code: Code, reason: &str, message: impl Into<String>, metadata: &[(&str, &str)]) -> Status {
+    let metadata: HashMap<_, _> =
+        metadata.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+    Status::with_error_details(code, message, ErrorDetails::with_error_info(reason, DOMAIN, metadata))
+}
+
+/// INVALID_ARGUMENT for all bad fields of a request.
+pub fn invalid(violations: FieldViolations) -> Status {
+    let message = violations.to_string();
+    let mut details = ErrorDetails::with_error_info("INVALID_FIELD", DOMAIN, HashMap::new());
+    for FieldViolation { field, description } in violations.0 {
+        details.add_bad_request_violation(field, description);
+    }
+    Status::with_error_details(Code::InvalidArgument, message, details)
+}
+
+/// INVALID_ARGUMENT for one bad field.
+pub fn invalid_field(field: impl Into<String>, description: impl Into<String>) -> Status {
+    invalid(FieldViolations(vec![FieldViolation::new(field, description)]))
+}
+
+/// INVALID_ARGUMENT for a field that must be set.
+pub fn missing_field(field: &str) -> Status {
+    invalid_field(field, "must be set")
+}
+
+/// NOT_FOUND: absent, or another tenant's. `resource` is a word such as `instance`.
+pub fn not_found(resource: &str, id: &str) -> Status {
+    let message = format!("{resource} `{id}` does not exist");
+    with_reason(Code::NotFound, "NOT_FOUND", message, &[("resource", resource), ("id", id)])
+}
+
+/// ALREADY_EXISTS for an id that is taken.
+pub fn already_exists(resource: &str, id: &str) -> Status {
+    let message = format!("{resource} `{id}` exists already; choose another id or leave it empty");
+    with_reason(Code::AlreadyExists, "ALREADY_EXISTS", message, &[("resource", resource), ("id", id)])
+}
+
+/// ALREADY_EXISTS for something unique other than the id.
+pub fn conflict(reason: &str, message: impl Into<String>) -> Status {
+    with_reason(Code::AlreadyExists, reason, message, &[])
+}
+
+/// FAILED_PRECONDITION: the resource is in the wrong state.
+pub fn failed_precondition(reason: &str, message: impl Into<String>) -> Status {
+    with_reason(Code::FailedPrecondition, reason, message, &[])
+}
+
+/// ABORTED: the resource changed since the caller read it.
+pub fn stale_etag(resource: &str, id: &str) -> Status {
+    let message = format!("{resource} `{id}` has changed since that etag; read it again and repeat the change");
+    with_reason(Code::Aborted, "STALE_ETAG", message, &[("resource", resource), ("id", id)])
+}
+
+/// RESOURCE_EXHAUSTED: a limit is reached.
+pub fn exhausted(reason: &str, message: impl Into<String>) -> Status {
+    with_reason(Code::ResourceExhausted, reason, message, &[])
+}
+
+/// UNAUTHENTICATED: no credential, or one that nobody has.
+pub fn unauthenticated(message: impl Into<String>) -> Status {
+    with_reason(Code::Unauthenticated, "UNAUTHENTICATED", message, &[])
+}
+
+/// PERMISSION_DENIED: the credential may not do this.
+pub fn permission_denied(message: impl Into<String>) -> Status {
+    with_reason(Code::PermissionDenied, "PERMISSION_DENIED", message, &[])
+}
+
+/// UNAVAILABLE: trying again can help.
+pub fn unavailable(reason: &str, message: impl Into<String>) -> Status {
+    with_reason(Code::Unavailable, reason, message, &[])
+}
+
+/// INTERNAL, without detail for the caller; the whole chain goes to the log, once.
+pub fn internal(cause: &(dyn Error + 'static)) -> Status {
+    let chain: Vec<_> =
+        iter::successors(Some(cause), |cause| cause.source()).map(ToString::to_string).collect();
+    error!(error = chain.join(": "), "failed to answer a request");
+    with_reason(Code::Internal, "INTERNAL", "internal error; the control plane's log has the cause", &[])
+}
+
+impl From<StoreError> for Status {
+    fn from(error: StoreError) -> Self {
+        internal(&error)
+    }
+}
+
+impl From<LogStoreError> for Status {
+    fn from(error: LogStoreError) -> Self {
+        match error {
+            LogStoreError::Closed => unavailable("SHUTTING_DOWN", "the control plane is shutting down"),
+            LogStoreError::UnknownCursor => invalid_field(
+                "cursor",
+                "is of another inbound log; start again without it, or from `start_time`",
+            ),
+            other => internal(&other),
+        }
+    }
+}

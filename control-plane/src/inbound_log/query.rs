@@ -1,0 +1,266 @@
+//! Reading inbound logs: pages, one log, attempts.
+
+use std::{sync::PoisonError, time::Duration};
+
+use gateway_core::{event::EventType, filter::EventFilter, id::TenantId};
+use gateway_proto::v1;
+use jiff::Timestamp;
+use prost::Message as _;
+use sqlx::{QueryBuilder, Sqlite};
+use tokio::time::Instant;
+
+use super::{
+    LogStore, LogStoreError,
+    event_index::{EventKey, event_key, find_sealed},
+};
+
+/// How long one page may search. A filter that matches almost nothing then gives a page that is not full,
+/// with a token to go on, instead of reading the whole database in one request.
+const SEARCH_TIME_MAX: Duration = Duration::from_secs(1);
+/// Attempts read at once.
+const ATTEMPTS_CHUNK: i64 = 256;
+
+/// Which logs are wanted. What is None matches everything.
+#[derive(Debug, Clone, Default)]
+pub struct LogFilter {
+    /// Only logs of this tenant.
+    pub tenant_id: Option<TenantId>,
+    /// Only logs of this instance.
+    pub instance_id: Option<String>,
+    /// Only these events.
+    pub events: Option<EventFilter>,
+    /// Only logs from this phone, in E.164.
+    pub from_phone: Option<String>,
+    /// Only logs of this message of the provider.
+    pub external_message_id: Option<String>,
+    /// Only logs received at this time or later.
+    pub start_time: Option<Timestamp>,
+    /// Only logs received before this time.
+    pub end_time: Option<Timestamp>,
+}
+
+impl LogFilter {
+    /// Appends `AND …` for every condition on the table `logs`.
+    pub(super) fn push(&self, sql: &mut QueryBuilder<Sqlite>) {
+        let equal = [
+            (" AND logs.tenant_id = ", self.tenant_id.as_ref().map(TenantId::as_str)),
+            (" AND logs.instance_id = ", self.instance_id.as_deref()),
+            (" AND logs.from_phone = ", self.from_phone.as_deref()),
+            (" AND logs.external_message_id = ", self.external_message_id.as_deref()),
+        ];
+        for (condition, value) in equal {
+            if let Some(value) = value {
+                sql.push(condition).push_bind(value.to_owned());
+            }
+        }
+        let times = [(" AND logs.receive_time >= ", self.start_time), (" AND logs.receive_time < ", self.end_time)];
+        for (condition, time) in times {
+            if let Some(time) = time {
+                sql.push(condition).push_bind(time.as_microsecond());
+            }
+        }
+        if let Some(events) = self.events.filter(|events| *events != EventFilter::ALL) {
+            sql.push(" AND logs.event IN (");
+            let mut names = sql.separated(", ");
+            for event in EventType::ALL.iter().filter(|event| events.matches(**event)) {
+                names.push_bind(event.name());
+            }
+            sql.push(")");
+        }
+    }
+}
+
+/// A page of logs, newest recorded first.
+#[derive(Debug, Default)]
+pub struct LogPage {
+    /// The logs.
+    pub logs: Vec<v1::InboundLog>,
+    /// Where the next page goes on; None on the last one.
+    pub next: Option<i64>,
+}
+
+/// A page of attempts, oldest first.
+#[derive(Debug, Default)]
+pub struct AttemptPage {
+    /// The attempts.
+    pub attempts: Vec<v1::DeliveryAttempt>,
+    /// Where the next page goes on; None on the last one.
+    pub next: Option<i64>,
+}
+
+impl LogStore {
+    /// A page of at most `limit` logs recorded before the place `before` (None: the newest), newest first.
+    /// What is recorded meanwhile does not move later pages.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn list(
+        &self,
+        filter: &LogFilter,
+        before: Option<i64>,
+        limit: usize,
+    ) -> Result<LogPage, LogStoreError> {
+        let deadline = Instant::now() + SEARCH_TIME_MAX;
+        let before = before.unwrap_or(i64::MAX);
+        let mut page = LogPage::default();
+        for (first, last) in self.ranges(filter, before).await? {
+            if Instant::now() > deadline {
+                page.next = Some(last.saturating_add(1));
+                return Ok(page);
+            }
+            // One more than wanted says whether there is another page.
+            let wanted = limit + 1 - page.logs.len();
+            let rows = self.range(filter, (first, last.min(before.saturating_sub(1))), wanted).await?;
+            for (seq, record) in rows {
+                if page.logs.len() == limit {
+                    return Ok(page);
+                }
+                page.logs.push(decode(&record)?);
+                page.next = Some(seq);
+            }
+        }
+        page.next = None;
+        Ok(page)
+    }
+
+    async fn range(
+        &self,
+        filter: &LogFilter,
+        (first, last): (i64, i64),
+        limit: usize,
+    ) -> Result<Vec<(i64, Vec<u8>)>, LogStoreError> {
+        let mut sql = QueryBuilder::<Sqlite>::new("SELECT logs.seq, logs.record FROM logs WHERE logs.seq >= ");
+        sql.push_bind(first).push(" AND logs.seq <= ").push_bind(last);
+        filter.push(&mut sql);
+        sql.push(" ORDER BY logs.seq DESC LIMIT ").push_bind(i64::try_from(limit).unwrap_or(i64::MAX));
+        sql.build_query_as().fetch_all(&self.inner.readers).await.map_err(LogStoreError::read)
+    }
+
+    /// Ranges of rows that can hold what is wanted, newest first: the tail, then sealed segments of which
+    /// the times fit.
+    async fn ranges(&self, filter: &LogFilter, before: i64) -> Result<Vec<(i64, i64)>, LogStoreError> {
+        let time = |time: Option<Timestamp>, otherwise| time.map_or(otherwise, Timestamp::as_microsecond);
+        let sealed: Vec<(i64, i64, i64, i64)> = sqlx::query_as(
+            "SELECT seq_first, seq_last, receive_time_min, receive_time_max FROM log_segments \
+             WHERE seq_first < ? ORDER BY segment DESC",
+        )
+        .bind(before)
+        .fetch_all(&self.inner.readers)
+        .await
+        .map_err(LogStoreError::read)?;
+        let tail = (sealed.first().map_or(0, |newest| newest.1 + 1), i64::MAX);
+        let (start, end) = (time(filter.start_time, i64::MIN), time(filter.end_time, i64::MAX));
+        let fitting = sealed.into_iter().filter(|(_, _, min, max)| *max >= start && *min < end);
+        let mut ranges: Vec<(i64, i64)> = fitting.map(|(first, last, _, _)| (first, last)).collect();
+        if tail.0 < before {
+            ranges.insert(0, tail);
+        }
+        Ok(ranges)
+    }
+
+    /// One log, None when it was not recorded or belongs to another tenant.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn get(
+        &self,
+        tenant_id: Option<&TenantId>,
+        event_id: &str,
+    ) -> Result<Option<v1::InboundLog>, LogStoreError> {
+        Ok(self.find(tenant_id, event_id).await?.map(|(_, log)| log))
+    }
+
+    async fn find(
+        &self,
+        tenant_id: Option<&TenantId>,
+        event_id: &str,
+    ) -> Result<Option<(i64, v1::InboundLog)>, LogStoreError> {
+        let Some(seq) = self.seq_of(&event_key(event_id)).await? else { return Ok(None) };
+        let record: Option<Vec<u8>> = sqlx::query_scalar("SELECT record FROM logs WHERE seq = ?")
+            .bind(seq)
+            .fetch_optional(&self.inner.readers)
+            .await
+            .map_err(LogStoreError::read)?;
+        let Some(record) = record else { return Ok(None) };
+        let log = decode(&record)?;
+        let is_theirs = tenant_id.is_none_or(|tenant_id| tenant_id.as_str() == log.tenant_id);
+        Ok((is_theirs && log.event_id == event_id).then_some((seq, log)))
+    }
+
+    async fn seq_of(&self, key: &EventKey) -> Result<Option<i64>, LogStoreError> {
+        let recent = self.inner.index.read().unwrap_or_else(PoisonError::into_inner).recent(key);
+        match recent {
+            Some(seq) => Ok(Some(seq)),
+            None => find_sealed(&self.inner.readers, key).await.map_err(LogStoreError::read),
+        }
+    }
+
+    /// A page of at most `limit` attempts of an event after the place `after`, oldest first. None when the
+    /// event was not recorded or belongs to another tenant.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn list_attempts(
+        &self,
+        tenant_id: Option<&TenantId>,
+        event_id: &str,
+        subscription_id: Option<&str>,
+        after: Option<i64>,
+        limit: usize,
+    ) -> Result<Option<AttemptPage>, LogStoreError> {
+        let Some((log_seq, _)) = self.find(tenant_id, event_id).await? else { return Ok(None) };
+        let mut page = AttemptPage::default();
+        let mut after = after.unwrap_or(-1);
+        loop {
+            let rows = self.attempts(log_seq, after).await?;
+            let is_last = rows.len() < usize::try_from(ATTEMPTS_CHUNK).unwrap_or(usize::MAX);
+            for (attempt_seq, body) in rows {
+                let attempt = v1::DeliveryAttempt::decode(body.as_slice())
+                    .map_err(|source| LogStoreError::Corrupt { table: "attempts", source })?;
+                after = attempt_seq;
+                if subscription_id.is_some_and(|wanted| wanted != attempt.subscription_id) {
+                    continue;
+                }
+                if page.attempts.len() == limit {
+                    return Ok(Some(page));
+                }
+                page.attempts.push(attempt);
+                page.next = Some(attempt_seq);
+            }
+            if is_last {
+                page.next = None;
+                return Ok(Some(page));
+            }
+        }
+    }
+
+    async fn attempts(&self, log_seq: i64, after: i64) -> Result<Vec<(i64, Vec<u8>)>, LogStoreError> {
+        sqlx::query_as(
+            "SELECT attempt_seq, body FROM attempts WHERE log_seq = ? AND attempt_seq > ? ORDER BY attempt_seq LIMIT ?",
+        )
+        .bind(log_seq)
+        .bind(after)
+        .bind(ATTEMPTS_CHUNK)
+        .fetch_all(&self.inner.readers)
+        .await
+        .map_err(LogStoreError::read)
+    }
+
+    /// The receive time of the newest log of an instance.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn last_event_time(&self, instance_id: &str) -> Result<Option<Timestamp>, LogStoreError> {
+        let time: Option<i64> =
+            sqlx::query_scalar("SELECT receive_time FROM logs WHERE instance_id = ? ORDER BY seq DESC LIMIT 1")
+                .bind(instance_id)
+                .fetch_optional(&self.inner.readers)
+                .await
+                .map_err(LogStoreError::read)?;
+        Ok(time.and_then(|time| Timestamp::from_microsecond(time).ok()))
+    }
+}
+
+pub(super) fn decode(record: &[u8]) -> Result<v1::InboundLog, LogStoreError> {
+    v1::InboundLog::decode(record).map_err(|source| LogStoreError::Corrupt { table: "logs", source })
+}

@@ -1,0 +1,112 @@
+//! Tables of `logs.db`, and how it is opened.
+
+use std::{path::Path, time::Duration};
+
+use rand::RngExt as _;
+use sqlx::{
+    ConnectOptions as _, Connection as _, SqliteConnection, SqlitePool,
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
+};
+
+/// Queries that may run at the same time; more wait for a connection.
+const READERS_MAX: u32 = 4;
+/// How long a connection waits for a lock: only a backup tool can hold one against the single writer.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// `logs` comes with one secondary index, on the instance: SQLite appends the row id to it, so it is
+/// (instance, seq), which gives the newest rows of an instance in order and grows at one place per
+/// instance. Times need no index: `log_segments` says which times each sealed segment holds.
+const SCHEMA: &str = "
+CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS logs (
+    seq INTEGER PRIMARY KEY,
+    tenant_id TEXT NOT NULL,
+    instance_id TEXT NOT NULL,
+    event TEXT NOT NULL,
+    from_phone TEXT NOT NULL,
+    external_message_id TEXT NOT NULL,
+    receive_time INTEGER NOT NULL,
+    event_key BLOB NOT NULL,
+    attempt_count INTEGER NOT NULL,
+    record BLOB NOT NULL
+);
+CREATE INDEX IF NOT EXISTS logs_by_instance ON logs (instance_id);
+CREATE TABLE IF NOT EXISTS attempts (
+    log_seq INTEGER NOT NULL,
+    attempt_seq INTEGER NOT NULL,
+    body BLOB NOT NULL,
+    PRIMARY KEY (log_seq, attempt_seq)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS log_changes (
+    change_seq INTEGER PRIMARY KEY,
+    log_seq INTEGER NOT NULL,
+    subscription_id TEXT
+);
+CREATE TABLE IF NOT EXISTS log_segments (
+    segment INTEGER PRIMARY KEY,
+    seq_first INTEGER NOT NULL,
+    seq_last INTEGER NOT NULL,
+    receive_time_min INTEGER NOT NULL,
+    receive_time_max INTEGER NOT NULL,
+    change_seq_first INTEGER NOT NULL
+);
+CREATE TABLE IF NOT EXISTS log_event_ids (
+    segment INTEGER NOT NULL,
+    event_key BLOB NOT NULL,
+    log_seq INTEGER NOT NULL,
+    PRIMARY KEY (segment, event_key)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS report_positions (
+    agent_id TEXT NOT NULL,
+    buffer_id TEXT NOT NULL,
+    sequence INTEGER NOT NULL,
+    PRIMARY KEY (agent_id, buffer_id)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS unrouted_callbacks (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    route_id TEXT NOT NULL,
+    number_key TEXT NOT NULL,
+    body BLOB NOT NULL
+);
+CREATE INDEX IF NOT EXISTS unrouted_callbacks_by_route ON unrouted_callbacks (route_id);
+CREATE INDEX IF NOT EXISTS unrouted_callbacks_by_number ON unrouted_callbacks (route_id, number_key);
+";
+
+/// The only connection that writes. A commit returns after the write-ahead log is synced
+/// (`synchronous=FULL`); a larger page, cache and log than the defaults suit appends of rows of 1 to 2 kB.
+pub(super) async fn open_writer(path: &Path) -> Result<SqliteConnection, sqlx::Error> {
+    let options = SqliteConnectOptions::new()
+        .filename(path)
+        .create_if_missing(true)
+        .page_size(8_192)
+        .journal_mode(SqliteJournalMode::Wal)
+        .synchronous(SqliteSynchronous::Full)
+        .busy_timeout(BUSY_TIMEOUT)
+        .pragma("cache_size", "-16384")
+        .pragma("wal_autocheckpoint", "4096")
+        .pragma("journal_size_limit", "67108864")
+        .disable_statement_logging();
+    let mut connection = SqliteConnection::connect_with(&options).await?;
+    sqlx::raw_sql(SCHEMA).execute(&mut connection).await?;
+    Ok(connection)
+}
+
+/// Connections for queries. They never write, and never wait for the writer.
+pub(super) async fn open_readers(path: &Path) -> Result<SqlitePool, sqlx::Error> {
+    let options = SqliteConnectOptions::new()
+        .filename(path)
+        .read_only(true)
+        .busy_timeout(BUSY_TIMEOUT)
+        .disable_statement_logging();
+    SqlitePoolOptions::new().max_connections(READERS_MAX).connect_with(options).await
+}
+
+/// The name of this database, made once: cursors carry it.
+pub(super) async fn epoch(connection: &mut SqliteConnection) -> Result<String, sqlx::Error> {
+    let fresh = format!("{:016x}", rand::rng().random::<u64>());
+    sqlx::query("INSERT OR IGNORE INTO meta (name, value) VALUES ('epoch', ?)")
+        .bind(fresh)
+        .execute(&mut *connection)
+        .await?;
+    sqlx::query_scalar("SELECT value FROM meta WHERE name = 'epoch'").fetch_one(connection).await
+}

@@ -1,0 +1,222 @@
+//! What a group of report batches changes: rows to write, worked out in memory before the transaction.
+
+use std::collections::HashMap;
+
+use gateway_core::time;
+use gateway_proto::v1;
+use jiff::Timestamp;
+
+use super::{
+    Record,
+    event_index::{EventKey, event_key},
+};
+
+/// A log row, new or changed.
+#[derive(Debug)]
+pub(super) struct StagedLog {
+    pub(super) seq: i64,
+    pub(super) key: EventKey,
+    /// Whether this group records it.
+    pub(super) is_new: bool,
+    /// Whether anything about it changed.
+    pub(super) is_changed: bool,
+    /// The change that records it, when it is new.
+    pub(super) change_seq: i64,
+    /// Microseconds since 1970.
+    pub(super) receive_time: i64,
+    /// Attempts of it, new ones included.
+    pub(super) attempt_count: i64,
+    pub(super) log: v1::InboundLog,
+}
+
+/// An attempt to append.
+#[derive(Debug)]
+pub(super) struct StagedAttempt {
+    pub(super) log_seq: i64,
+    pub(super) attempt_seq: i64,
+    pub(super) attempt: v1::DeliveryAttempt,
+}
+
+/// One step of the watch stream.
+#[derive(Debug)]
+pub(super) struct StagedChange {
+    pub(super) change_seq: i64,
+    pub(super) log_seq: i64,
+    /// The delivery that changed state; None when the log was recorded.
+    pub(super) subscription_id: Option<String>,
+}
+
+/// Everything that a group changes.
+#[derive(Debug)]
+pub(super) struct Stage {
+    now: Timestamp,
+    next_seq: i64,
+    next_change_seq: i64,
+    by_key: HashMap<EventKey, usize>,
+    pub(super) logs: Vec<StagedLog>,
+    pub(super) attempts: Vec<StagedAttempt>,
+    pub(super) changes: Vec<StagedChange>,
+    pub(super) unrouted: Vec<v1::UnroutedCallback>,
+    /// Reports about events that were never recorded.
+    pub(super) unknown_events: u64,
+}
+
+impl Stage {
+    pub(super) fn new(now: Timestamp, next_seq: i64, next_change_seq: i64) -> Self {
+        Self {
+            now,
+            next_seq,
+            next_change_seq,
+            by_key: HashMap::new(),
+            logs: Vec::new(),
+            attempts: Vec::new(),
+            changes: Vec::new(),
+            unrouted: Vec::new(),
+            unknown_events: 0,
+        }
+    }
+
+    pub(super) fn next_seq(&self) -> i64 {
+        self.next_seq
+    }
+
+    pub(super) fn next_change_seq(&self) -> i64 {
+        self.next_change_seq
+    }
+
+    /// Makes a stored row known, so that records can change it.
+    pub(super) fn load(&mut self, key: EventKey, seq: i64, attempt_count: i64, log: v1::InboundLog) {
+        let receive_time = microseconds(log.receive_time.as_ref(), self.now);
+        self.by_key.insert(key, self.logs.len());
+        self.logs.push(StagedLog {
+            seq,
+            key,
+            is_new: false,
+            is_changed: false,
+            change_seq: 0,
+            receive_time,
+            attempt_count,
+            log,
+        });
+    }
+
+    /// Applies what `agent_id` recorded.
+    pub(super) fn apply(&mut self, agent_id: &str, record: Record) {
+        match record {
+            Record::Event(log, attempts) => {
+                let place = self.event(agent_id, *log);
+                self.attempt(place, attempts);
+            }
+            Record::Attempts(report) => match self.by_key.get(&event_key(&report.event_id)).copied() {
+                Some(place) => {
+                    self.deliveries(place, report.deliveries);
+                    self.attempt(place, report.attempts);
+                }
+                None => self.unknown_events += 1,
+            },
+            Record::Duplicate(report) => match self.by_key.get(&event_key(&report.event_id)).copied() {
+                Some(place) => self.duplicates(place, report.duplicate_count),
+                None => self.unknown_events += 1,
+            },
+            Record::Unrouted(callback) => self.unrouted.push(callback),
+        }
+    }
+
+    fn event(&mut self, agent_id: &str, mut log: v1::InboundLog) -> usize {
+        let key = event_key(&log.event_id);
+        if let Some(place) = self.by_key.get(&key).copied() {
+            // Another agent took the provider's repeat: that is one more time than it counted itself.
+            let repeats = u32::from(self.logs[place].log.agent_id != agent_id);
+            self.duplicates(place, log.duplicate_count.saturating_add(repeats));
+            self.deliveries(place, log.deliveries);
+            return place;
+        }
+        log.record_time = Some(time::to_proto(self.now));
+        let place = self.logs.len();
+        let seq = self.next_seq;
+        self.next_seq += 1;
+        let change_seq = self.change(seq, None);
+        let deliveries = std::mem::take(&mut log.deliveries);
+        let receive_time = microseconds(log.receive_time.as_ref(), self.now);
+        self.by_key.insert(key, place);
+        self.logs.push(StagedLog {
+            seq,
+            key,
+            is_new: true,
+            is_changed: true,
+            change_seq,
+            receive_time,
+            attempt_count: 0,
+            log,
+        });
+        self.deliveries(place, deliveries);
+        place
+    }
+
+    fn change(&mut self, log_seq: i64, subscription_id: Option<String>) -> i64 {
+        let change_seq = self.next_change_seq;
+        self.next_change_seq += 1;
+        self.changes.push(StagedChange { change_seq, log_seq, subscription_id });
+        change_seq
+    }
+
+    fn deliveries(&mut self, place: usize, reported: Vec<v1::Delivery>) {
+        for delivery in reported {
+            let staged = &mut self.logs[place];
+            staged.is_changed = true;
+            let seq = staged.seq;
+            let subscription_id = delivery.subscription_id.clone();
+            if merge_delivery(&mut staged.log.deliveries, delivery) {
+                self.change(seq, Some(subscription_id));
+            }
+        }
+    }
+
+    fn attempt(&mut self, place: usize, reported: Vec<v1::DeliveryAttempt>) {
+        let staged = &mut self.logs[place];
+        for attempt in reported {
+            staged.is_changed = true;
+            self.attempts.push(StagedAttempt { log_seq: staged.seq, attempt_seq: staged.attempt_count, attempt });
+            staged.attempt_count += 1;
+        }
+    }
+
+    fn duplicates(&mut self, place: usize, count: u32) {
+        let staged = &mut self.logs[place];
+        if count > staged.log.duplicate_count {
+            staged.log.duplicate_count = count;
+            staged.is_changed = true;
+        }
+    }
+}
+
+/// Merges what an agent says of a delivery into what is known. True when the delivery now is in another
+/// state, and that state is worth telling: anything but pending.
+fn merge_delivery(known: &mut Vec<v1::Delivery>, mut reported: v1::Delivery) -> bool {
+    let is_told = |state: i32| {
+        state != v1::DeliveryState::Unspecified as i32 && state != v1::DeliveryState::Pending as i32
+    };
+    let delivered = v1::DeliveryState::Delivered as i32;
+    match known.iter_mut().find(|delivery| delivery.subscription_id == reported.subscription_id) {
+        None => {
+            let told = is_told(reported.state);
+            known.push(reported);
+            told
+        }
+        // Of two agents that took the same event, one delivered it: what the other still owes is moot.
+        Some(delivery) if delivery.state == delivered && reported.state != delivered => {
+            delivery.attempt_count = delivery.attempt_count.max(reported.attempt_count);
+            false
+        }
+        Some(delivery) => {
+            let told = delivery.state != reported.state && is_told(reported.state);
+            reported.attempt_count = reported.attempt_count.max(delivery.attempt_count);
+            *delivery = reported;
+            told
+        }
+    }
+}
+
+fn microseconds(time: Option<&prost_types::Timestamp>, otherwise: Timestamp) -> i64 {
+    time.and_then(time::from_proto).unwrap_or(otherwise).as_microsecond()
+}

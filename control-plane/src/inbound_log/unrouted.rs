@@ -1,0 +1,130 @@
+//! Callbacks for numbers that no instance claims: kept, bounded, listed, and taken out once claimed.
+
+use gateway_core::phone::normalize_phone;
+use gateway_proto::v1;
+use prost::Message as _;
+use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
+use tokio::sync::{oneshot, watch};
+
+use super::{LogStore, LogStoreError, writer::Job};
+
+/// Unrouted callbacks kept per inbound route; the oldest go first.
+pub const UNROUTED_PER_ROUTE_MAX: i64 = 10_000;
+
+/// How a provider's name of a number is compared: phone-like ones by their digits. Empty for callbacks
+/// that carry no number.
+pub fn number_key(provider_number_id: &str) -> String {
+    normalize_phone(provider_number_id)
+        .map_or_else(|| provider_number_id.trim().to_owned(), |phone| phone.digits().to_owned())
+}
+
+/// An unrouted callback and its place.
+#[derive(Debug, Clone)]
+pub struct Unrouted {
+    /// Its place in the list.
+    pub seq: i64,
+    /// The callback.
+    pub callback: v1::UnroutedCallback,
+}
+
+/// A number of an inbound route for which callbacks are kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnroutedNumber {
+    /// The inbound route.
+    pub route_id: String,
+    /// The number as [`number_key`] gives it; empty for account callbacks.
+    pub number_key: String,
+}
+
+/// Drops the oldest callbacks of a route beyond its limit.
+pub(super) async fn trim(connection: &mut SqliteConnection, route_id: &str) -> Result<(), sqlx::Error> {
+    sqlx::query(
+        "DELETE FROM unrouted_callbacks WHERE route_id = ? AND seq <= \
+         (SELECT seq FROM unrouted_callbacks WHERE route_id = ? ORDER BY seq DESC LIMIT 1 OFFSET ?)",
+    )
+    .bind(route_id)
+    .bind(route_id)
+    .bind(UNROUTED_PER_ROUTE_MAX)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+impl LogStore {
+    /// A page of at most `limit` unrouted callbacks before the place `before`, newest first, and where the
+    /// next page goes on.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn list_unrouted(
+        &self,
+        route_id: Option<&str>,
+        before: Option<i64>,
+        limit: usize,
+    ) -> Result<(Vec<v1::UnroutedCallback>, Option<i64>), LogStoreError> {
+        let mut sql = QueryBuilder::<Sqlite>::new("SELECT seq, body FROM unrouted_callbacks WHERE seq < ");
+        sql.push_bind(before.unwrap_or(i64::MAX));
+        if let Some(route_id) = route_id {
+            sql.push(" AND route_id = ").push_bind(route_id.to_owned());
+        }
+        sql.push(" ORDER BY seq DESC LIMIT ").push_bind(i64::try_from(limit).unwrap_or(i64::MAX - 1) + 1);
+        let mut rows = self.unrouted_rows(sql).await?;
+        let is_last = rows.len() <= limit;
+        rows.truncate(limit);
+        let next = rows.last().filter(|_| !is_last).map(|row| row.seq);
+        Ok((rows.into_iter().map(|row| row.callback).collect(), next))
+    }
+
+    /// At most `limit` callbacks for a number, oldest first.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn unrouted_of(&self, number: &UnroutedNumber, limit: usize) -> Result<Vec<Unrouted>, LogStoreError> {
+        let mut sql = QueryBuilder::<Sqlite>::new("SELECT seq, body FROM unrouted_callbacks WHERE route_id = ");
+        sql.push_bind(number.route_id.clone()).push(" AND number_key = ").push_bind(number.number_key.clone());
+        sql.push(" ORDER BY seq LIMIT ").push_bind(i64::try_from(limit).unwrap_or(i64::MAX));
+        self.unrouted_rows(sql).await
+    }
+
+    /// Numbers that came in after the place `after`.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn unrouted_numbers(&self, after: i64) -> Result<Vec<UnroutedNumber>, LogStoreError> {
+        let rows: Vec<(String, String)> =
+            sqlx::query_as("SELECT DISTINCT route_id, number_key FROM unrouted_callbacks WHERE seq > ?")
+                .bind(after)
+                .fetch_all(&self.inner.readers)
+                .await
+                .map_err(LogStoreError::read)?;
+        Ok(rows.into_iter().map(|(route_id, number_key)| UnroutedNumber { route_id, number_key }).collect())
+    }
+
+    async fn unrouted_rows(&self, mut sql: QueryBuilder<Sqlite>) -> Result<Vec<Unrouted>, LogStoreError> {
+        let rows: Vec<(i64, Vec<u8>)> =
+            sql.build_query_as().fetch_all(&self.inner.readers).await.map_err(LogStoreError::read)?;
+        rows.into_iter()
+            .map(|(seq, body)| {
+                let mut callback = v1::UnroutedCallback::decode(body.as_slice())
+                    .map_err(|source| LogStoreError::Corrupt { table: "unrouted_callbacks", source })?;
+                callback.id = format!("unrouted_{seq}");
+                Ok(Unrouted { seq, callback })
+            })
+            .collect()
+    }
+
+    /// Takes callbacks out of the list.
+    ///
+    /// # Errors
+    /// When the transaction failed or the writer has ended.
+    pub async fn delete_unrouted(&self, seqs: Vec<i64>) -> Result<(), LogStoreError> {
+        let (answer, receiver) = oneshot::channel();
+        self.inner.jobs.send(Job::DeleteUnrouted { seqs, answer }).await.map_err(|_| LogStoreError::Closed)?;
+        receiver.await.map_err(|_| LogStoreError::Closed)?
+    }
+
+    /// The place of the newest unrouted callback, as it moves.
+    pub fn watch_unrouted(&self) -> watch::Receiver<i64> {
+        self.inner.unrouted_head.clone()
+    }
+}

@@ -1,0 +1,17 @@
+//! The control plane: the source of truth for instances, inbound routes, webhook subscriptions, opt-out
+//! policies and opt-outs, and the keeper of inbound logs.
+//!
+//! Reading order: [`config`] (every setting), [`app`] (parts joined, run, drained), [`api`] (gRPC: limits,
+//! who may call what, one file per service), [`store`] (configuration and opt-outs on SQLite, one version
+//! counter), [`publish`] (store change to delta per agent), [`fleet`] (connected agents), [`work`] (what
+//! agents are asked to do), [`inbound_log`] (reported events and attempts).
+
+pub mod config;
+pub mod app;
+pub mod metrics;
+pub mod api;
+pub mod store;
+pub mod publish;
+pub mod fleet;
+pub mod work;
+pub mod inbound_log;

@@ -1,0 +1,305 @@
+//! From a change in the store to what one agent is sent.
+//!
+//! All config streams share one [`Publisher`]: agents that have the same version need the same changes, so
+//! they are read once. What an agent gets depends on its region: every inbound route, the instances that
+//! it serves, and their webhook subscriptions and opt-out policies. When the regions of an instance
+//! change, everything that hangs on the instance goes along, although it has not changed itself.
+//!
+//! An instance and what hangs on it travel in the same response wherever they fit, because an agent that
+//! knew an instance without its subscriptions would deliver its events to nobody.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, Weak},
+};
+
+use gateway_proto::v1::{self, config_resource::Resource};
+use prost::Message as _;
+use tokio::sync::Mutex;
+
+use crate::{
+    fleet::{ResourceKey, serves},
+    store::{ConfigChanges, Store, StoreError},
+};
+
+/// Longest response, some way under the 4 MiB that gRPC clients take by default.
+const RESPONSE_BYTES_MAX: usize = 3 * 1_024 * 1_024;
+
+/// Reads changes for config streams.
+pub struct Publisher {
+    store: Store,
+    shared: Mutex<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    /// The changes read last, as long as a stream still sends them.
+    newest: Weak<Changes>,
+    /// Regions of every instance, at `regions_version`.
+    regions: HashMap<String, Arc<[String]>>,
+    regions_version: Option<u64>,
+}
+
+/// What changed after one version, with the regions each resource is for.
+pub struct Changes {
+    since: u64,
+    /// The version an agent has after these changes.
+    pub version: u64,
+    items: Vec<Item>,
+    removals: Vec<v1::ConfigRemoval>,
+}
+
+struct Item {
+    /// What travels together: the instance; empty for inbound routes.
+    group: String,
+    /// Empty means every region.
+    regions: Arc<[String]>,
+    resource: v1::ConfigResource,
+}
+
+impl Publisher {
+    /// Reads from `store`.
+    pub fn new(store: Store) -> Self {
+        Self { store, shared: Mutex::default() }
+    }
+
+    /// What changed after the version `since`; 0 is everything.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn changes(&self, since: u64) -> Result<Arc<Changes>, StoreError> {
+        let mut shared = self.shared.lock().await;
+        if let Some(newest) = shared.newest.upgrade()
+            && newest.since == since
+            && newest.version == self.store.version()
+        {
+            return Ok(newest);
+        }
+        let mut changes = self.store.changes_since(since).await?;
+        if since == 0 {
+            shared.know_all(&changes);
+        } else {
+            self.add_moved(&mut shared, since, &mut changes).await?;
+        }
+        let changes = Arc::new(shared.annotate(since, changes));
+        shared.newest = Arc::downgrade(&changes);
+        Ok(changes)
+    }
+
+    /// Adds what hangs on instances whose regions changed. When it cannot be told whether they did, they
+    /// count as changed: sending a resource again does no harm.
+    async fn add_moved(
+        &self,
+        shared: &mut Shared,
+        since: u64,
+        changes: &mut ConfigChanges,
+    ) -> Result<(), StoreError> {
+        let is_known = shared.regions_version == Some(since);
+        let instances = changes.upserts.iter().filter_map(instance);
+        let moved: HashSet<String> = instances
+            .filter(|instance| !is_known || shared.has_moved(instance))
+            .map(|instance| instance.id.clone())
+            .collect();
+        if is_known {
+            shared.know_changes(changes);
+        }
+        if moved.is_empty() && shared.regions_version == Some(changes.version) {
+            return Ok(());
+        }
+        let everything = self.store.changes_since(0).await?;
+        shared.know_all(&everything);
+        let present: HashSet<ResourceKey> = changes.upserts.iter().filter_map(resource_key).collect();
+        let missing = everything.upserts.into_iter().filter(|resource| {
+            moved.contains(group(resource)) && resource_key(resource).is_some_and(|key| !present.contains(&key))
+        });
+        changes.upserts.extend(missing);
+        Ok(())
+    }
+}
+
+impl Shared {
+    fn know_all(&mut self, everything: &ConfigChanges) {
+        self.regions.clear();
+        self.know_changes(everything);
+    }
+
+    fn know_changes(&mut self, changes: &ConfigChanges) {
+        for removal in changes.removals.iter().filter(|removal| removal.r#type == "instance") {
+            self.regions.remove(&removal.id);
+        }
+        for instance in changes.upserts.iter().filter_map(instance) {
+            self.regions.insert(instance.id.clone(), instance.regions.clone().into());
+        }
+        self.regions_version = Some(changes.version);
+    }
+
+    /// Whether an instance serves other regions than before. A new one has nothing that could be missing:
+    /// what hangs on it is newer than itself.
+    fn has_moved(&self, instance: &v1::Instance) -> bool {
+        self.regions.get(&instance.id).is_some_and(|regions| **regions != instance.regions)
+    }
+
+    fn annotate(&self, since: u64, changes: ConfigChanges) -> Changes {
+        let everywhere: Arc<[String]> = Arc::new([]);
+        let mut items: Vec<Item> = changes
+            .upserts
+            .into_iter()
+            .filter_map(|resource| {
+                let group = group(&resource).to_owned();
+                let regions = if group.is_empty() { Some(&everywhere) } else { self.regions.get(&group) };
+                // What hangs on an instance that is gone meanwhile is about to be removed as well.
+                Some(Item { regions: Arc::clone(regions?), group, resource })
+            })
+            .collect();
+        items.sort_by(|one, other| (&one.group, rank(&one.resource)).cmp(&(&other.group, rank(&other.resource))));
+        Changes { since, version: changes.version, items, removals: changes.removals }
+    }
+}
+
+/// Routes come first, since their group is empty; within an instance it comes before what hangs on it.
+fn rank(resource: &v1::ConfigResource) -> u8 {
+    match resource.resource {
+        Some(Resource::InboundRoute(_) | Resource::Instance(_)) => 0,
+        Some(Resource::OptOutPolicy(_)) => 1,
+        Some(Resource::WebhookSubscription(_)) | None => 2,
+    }
+}
+
+fn instance(resource: &v1::ConfigResource) -> Option<&v1::Instance> {
+    match &resource.resource {
+        Some(Resource::Instance(instance)) => Some(instance),
+        _ => None,
+    }
+}
+
+/// The instance that a resource belongs to; empty for inbound routes.
+fn group(resource: &v1::ConfigResource) -> &str {
+    match &resource.resource {
+        Some(Resource::Instance(instance)) => &instance.id,
+        Some(Resource::OptOutPolicy(policy)) => &policy.instance_id,
+        Some(Resource::WebhookSubscription(config)) => {
+            config.webhook_subscription.as_ref().map_or("", |subscription| &subscription.instance_id)
+        }
+        Some(Resource::InboundRoute(_)) | None => "",
+    }
+}
+
+fn resource_key(resource: &v1::ConfigResource) -> Option<ResourceKey> {
+    let (kind, id) = match resource.resource.as_ref()? {
+        Resource::InboundRoute(route) => ("inbound_route", &route.id),
+        Resource::Instance(instance) => ("instance", &instance.id),
+        Resource::WebhookSubscription(config) => ("webhook_subscription", &config.webhook_subscription.as_ref()?.id),
+        Resource::OptOutPolicy(policy) => ("opt_out_policy", &policy.instance_id),
+    };
+    Some((kind.to_owned(), id.clone()))
+}
+
+/// Changes on their way to an agent, cut into responses.
+pub struct Parts {
+    changes: Arc<Changes>,
+    region: String,
+    next_item: usize,
+    removals: Vec<v1::ConfigRemoval>,
+    is_first: bool,
+    is_done: bool,
+}
+
+/// One response's share of the changes.
+pub struct Part {
+    /// Resources that the agent is to have.
+    pub upserts: Vec<v1::ConfigResource>,
+    /// Resources that the agent is not to have; on the last part only.
+    pub removals: Vec<v1::ConfigRemoval>,
+    /// Whether it begins a snapshot: what the agent had before is gone.
+    pub begins_snapshot: bool,
+    /// After the last part the agent has the version of the changes, before it the one it had.
+    pub is_last: bool,
+}
+
+impl Part {
+    /// What the part speaks of.
+    pub fn keys(&self) -> Vec<ResourceKey> {
+        let removed = self.removals.iter().map(|removal| (removal.r#type.clone(), removal.id.clone()));
+        self.upserts.iter().filter_map(resource_key).chain(removed).collect()
+    }
+}
+
+impl Parts {
+    /// `changes` for an agent of `region`.
+    pub fn new(changes: Arc<Changes>, region: &str) -> Self {
+        let removals = changes.removals.clone();
+        Self { changes, region: region.to_owned(), next_item: 0, removals, is_first: true, is_done: false }
+    }
+
+    /// The version of the changes.
+    pub fn version(&self) -> u64 {
+        self.changes.version
+    }
+
+    fn is_snapshot(&self) -> bool {
+        self.changes.since == 0
+    }
+
+    /// The next group that starts at `next_item`, and whether its instance is part of the changes.
+    fn group(&self) -> (&[Item], bool) {
+        let items = &self.changes.items[self.next_item..];
+        let Some(first) = items.first() else { return (&[], false) };
+        // Routes do not need each other, so each is a group of its own.
+        let is_route = first.group.is_empty();
+        let end = items.iter().position(|item| is_route || item.group != first.group);
+        let end = if is_route { 1 } else { end.unwrap_or(items.len()) };
+        (&items[..end], instance(&first.resource).is_some())
+    }
+}
+
+impl Iterator for Parts {
+    type Item = Part;
+
+    /// At least one part, even when nothing concerns the agent: it learns the version.
+    fn next(&mut self) -> Option<Part> {
+        if self.is_done {
+            return None;
+        }
+        let mut part = Part {
+            upserts: Vec::new(),
+            removals: Vec::new(),
+            begins_snapshot: self.is_first && self.is_snapshot(),
+            is_last: false,
+        };
+        self.is_first = false;
+        let mut bytes = 0;
+        while self.next_item < self.changes.items.len() {
+            let changes = Arc::clone(&self.changes);
+            let (group, has_instance) = self.group();
+            let group = &changes.items[self.next_item..self.next_item + group.len()];
+            if !serves(&group[0].regions, &self.region) {
+                if has_instance && !self.is_snapshot() {
+                    let keys = group.iter().filter_map(|item| resource_key(&item.resource));
+                    self.removals.extend(keys.map(|(r#type, id)| v1::ConfigRemoval { r#type, id }));
+                }
+                self.next_item += group.len();
+                continue;
+            }
+            let size: usize = group.iter().map(|item| item.resource.encoded_len() + 8).sum();
+            if bytes > 0 && bytes + size > RESPONSE_BYTES_MAX {
+                return Some(part);
+            }
+            for item in group {
+                let size = item.resource.encoded_len() + 8;
+                if bytes > 0 && bytes + size > RESPONSE_BYTES_MAX {
+                    return Some(part);
+                }
+                bytes += size;
+                part.upserts.push(item.resource.clone());
+                self.next_item += 1;
+            }
+        }
+        self.is_done = true;
+        part.is_last = true;
+        part.removals = std::mem::take(&mut self.removals);
+        Some(part)
+    }
+}
+
+#[cfg(test)]
+mod tests;

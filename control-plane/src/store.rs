@@ -1,0 +1,357 @@
+//! Configuration and opt-outs: one SQLite file, one writer at a time, one gap-free `version`.
+//!
+//! The `version` is bumped in the transaction of every configuration change, so that whoever has version
+//! N and asks for the changes since gets all of them. Opt-outs have a cursor of their own: they are an
+//! append-only log and never take part in a rollback of configuration. `store_epoch` is made with the
+//! file; another one means that versions and cursors cannot be compared.
+//!
+//! Tables: [`schema`] (meta, tombstones), [`instances`], [`inbound_routes`], [`webhook_subscriptions`],
+//! [`opt_out_policies`], [`opt_outs`], [`requests`]; [`agents`] and [`work`] for the fleet. A row carries
+//! the resource as protobuf bytes, and beside it only what is looked up.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use gateway_core::id::TenantId;
+use gateway_proto::v1;
+use prost::Message;
+use sqlx::{
+    Sqlite, SqliteConnection, SqlitePool, Transaction,
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
+};
+use tokio::sync::{Mutex, OwnedMutexGuard, watch};
+
+pub mod schema;
+pub mod instances;
+pub mod inbound_routes;
+pub mod webhook_subscriptions;
+pub mod opt_out_policies;
+pub mod opt_outs;
+pub mod requests;
+pub mod agents;
+pub mod work;
+#[cfg(test)]
+mod tests;
+
+pub use opt_outs::OptOutRecorded;
+
+/// Name of the database file in the data directory.
+pub const FILE_NAME: &str = "config.db";
+/// Connections to the file. Readers wait for a free one; there is one writer at a time.
+const CONNECTIONS_MAX: u32 = 6;
+/// How long SQLite waits for another process that holds the file, such as a backup.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The store could not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The file cannot be opened.
+    #[error("open configuration database `{path}`")]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: sqlx::Error,
+    },
+    /// The file was written by a newer program.
+    #[error(
+        "open configuration database with schema version {found}: this program knows versions up to {known}; \
+         start a newer one"
+    )]
+    NewerSchema {
+        /// The version of the file.
+        found: i64,
+        /// The newest version this program knows.
+        known: i64,
+    },
+    /// A statement failed; its transaction is rolled back.
+    #[error("use the configuration database")]
+    Database(#[from] sqlx::Error),
+    /// A stored resource cannot be read.
+    #[error("decode a row of table `{table}`")]
+    Corrupt {
+        /// The table.
+        table: &'static str,
+        /// Why.
+        #[source]
+        source: prost::DecodeError,
+    },
+    /// A stored resource breaks a rule that held when it was written.
+    #[error("read a row of table `{table}`: {what}")]
+    Invalid {
+        /// The table.
+        table: &'static str,
+        /// The rule.
+        what: &'static str,
+    },
+}
+
+/// What changed in the configuration.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct ConfigChanges {
+    /// The version after the changes.
+    pub version: u64,
+    /// New and changed resources: routes, instances, policies, subscriptions, in this order.
+    pub upserts: Vec<v1::ConfigResource>,
+    /// Removed resources: subscriptions, policies, instances, routes, in this order.
+    pub removals: Vec<v1::ConfigRemoval>,
+}
+
+/// The store. Cheap to clone.
+#[derive(Clone)]
+pub struct Store {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    pool: SqlitePool,
+    write_turn: Arc<Mutex<()>>,
+    epoch: String,
+    version: watch::Sender<u64>,
+    opt_out_cursor: watch::Sender<u64>,
+}
+
+impl Store {
+    /// Opens or creates the database in `data_dir`.
+    ///
+    /// # Errors
+    /// When the file cannot be opened, or was written by a newer program.
+    pub async fn open(data_dir: &Path) -> Result<Self, StoreError> {
+        let path = data_dir.join(FILE_NAME);
+        let options = SqliteConnectOptions::new()
+            .filename(&path)
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .foreign_keys(true)
+            .busy_timeout(BUSY_TIMEOUT);
+        let pool = SqlitePoolOptions::new()
+            .max_connections(CONNECTIONS_MAX)
+            .connect_with(options)
+            .await
+            .map_err(|source| StoreError::Open { path, source })?;
+        schema::prepare(&pool).await?;
+        let mut connection = pool.acquire().await?;
+        let epoch = schema::epoch(&mut connection).await?;
+        let version = schema::version(&mut connection).await?;
+        let cursor = opt_outs::newest_cursor(&mut connection).await?;
+        drop(connection);
+        let inner = Inner {
+            pool,
+            write_turn: Arc::default(),
+            epoch,
+            version: watch::Sender::new(version),
+            opt_out_cursor: watch::Sender::new(cursor),
+        };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Closes all connections; for the end of the process.
+    pub async fn close(&self) {
+        self.inner.pool.close().await;
+    }
+
+    /// The connections, for reading.
+    pub fn pool(&self) -> &SqlitePool {
+        &self.inner.pool
+    }
+
+    /// Begins a transaction that may write. Waits until every writer before it is done.
+    ///
+    /// # Errors
+    /// When the database cannot be written.
+    pub async fn begin_write(&self) -> Result<WriteTx, StoreError> {
+        let turn = Arc::clone(&self.inner.write_turn).lock_owned().await;
+        let transaction = self.inner.pool.begin_with("BEGIN IMMEDIATE").await?;
+        Ok(WriteTx { transaction, store: self.clone(), version: None, opt_out_cursor: None, _turn: turn })
+    }
+
+    /// The newest committed configuration version.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn version(&self) -> Result<u64, StoreError> {
+        schema::version(&mut *self.inner.pool.acquire().await?).await
+    }
+
+    /// Follows the configuration version. It changes after a commit; readers that must not miss a change
+    /// whose caller went away in mid-commit also look by timer.
+    pub fn watch_version(&self) -> watch::Receiver<u64> {
+        self.inner.version.subscribe()
+    }
+
+    /// Follows the cursor of the opt-out log, like [`Store::watch_version`].
+    pub fn watch_opt_out_cursor(&self) -> watch::Receiver<u64> {
+        self.inner.opt_out_cursor.subscribe()
+    }
+
+    /// Names this database: made at random when it was created.
+    pub fn store_epoch(&self) -> &str {
+        &self.inner.epoch
+    }
+
+    /// The etag of a configuration resource last changed in `version`.
+    pub fn etag(&self, version: u64) -> String {
+        let head: String = self.inner.epoch.chars().take(8).collect();
+        format!("{version}-{head}")
+    }
+
+    /// Everything that changed after `version`; with 0, everything that is there and no removals. All of
+    /// it is one state: what another transaction commits meanwhile is not in it.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn changes_since(&self, version: u64) -> Result<ConfigChanges, StoreError> {
+        let mut transaction = self.inner.pool.begin().await?;
+        let connection = &mut *transaction;
+        let now = schema::version(connection).await?;
+        let since = to_sql(version);
+        let mut upserts = inbound_routes::changed_since(connection, since).await?;
+        upserts.extend(instances::changed_since(connection, since).await?);
+        upserts.extend(opt_out_policies::changed_since(connection, since).await?);
+        upserts.extend(webhook_subscriptions::changed_since(connection, since).await?);
+        let removals =
+            if version == 0 { Vec::new() } else { schema::removed_since(connection, since).await? };
+        transaction.commit().await?;
+        Ok(ConfigChanges { version: now, upserts, removals })
+    }
+
+    /// An instance of any tenant.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn instance(&self, id: &str) -> Result<Option<v1::Instance>, StoreError> {
+        instances::find_any(&mut *self.inner.pool.acquire().await?, id).await
+    }
+
+    /// A webhook subscription of any tenant, with its header values.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn webhook_subscription(&self, id: &str) -> Result<Option<v1::WebhookSubscription>, StoreError> {
+        let found = webhook_subscriptions::find_any(&mut *self.inner.pool.acquire().await?, id).await?;
+        Ok(found.and_then(|config| config.webhook_subscription))
+    }
+
+    /// Current records of the decisions after `cursor`, in their order, and the cursor after them. At most
+    /// `limit` decisions; a contact with several decisions may come several times.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn opt_outs_since(&self, cursor: u64, limit: u32) -> Result<(Vec<v1::OptOut>, u64), StoreError> {
+        opt_outs::since(&mut *self.inner.pool.acquire().await?, cursor, limit).await
+    }
+
+    /// Merges decisions that agents report into the records, all in one transaction. Repeats change
+    /// nothing; see [`gateway_core::opt_out`] for which decision wins.
+    ///
+    /// # Errors
+    /// When the database cannot be written; then none is recorded.
+    pub async fn record_opt_outs(&self, decisions: Vec<v1::OptOut>) -> Result<Vec<OptOutRecorded>, StoreError> {
+        let mut transaction = self.begin_write().await?;
+        let mut recorded = Vec::with_capacity(decisions.len());
+        for decision in &decisions {
+            recorded.push(opt_outs::record_reported(&mut transaction, decision).await?);
+        }
+        transaction.commit().await?;
+        Ok(recorded)
+    }
+
+    /// Pauses a subscription whose destination answered 410, if it still has that destination and is
+    /// active. True when it was paused now.
+    ///
+    /// # Errors
+    /// When the database cannot be written.
+    pub async fn pause_subscription_gone(
+        &self,
+        subscription_id: &str,
+        destination_url: &str,
+        reason: &str,
+    ) -> Result<bool, StoreError> {
+        let mut transaction = self.begin_write().await?;
+        let paused =
+            webhook_subscriptions::pause_gone(&mut transaction, subscription_id, destination_url, reason).await?;
+        if paused {
+            transaction.commit().await?;
+        }
+        Ok(paused)
+    }
+}
+
+/// A transaction that may write. Dropped without commit, it changes nothing.
+pub struct WriteTx {
+    transaction: Transaction<'static, Sqlite>,
+    store: Store,
+    version: Option<u64>,
+    opt_out_cursor: Option<u64>,
+    _turn: OwnedMutexGuard<()>,
+}
+
+impl WriteTx {
+    /// The connection, for statements inside the transaction.
+    pub fn connection(&mut self) -> &mut SqliteConnection {
+        &mut self.transaction
+    }
+
+    /// The store that the transaction belongs to.
+    pub const fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// The version that this transaction's configuration changes have: one more than before it, and the
+    /// same for all of them.
+    ///
+    /// # Errors
+    /// When the database cannot be written.
+    pub async fn bump_version(&mut self) -> Result<u64, StoreError> {
+        if let Some(version) = self.version {
+            return Ok(version);
+        }
+        let version = schema::bump_version(&mut self.transaction).await?;
+        self.version = Some(version);
+        Ok(version)
+    }
+
+    /// Notes that the opt-out log now ends at `cursor`.
+    fn logged_opt_out(&mut self, cursor: u64) {
+        self.opt_out_cursor = Some(cursor);
+    }
+
+    /// Commits, durably, and then tells those who watch.
+    ///
+    /// # Errors
+    /// When the database cannot be written; then nothing is changed.
+    pub async fn commit(self) -> Result<(), StoreError> {
+        let Self { transaction, store, version, opt_out_cursor, _turn } = self;
+        transaction.commit().await?;
+        if let Some(version) = version {
+            store.inner.version.send_replace(version);
+        }
+        if let Some(cursor) = opt_out_cursor {
+            store.inner.opt_out_cursor.send_replace(cursor);
+        }
+        Ok(())
+    }
+}
+
+/// SQLite's integers are signed.
+pub(crate) fn to_sql(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+pub(crate) fn from_sql(number: i64) -> u64 {
+    u64::try_from(number).unwrap_or(0)
+}
+
+pub(crate) fn decode<M: Message + Default>(table: &'static str, body: &[u8]) -> Result<M, StoreError> {
+    M::decode(body).map_err(|source| StoreError::Corrupt { table, source })
+}
+
+/// The tenant of a stored resource.
+pub(crate) fn tenant_of(table: &'static str, tenant_id: &str) -> Result<TenantId, StoreError> {
+    tenant_id.parse().map_err(|_| StoreError::Invalid { table, what: "its tenant id is malformed" })
+}

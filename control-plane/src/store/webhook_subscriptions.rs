@@ -1,0 +1,157 @@
+//! Webhook subscriptions, each with its header values and signing secrets: the form that agents get.
+
+use gateway_core::{destination, id::TenantId, time};
+use gateway_proto::v1::{self, config_resource::Resource};
+use gateway_runtime::clock;
+use prost::Message as _;
+use sqlx::SqliteConnection;
+
+use super::{StoreError, WriteTx, decode, from_sql, schema, to_sql};
+
+/// The table.
+pub const SCHEMA: &str = "
+CREATE TABLE IF NOT EXISTS webhook_subscriptions (
+    id TEXT PRIMARY KEY NOT NULL,
+    tenant_id TEXT NOT NULL,
+    version INTEGER NOT NULL,
+    instance_id TEXT NOT NULL REFERENCES instances (id),
+    config BLOB NOT NULL
+) STRICT;
+CREATE INDEX IF NOT EXISTS webhook_subscriptions_version ON webhook_subscriptions (version);
+CREATE INDEX IF NOT EXISTS webhook_subscriptions_instance ON webhook_subscriptions (instance_id, id);
+";
+
+const TYPE: &str = "webhook_subscription";
+const TABLE: &str = "webhook_subscriptions";
+
+/// A subscription of one tenant.
+///
+/// # Errors
+/// When the database cannot be read.
+pub async fn find(
+    connection: &mut SqliteConnection,
+    tenant_id: &TenantId,
+    id: &str,
+) -> Result<Option<v1::WebhookSubscriptionConfig>, StoreError> {
+    Ok(find_any(connection, id).await?.filter(|config| subscription(config).tenant_id == tenant_id.as_str()))
+}
+
+/// A subscription of any tenant.
+///
+/// # Errors
+/// When the database cannot be read.
+pub async fn find_any(
+    connection: &mut SqliteConnection,
+    id: &str,
+) -> Result<Option<v1::WebhookSubscriptionConfig>, StoreError> {
+    let config: Option<Vec<u8>> = sqlx::query_scalar("SELECT config FROM webhook_subscriptions WHERE id = ?1")
+        .bind(id)
+        .fetch_optional(connection)
+        .await?;
+    config.map(|config| decode(TABLE, &config)).transpose()
+}
+
+fn subscription(config: &v1::WebhookSubscriptionConfig) -> v1::WebhookSubscription {
+    config.webhook_subscription.clone().unwrap_or_default()
+}
+
+/// Subscriptions in the order of their ids, after `after`.
+///
+/// # Errors
+/// When the database cannot be read.
+pub async fn list(
+    connection: &mut SqliteConnection,
+    tenant_id: &TenantId,
+    instance_id: Option<&str>,
+    after: Option<&str>,
+    limit: i64,
+) -> Result<Vec<v1::WebhookSubscription>, StoreError> {
+    let configs: Vec<Vec<u8>> = sqlx::query_scalar(
+        "SELECT config FROM webhook_subscriptions
+         WHERE tenant_id = ?1 AND (?2 IS NULL OR instance_id = ?2) AND id > ?3 ORDER BY id LIMIT ?4",
+    )
+    .bind(tenant_id.as_str())
+    .bind(instance_id)
+    .bind(after.unwrap_or_default())
+    .bind(limit)
+    .fetch_all(connection)
+    .await?;
+    configs.iter().map(|config| decode(TABLE, config).map(|config| subscription(&config))).collect()
+}
+
+/// Writes a new or changed subscription under a new version; sets its etag.
+///
+/// # Errors
+/// When the database cannot be written or the id is taken.
+pub async fn put(
+    transaction: &mut WriteTx,
+    config: &mut v1::WebhookSubscriptionConfig,
+) -> Result<(), StoreError> {
+    let version = transaction.bump_version().await?;
+    let subscription = config.webhook_subscription.get_or_insert_default();
+    subscription.etag = transaction.store().etag(version);
+    let (id, tenant_id) = (subscription.id.clone(), subscription.tenant_id.clone());
+    let instance_id = subscription.instance_id.clone();
+    let connection = transaction.connection();
+    schema::exhume(connection, TYPE, &id).await?;
+    sqlx::query(
+        "INSERT INTO webhook_subscriptions (id, tenant_id, version, instance_id, config)
+         VALUES (?1, ?2, ?3, ?4, ?5)
+         ON CONFLICT (id) DO UPDATE SET version = excluded.version, config = excluded.config",
+    )
+    .bind(id)
+    .bind(tenant_id)
+    .bind(to_sql(version))
+    .bind(instance_id)
+    .bind(config.encode_to_vec())
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Removes a subscription.
+///
+/// # Errors
+/// When the database cannot be written.
+pub async fn delete(transaction: &mut WriteTx, id: &str) -> Result<(), StoreError> {
+    let version = to_sql(transaction.bump_version().await?);
+    let connection = transaction.connection();
+    sqlx::query("DELETE FROM webhook_subscriptions WHERE id = ?1").bind(id).execute(&mut *connection).await?;
+    schema::bury(connection, TYPE, id, version).await
+}
+
+/// Pauses an active subscription that still has this destination. True when it did.
+pub(super) async fn pause_gone(
+    transaction: &mut WriteTx,
+    id: &str,
+    destination_url: &str,
+    reason: &str,
+) -> Result<bool, StoreError> {
+    let Some(mut config) = find_any(transaction.connection(), id).await? else { return Ok(false) };
+    let subscription = config.webhook_subscription.get_or_insert_default();
+    let is_active = subscription.state() == v1::WebhookSubscriptionState::Active;
+    if !is_active || !destination::is_same(&subscription.destination_url, destination_url) {
+        return Ok(false);
+    }
+    subscription.set_state(v1::WebhookSubscriptionState::Paused);
+    subscription.pause_reason = reason.to_owned();
+    subscription.update_time = Some(time::to_proto(clock::now()));
+    put(transaction, &mut config).await?;
+    Ok(true)
+}
+
+pub(super) async fn changed_since(
+    connection: &mut SqliteConnection,
+    version: i64,
+) -> Result<Vec<v1::ConfigResource>, StoreError> {
+    let rows: Vec<(i64, Vec<u8>)> =
+        sqlx::query_as("SELECT version, config FROM webhook_subscriptions WHERE version > ?1 ORDER BY version, id")
+            .bind(version)
+            .fetch_all(connection)
+            .await?;
+    let resource = |(version, config): (i64, Vec<u8>)| {
+        let resource = Some(Resource::WebhookSubscription(decode(TABLE, &config)?));
+        Ok(v1::ConfigResource { version: from_sql(version), resource })
+    };
+    rows.into_iter().map(resource).collect()
+}

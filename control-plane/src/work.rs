@@ -1,0 +1,285 @@
+//! What agents are asked to do: durable, at least once, by region.
+//!
+//! Work is a row until an agent acknowledges it. A piece of work is leased to one open work stream at a
+//! time; the lease ends with the stream or after [`LEASE_TIME`], and then any agent of the region gets the
+//! work. Leases are in memory, since they mean nothing after a restart.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use gateway_proto::v1::{self, work::Work as Task};
+use gateway_runtime::{
+    clock,
+    supervise::{OnEnd, Supervisor},
+};
+use tokio::{sync::watch, time::Instant};
+use tracing::warn;
+use uuid::Uuid;
+
+use crate::{
+    app::State,
+    inbound_log::{LogStore, LogStoreError, UnroutedNumber, number_key},
+    store::{self, Store, StoreError, work::QueuedWork},
+};
+
+/// How long an agent has to make work durable and acknowledge it.
+pub const LEASE_TIME: Duration = Duration::from_secs(30);
+/// Work that one stream holds unacknowledged; more waits in the queue.
+const LEASED_PER_STREAM_MAX: usize = 256;
+/// Rows looked at by one query.
+const ROWS_CHUNK: i64 = 256;
+/// Unrouted callbacks moved by one transaction.
+const CLAIM_CHUNK: usize = 100;
+/// Pause after a failure to claim.
+const CLAIM_RETRY: Duration = Duration::from_secs(5);
+
+/// Unrouted callbacks could not be moved into the queue.
+#[derive(Debug, thiserror::Error)]
+pub enum ClaimError {
+    /// The queue could not be written or read.
+    #[error("queue unrouted callbacks")]
+    Store(#[from] StoreError),
+    /// The list of unrouted callbacks could not be read or written.
+    #[error("take unrouted callbacks out of their list")]
+    Logs(#[from] LogStoreError),
+}
+
+/// The queue. Cheap to clone.
+#[derive(Clone)]
+pub struct WorkQueue {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    store: Store,
+    logs: LogStore,
+    leases: Mutex<Leases>,
+    /// Counts events that can make work available.
+    changed: watch::Sender<u64>,
+}
+
+#[derive(Default)]
+struct Leases {
+    by_work: HashMap<String, Lease>,
+    streams: u64,
+}
+
+struct Lease {
+    stream: u64,
+    end: Instant,
+}
+
+impl WorkQueue {
+    /// The queue in `store`; unrouted callbacks come out of `logs`.
+    pub fn new(store: Store, logs: LogStore) -> Self {
+        let inner = Inner { store, logs, leases: Mutex::default(), changed: watch::Sender::new(0) };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// Queues work for one agent of `regions` (empty: of any region). It is durable when this returns.
+    /// Work without an id gets one.
+    ///
+    /// # Errors
+    /// When the store cannot be written.
+    pub async fn enqueue(&self, regions: &[String], work: Task) -> Result<(), StoreError> {
+        self.enqueue_all(regions, vec![work]).await
+    }
+
+    /// Queues several pieces of work in one transaction.
+    ///
+    /// # Errors
+    /// When the store cannot be written; then nothing is queued.
+    pub async fn enqueue_all(&self, regions: &[String], work: Vec<Task>) -> Result<(), StoreError> {
+        let now = clock::now();
+        let mut tx = self.inner.store.begin_write().await?;
+        for task in work {
+            let work = v1::Work { id: format!("work_{}", Uuid::now_v7().simple()), work: Some(task) };
+            store::work::insert(&mut tx, regions, &work, now).await?;
+        }
+        tx.commit().await?;
+        self.changed();
+        Ok(())
+    }
+
+    /// Moves the unrouted callbacks that `instance` claims into the queue: those of its number, and those
+    /// of its inbound route that carry no number. Returns how many. Each is queued before it leaves the
+    /// list, so a crash in between repeats it; agents recognize its events by their ids.
+    ///
+    /// # Errors
+    /// When a database fails; what was moved so far stays moved, and a repeat goes on.
+    pub async fn claim_unrouted(&self, instance: &v1::Instance) -> Result<usize, ClaimError> {
+        let mut moved = 0;
+        for number_key in [number_key(&instance.provider_number_id), String::new()] {
+            let number = UnroutedNumber { route_id: instance.inbound_route_id.clone(), number_key };
+            loop {
+                let callbacks = self.inner.logs.unrouted_of(&number, CLAIM_CHUNK).await?;
+                let seqs: Vec<i64> = callbacks.iter().map(|unrouted| unrouted.seq).collect();
+                if seqs.is_empty() {
+                    break;
+                }
+                moved += seqs.len();
+                let work = callbacks.into_iter().map(|unrouted| Task::UnroutedCallback(unrouted.callback));
+                self.enqueue_all(&instance.regions, work.collect()).await?;
+                self.inner.logs.delete_unrouted(seqs).await?;
+            }
+        }
+        Ok(moved)
+    }
+
+    /// An agent of `region` opened its work stream.
+    pub fn open(&self, region: &str) -> WorkStream {
+        let mut leases = self.lock();
+        leases.streams += 1;
+        let stream = leases.streams;
+        WorkStream { queue: self.clone(), region: region.to_owned(), stream, changed: self.inner.changed.subscribe() }
+    }
+
+    fn changed(&self) {
+        self.inner.changed.send_modify(|count| *count = count.wrapping_add(1));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Leases> {
+        self.inner.leases.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// An open work stream. What it holds is free again when it is dropped.
+pub struct WorkStream {
+    queue: WorkQueue,
+    region: String,
+    stream: u64,
+    changed: watch::Receiver<u64>,
+}
+
+impl WorkStream {
+    /// Leases what is free, oldest first, perhaps nothing.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn lease(&mut self) -> Result<Vec<v1::Work>, StoreError> {
+        // What comes from here on wakes `available`.
+        self.changed.mark_unchanged();
+        let mut leased = Vec::new();
+        let mut after = 0;
+        loop {
+            let rows = store::work::list(&self.queue.inner.store, &self.region, after, ROWS_CHUNK).await?;
+            let Some(last) = rows.last() else { return Ok(leased) };
+            after = last.seq;
+            if !self.take(rows, &mut leased) {
+                return Ok(leased);
+            }
+        }
+    }
+
+    /// Leases the free ones of `rows`; false when the stream holds enough.
+    fn take(&self, rows: Vec<QueuedWork>, leased: &mut Vec<v1::Work>) -> bool {
+        let now = Instant::now();
+        let mut leases = self.queue.lock();
+        leases.by_work.retain(|_, lease| lease.end > now);
+        let mut held = leases.by_work.values().filter(|lease| lease.stream == self.stream).count();
+        for QueuedWork { work, .. } in rows {
+            if held >= LEASED_PER_STREAM_MAX {
+                return false;
+            }
+            if !leases.by_work.contains_key(&work.id) {
+                leases.by_work.insert(work.id.clone(), Lease { stream: self.stream, end: now + LEASE_TIME });
+                leased.push(work);
+                held += 1;
+            }
+        }
+        true
+    }
+
+    /// Resolves when there may be work to lease: some was queued or given back, or a lease ended. Cancel
+    /// safe.
+    pub async fn available(&mut self) {
+        let lease_end = self.queue.lock().by_work.values().map(|lease| lease.end).min();
+        let lease_ended = async {
+            match lease_end {
+                Some(end) => tokio::time::sleep_until(end).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            // The sender lives as long as the queue, which this stream holds.
+            _ = self.changed.changed() => {}
+            () = lease_ended => {}
+        }
+    }
+
+    /// Removes work that is durable on the agent.
+    ///
+    /// # Errors
+    /// When the store cannot be written.
+    pub async fn acknowledge(&self, ids: &[String]) -> Result<(), StoreError> {
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let mut tx = self.queue.inner.store.begin_write().await?;
+        store::work::delete(&mut tx, ids).await?;
+        tx.commit().await?;
+        let mut leases = self.queue.lock();
+        for id in ids {
+            leases.by_work.remove(id);
+        }
+        drop(leases);
+        self.queue.changed();
+        Ok(())
+    }
+}
+
+impl Drop for WorkStream {
+    fn drop(&mut self) {
+        self.queue.lock().by_work.retain(|_, lease| lease.stream != self.stream);
+        self.queue.changed();
+    }
+}
+
+/// Starts the task that finds instances for unrouted callbacks. Creating an instance claims its callbacks
+/// at once; this one takes care of those that an agent reports after that, because it did not know the
+/// instance yet, and of those that a crash left behind.
+pub fn spawn(state: &State, supervisor: &Supervisor) {
+    let state = state.clone();
+    supervisor.spawn("claim-unrouted", OnEnd::Shutdown, |stop| async move {
+        let mut newest = state.logs.watch_unrouted();
+        let mut looked_at = 0;
+        loop {
+            let head = *newest.borrow_and_update();
+            let pause = match claim(&state, looked_at).await {
+                Ok(()) => {
+                    looked_at = head;
+                    None
+                }
+                Err(error) => {
+                    warn!(%error, "failed to claim unrouted callbacks");
+                    Some(CLAIM_RETRY)
+                }
+            };
+            let again = async {
+                match pause {
+                    Some(pause) => tokio::time::sleep(pause).await,
+                    None => drop(newest.changed().await),
+                }
+            };
+            tokio::select! {
+                () = again => {}
+                () = stop.cancelled() => return Ok(()),
+            }
+        }
+    });
+}
+
+async fn claim(state: &State, after: i64) -> Result<(), ClaimError> {
+    for number in state.logs.unrouted_numbers(after).await? {
+        if let Some(instance) = state.store.instance_of_number(&number.route_id, &number.number_key).await? {
+            state.work.claim_unrouted(&instance).await?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,473 @@
+//! An agent's whole configuration, and applying a delta to it. Good resources of a delta apply even when
+//! others are refused; a refused one keeps its last good value.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use gateway_proto::v1;
+use jiff::Timestamp;
+
+use crate::{
+    event::Provider,
+    filter::EventFilter,
+    id::{InboundRouteId, InstanceId, TenantId, WebhookSubscriptionId},
+    opt_out::{KeywordSet, OptOutPolicy},
+    phone::{Phone, normalize_phone},
+    signature::WebhookSecret,
+    time::{duration_from_proto, from_proto},
+    violation::FieldViolations,
+};
+
+/// Longest whole attempt when the subscription does not say.
+pub const ATTEMPT_TIMEOUT_DEFAULT: Duration = Duration::from_secs(15);
+/// Attempts that run at once per subscription when it does not say.
+pub const CONCURRENCY_DEFAULT: usize = 8;
+
+/// An inbound route as agents need it.
+pub struct RouteConfig {
+    /// The route's id.
+    pub id: InboundRouteId,
+    /// The company that calls.
+    pub provider: Provider,
+    /// The token in the callback path.
+    pub callback_token: Box<str>,
+    /// The provider's account; none for any.
+    pub provider_account_id: Option<Box<str>>,
+    /// Live secrets.
+    pub secrets: Vec<RouteSecret>,
+}
+
+/// What a secret of a route is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RouteSecretKind {
+    /// Meta: signs callbacks.
+    MetaAppSecret,
+    /// Meta: proves the handshake.
+    MetaVerifyToken,
+}
+
+/// A secret of a route.
+pub struct RouteSecret {
+    /// What it is for.
+    pub kind: RouteSecretKind,
+    /// The value.
+    pub value: Box<str>,
+}
+
+impl RouteConfig {
+    /// The live secrets of one kind.
+    pub fn secrets_of(&self, kind: RouteSecretKind) -> impl Iterator<Item = &str> {
+        self.secrets.iter().filter(move |secret| secret.kind == kind).map(|secret| &*secret.value)
+    }
+}
+
+/// An instance as agents need it.
+pub struct InstanceConfig {
+    /// The instance's id.
+    pub id: InstanceId,
+    /// Its tenant.
+    pub tenant_id: TenantId,
+    /// The name in webhook bodies.
+    pub display_name: Arc<str>,
+    /// The route that takes its callbacks.
+    pub inbound_route_id: InboundRouteId,
+    /// The provider's name of the number.
+    pub provider_number_id: Box<str>,
+    /// The business number.
+    pub phone: Option<Phone>,
+}
+
+/// A webhook subscription as agents need it.
+pub struct SubscriptionConfig {
+    /// The subscription's id.
+    pub id: WebhookSubscriptionId,
+    /// The instance whose events are delivered.
+    pub instance_id: InstanceId,
+    /// Where to.
+    pub destination: url::Url,
+    /// Which events.
+    pub events: EventFilter,
+    /// Whether deliveries are held.
+    pub paused: bool,
+    /// Headers added to every webhook.
+    pub headers: Vec<(Box<str>, Box<str>)>,
+    /// Longest whole attempt.
+    pub attempt_timeout: Duration,
+    /// Attempts that run at once.
+    pub concurrency_max: usize,
+    /// Secrets that sign, newest first, each with the time it stops.
+    pub signing_secrets: Vec<(WebhookSecret, Option<Timestamp>)>,
+}
+
+/// How an instance understands keywords.
+pub struct PolicyConfig {
+    /// The policy.
+    pub policy: OptOutPolicy,
+    /// Its keywords, compiled.
+    pub keywords: Arc<KeywordSet>,
+}
+
+/// A resource that cannot be used, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refused {
+    /// The oneof field of `ConfigResource`.
+    pub resource_type: &'static str,
+    /// Its id.
+    pub id: String,
+    /// The version in which it was refused.
+    pub version: u64,
+    /// The bad fields.
+    pub violations: FieldViolations,
+}
+
+/// A number as the provider names it, for lookup: phone-like values compare as digits.
+fn number_key(route: &InboundRouteId, number: &str) -> (InboundRouteId, Box<str>) {
+    (route.clone(), canonical_number(number).into())
+}
+
+/// The form in which `provider_number_id` values compare: digits for what is written like a phone number
+/// (`+`, `whatsapp:` or a JID), the value itself otherwise.
+pub fn canonical_number(number: &str) -> String {
+    let number = number.trim();
+    match normalize_phone(number) {
+        Some(phone) => phone.digits().to_owned(),
+        None => number.to_owned(),
+    }
+}
+
+/// An agent's whole configuration. Cheap to share, replaced whole by [`Snapshot::apply`].
+#[derive(Clone, Default)]
+pub struct Snapshot {
+    /// The version it stands at.
+    pub version: u64,
+    /// The store the version belongs to.
+    pub store_epoch: Arc<str>,
+    routes: HashMap<InboundRouteId, Arc<RouteConfig>>,
+    routes_by_token: HashMap<Box<str>, Arc<RouteConfig>>,
+    instances: HashMap<InstanceId, Arc<InstanceConfig>>,
+    instances_by_number: HashMap<(InboundRouteId, Box<str>), Arc<InstanceConfig>>,
+    instances_by_route: HashMap<InboundRouteId, Vec<Arc<InstanceConfig>>>,
+    subscriptions: HashMap<WebhookSubscriptionId, Arc<SubscriptionConfig>>,
+    subscriptions_by_instance: HashMap<InstanceId, Vec<Arc<SubscriptionConfig>>>,
+    policies: HashMap<InstanceId, Arc<PolicyConfig>>,
+}
+
+impl Snapshot {
+    /// The route of a callback token.
+    pub fn route_by_token(&self, token: &str) -> Option<&Arc<RouteConfig>> {
+        self.routes_by_token.get(token)
+    }
+
+    /// A route.
+    pub fn route(&self, id: &str) -> Option<&Arc<RouteConfig>> {
+        self.routes.get(id)
+    }
+
+    /// An instance.
+    pub fn instance(&self, id: &str) -> Option<&Arc<InstanceConfig>> {
+        self.instances.get(id)
+    }
+
+    /// The instance that claims a number on a route.
+    pub fn instance_by_number(&self, route: &InboundRouteId, number: &str) -> Option<&Arc<InstanceConfig>> {
+        self.instances_by_number.get(&number_key(route, number))
+    }
+
+    /// The instances of a route.
+    pub fn instances_of(&self, route: &InboundRouteId) -> &[Arc<InstanceConfig>] {
+        self.instances_by_route.get(route).map_or(&[], Vec::as_slice)
+    }
+
+    /// A webhook subscription.
+    pub fn subscription(&self, id: &str) -> Option<&Arc<SubscriptionConfig>> {
+        self.subscriptions.get(id)
+    }
+
+    /// The webhook subscriptions of an instance.
+    pub fn subscriptions_of(&self, instance: &InstanceId) -> &[Arc<SubscriptionConfig>] {
+        self.subscriptions_by_instance.get(instance).map_or(&[], Vec::as_slice)
+    }
+
+    /// All webhook subscriptions, in no order.
+    pub fn subscriptions(&self) -> impl Iterator<Item = &Arc<SubscriptionConfig>> {
+        self.subscriptions.values()
+    }
+
+    /// The opt-out policy of an instance: its own, or the default.
+    pub fn policy(&self, instance: &InstanceId) -> Arc<PolicyConfig> {
+        self.policies.get(instance).cloned().unwrap_or_else(default_policy)
+    }
+
+    /// The configuration after a response of the config stream, and what of it was refused. A `snapshot`
+    /// response replaces everything, but a refused resource keeps its last good value.
+    #[must_use]
+    pub fn apply(&self, response: &v1::StreamConfigResponse) -> (Self, Vec<Refused>) {
+        let mut next = if response.snapshot { Self::default() } else { self.clone() };
+        next.version = response.version;
+        next.store_epoch = response.store_epoch.as_str().into();
+        let mut refused = Vec::new();
+        for resource in &response.upserts {
+            if let Err(refusal) = next.upsert(resource, self) {
+                refused.push(refusal);
+            }
+        }
+        for removal in &response.removals {
+            next.remove(removal);
+        }
+        next.rebuild_lookups();
+        (next, refused)
+    }
+
+    fn upsert(&mut self, resource: &v1::ConfigResource, last_good: &Self) -> Result<(), Refused> {
+        use v1::config_resource::Resource;
+        let refuse = |resource_type, id: &str, violations| Refused {
+            resource_type,
+            id: id.to_owned(),
+            version: resource.version,
+            violations,
+        };
+        match &resource.resource {
+            Some(Resource::InboundRoute(route)) => match RouteConfig::try_from(route) {
+                Ok(good) => drop(self.routes.insert(good.id.clone(), Arc::new(good))),
+                Err(violations) => {
+                    keep(&mut self.routes, &last_good.routes, &route.id);
+                    return Err(refuse("inbound_route", &route.id, violations));
+                }
+            },
+            Some(Resource::Instance(instance)) => match InstanceConfig::try_from(instance) {
+                Ok(good) => drop(self.instances.insert(good.id.clone(), Arc::new(good))),
+                Err(violations) => {
+                    keep(&mut self.instances, &last_good.instances, &instance.id);
+                    return Err(refuse("instance", &instance.id, violations));
+                }
+            },
+            Some(Resource::WebhookSubscription(config)) => match SubscriptionConfig::try_from(config) {
+                Ok(good) => drop(self.subscriptions.insert(good.id.clone(), Arc::new(good))),
+                Err(violations) => {
+                    let id = config.webhook_subscription.as_ref().map_or("", |subscription| &subscription.id);
+                    keep(&mut self.subscriptions, &last_good.subscriptions, id);
+                    return Err(refuse("webhook_subscription", id, violations));
+                }
+            },
+            Some(Resource::OptOutPolicy(policy)) => match policy_config(policy) {
+                Ok((id, good)) => drop(self.policies.insert(id, Arc::new(good))),
+                Err(violations) => {
+                    keep(&mut self.policies, &last_good.policies, &policy.instance_id);
+                    return Err(refuse("opt_out_policy", &policy.instance_id, violations));
+                }
+            },
+            None => {
+                let mut violations = FieldViolations::new();
+                violations.add("resource", "is of a kind that this agent does not know; update the agent");
+                return Err(refuse("unknown", "", violations));
+            }
+        }
+        Ok(())
+    }
+
+    fn remove(&mut self, removal: &v1::ConfigRemoval) {
+        let id = removal.id.as_str();
+        match removal.r#type.as_str() {
+            "inbound_route" => drop(self.routes.remove(id)),
+            "instance" => {
+                self.instances.remove(id);
+                self.policies.remove(id);
+            }
+            "webhook_subscription" => drop(self.subscriptions.remove(id)),
+            "opt_out_policy" => drop(self.policies.remove(id)),
+            _ => {}
+        }
+    }
+
+    fn rebuild_lookups(&mut self) {
+        self.routes_by_token =
+            self.routes.values().map(|route| (route.callback_token.clone(), Arc::clone(route))).collect();
+        self.instances_by_number = HashMap::with_capacity(self.instances.len());
+        self.instances_by_route = HashMap::new();
+        for instance in self.instances.values() {
+            let key = number_key(&instance.inbound_route_id, &instance.provider_number_id);
+            self.instances_by_number.insert(key, Arc::clone(instance));
+            let of_route = self.instances_by_route.entry(instance.inbound_route_id.clone()).or_default();
+            of_route.push(Arc::clone(instance));
+        }
+        self.subscriptions_by_instance = HashMap::new();
+        for subscription in self.subscriptions.values() {
+            let of_instance = self.subscriptions_by_instance.entry(subscription.instance_id.clone()).or_default();
+            of_instance.push(Arc::clone(subscription));
+        }
+    }
+}
+
+fn keep<K: Clone + Eq + std::hash::Hash + std::borrow::Borrow<str>, V>(
+    next: &mut HashMap<K, Arc<V>>,
+    last_good: &HashMap<K, Arc<V>>,
+    id: &str,
+) {
+    if let Some((id, value)) = last_good.get_key_value(id) {
+        next.insert(id.clone(), Arc::clone(value));
+    }
+}
+
+fn default_policy() -> Arc<PolicyConfig> {
+    static DEFAULT: std::sync::LazyLock<Arc<PolicyConfig>> = std::sync::LazyLock::new(|| {
+        let policy = OptOutPolicy::default();
+        let keywords = KeywordSet::of(&policy);
+        Arc::new(PolicyConfig { policy, keywords })
+    });
+    Arc::clone(&DEFAULT)
+}
+
+fn policy_config(policy: &v1::OptOutPolicy) -> Result<(InstanceId, PolicyConfig), FieldViolations> {
+    let mut violations = FieldViolations::new();
+    let id = parsed(&policy.instance_id, "instance_id", &mut violations);
+    let policy = OptOutPolicy::try_from(policy)?;
+    let keywords = KeywordSet::of(&policy);
+    match id {
+        Some(id) => violations.into_result((id, PolicyConfig { policy, keywords })),
+        None => Err(violations),
+    }
+}
+
+fn parsed<T: std::str::FromStr<Err: std::fmt::Display>>(
+    text: &str,
+    field: &str,
+    violations: &mut FieldViolations,
+) -> Option<T> {
+    match text.parse() {
+        Ok(value) => Some(value),
+        Err(error) => {
+            violations.add(field, error.to_string());
+            None
+        }
+    }
+}
+
+impl TryFrom<&v1::InboundRouteConfig> for RouteConfig {
+    type Error = FieldViolations;
+
+    fn try_from(route: &v1::InboundRouteConfig) -> Result<Self, FieldViolations> {
+        let mut violations = FieldViolations::new();
+        let id = parsed(&route.id, "id", &mut violations);
+        let provider = match route.provider() {
+            v1::Provider::Meta => Some(Provider::Meta),
+            v1::Provider::Unspecified => {
+                violations.add("provider", "is not known to this agent; update the agent");
+                None
+            }
+        };
+        if route.callback_token.is_empty() {
+            violations.add("callback_token", "must not be empty");
+        }
+        let mut secrets = Vec::with_capacity(route.secrets.len());
+        for (index, secret) in route.secrets.iter().enumerate() {
+            let kind = match secret.kind() {
+                v1::InboundRouteSecretKind::MetaAppSecret => RouteSecretKind::MetaAppSecret,
+                v1::InboundRouteSecretKind::MetaVerifyToken => RouteSecretKind::MetaVerifyToken,
+                v1::InboundRouteSecretKind::Unspecified => {
+                    violations.add(format!("secrets[{index}].kind"), "is not known to this agent; update the agent");
+                    continue;
+                }
+            };
+            secrets.push(RouteSecret { kind, value: secret.value.as_str().into() });
+        }
+        let (Some(id), Some(provider)) = (id, provider) else { return Err(violations) };
+        violations.into_result(Self {
+            id,
+            provider,
+            callback_token: route.callback_token.as_str().into(),
+            provider_account_id: optional(&route.provider_account_id),
+            secrets,
+        })
+    }
+}
+
+impl TryFrom<&v1::Instance> for InstanceConfig {
+    type Error = FieldViolations;
+
+    fn try_from(instance: &v1::Instance) -> Result<Self, FieldViolations> {
+        let mut violations = FieldViolations::new();
+        let id = parsed(&instance.id, "id", &mut violations);
+        let tenant_id = parsed(&instance.tenant_id, "tenant_id", &mut violations);
+        let inbound_route_id = parsed(&instance.inbound_route_id, "inbound_route_id", &mut violations);
+        if instance.provider_number_id.is_empty() {
+            violations.add("provider_number_id", "must not be empty");
+        }
+        let (Some(id), Some(tenant_id), Some(inbound_route_id)) = (id, tenant_id, inbound_route_id) else {
+            return Err(violations);
+        };
+        violations.into_result(Self {
+            id,
+            tenant_id,
+            display_name: instance.display_name.as_str().into(),
+            inbound_route_id,
+            provider_number_id: instance.provider_number_id.as_str().into(),
+            phone: normalize_phone(&instance.phone_number),
+        })
+    }
+}
+
+impl TryFrom<&v1::WebhookSubscriptionConfig> for SubscriptionConfig {
+    type Error = FieldViolations;
+
+    fn try_from(config: &v1::WebhookSubscriptionConfig) -> Result<Self, FieldViolations> {
+        let mut violations = FieldViolations::new();
+        let unset = v1::WebhookSubscription::default();
+        let subscription = config.webhook_subscription.as_ref().unwrap_or(&unset);
+        let id = parsed(&subscription.id, "id", &mut violations);
+        let instance_id = parsed(&subscription.instance_id, "instance_id", &mut violations);
+        let destination = parsed(&subscription.destination_url, "destination_url", &mut violations);
+        let events = match EventFilter::parse(&subscription.events) {
+            Ok(events) => events,
+            Err(error) => {
+                violations.add(format!("events[{}]", error.index), error.to_string());
+                EventFilter::default()
+            }
+        };
+        let signing_secrets = signing_secrets(config, &mut violations);
+        let (Some(id), Some(instance_id), Some(destination)) = (id, instance_id, destination) else {
+            return Err(violations);
+        };
+        let timeout = subscription.attempt_timeout.as_ref().and_then(duration_from_proto);
+        violations.into_result(Self {
+            id,
+            instance_id,
+            destination,
+            events,
+            paused: subscription.state() == v1::WebhookSubscriptionState::Paused,
+            headers: sorted_headers(subscription),
+            attempt_timeout: timeout.unwrap_or(ATTEMPT_TIMEOUT_DEFAULT),
+            concurrency_max: usize::try_from(subscription.concurrency_max)
+                .ok()
+                .filter(|limit| *limit > 0)
+                .unwrap_or(CONCURRENCY_DEFAULT),
+            signing_secrets,
+        })
+    }
+}
+
+fn sorted_headers(subscription: &v1::WebhookSubscription) -> Vec<(Box<str>, Box<str>)> {
+    let mut headers: Vec<(Box<str>, Box<str>)> =
+        subscription.headers.iter().map(|(name, value)| (name.as_str().into(), value.as_str().into())).collect();
+    headers.sort();
+    headers
+}
+
+fn signing_secrets(
+    config: &v1::WebhookSubscriptionConfig,
+    violations: &mut FieldViolations,
+) -> Vec<(WebhookSecret, Option<Timestamp>)> {
+    let mut secrets = Vec::with_capacity(config.signing_secrets.len());
+    for (index, secret) in config.signing_secrets.iter().enumerate() {
+        match WebhookSecret::parse(&secret.value) {
+            Ok(value) => secrets.push((value, secret.expire_time.as_ref().and_then(from_proto))),
+            Err(error) => violations.add(format!("signing_secrets[{index}].value"), error.to_string()),
+        }
+    }
+    if secrets.is_empty() {
+        violations.add("signing_secrets", "must hold at least one usable secret");
+    }
+    secrets
+}
+
+fn optional(text: &str) -> Option<Box<str>> {
+    (!text.is_empty()).then(|| text.into())
+}

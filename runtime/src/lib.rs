@@ -1,0 +1,9 @@
+//! Process scaffolding: supervised tasks, layered settings, telemetry, the clock, backoff and the admin
+//! HTTP server. No domain word in it.
+
+pub mod supervise;
+pub mod config;
+pub mod telemetry;
+pub mod clock;
+pub mod backoff;
+pub mod admin;
