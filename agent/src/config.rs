@@ -184,9 +184,13 @@ fn is_region(text: &str) -> bool {
 }
 
 fn check_control_plane(text: &str, violations: &mut FieldViolations) {
-    let good = Url::parse(text).is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
-    if !good {
-        violations.add("control_plane_url", "must be a URL such as http://127.0.0.1:50051");
+    match Url::parse(text) {
+        Ok(url) if url.scheme() == "http" && url.has_host() => {}
+        Ok(url) if url.scheme() == "https" => violations.add(
+            "control_plane_url",
+            "is https, which this version cannot do yet: use http to a tunnel or proxy on this machine",
+        ),
+        _ => violations.add("control_plane_url", "must be a URL such as http://127.0.0.1:50051"),
     }
 }
 

@@ -11,7 +11,7 @@ use std::{
 use gateway_proto::v1::{self, agent_sync_service_client::AgentSyncServiceClient};
 use serde::{Deserialize, Serialize};
 use tonic::{
-    Request, Status,
+    Code, Request, Status,
     metadata::{Ascii, MetadataValue},
     service::{Interceptor, interceptor::InterceptedService},
     transport::{Channel, Endpoint},
@@ -91,6 +91,14 @@ pub enum IdentityError {
         /// Its words.
         message: String,
     },
+    /// The control plane did not answer; trying again can help.
+    #[error("reach the control plane at {url}: {message}")]
+    Away {
+        /// The control plane.
+        url: String,
+        /// What happened.
+        message: String,
+    },
     /// The credential is not a header value.
     #[error("use the credential of `{0}`: it is not printable text")]
     Credential(PathBuf),
@@ -163,13 +171,23 @@ pub async fn enroll(
         region: region.to_owned(),
     });
     request.set_timeout(ENROLL_TIMEOUT);
-    let response = AgentSyncServiceClient::new(channel).enroll_agent(request).await.map_err(|status| {
-        IdentityError::Refused { url: url.to_owned(), message: status.message().to_owned() }
-    })?;
+    let response =
+        AgentSyncServiceClient::new(channel).enroll_agent(request).await.map_err(|status| refusal(url, &status))?;
     let v1::EnrollAgentResponse { agent_id, credential, region } = response.into_inner();
     let identity = Identity { agent_id, region, credential };
     store_identity(&identity, data_dir)?;
     Ok(identity)
+}
+
+/// Tells a refusal, which is final, from a control plane that is away.
+fn refusal(url: &str, status: &Status) -> IdentityError {
+    let (url, message) = (url.to_owned(), status.message().to_owned());
+    match status.code() {
+        Code::Unauthenticated | Code::InvalidArgument | Code::PermissionDenied | Code::Unimplemented => {
+            IdentityError::Refused { url, message }
+        }
+        _ => IdentityError::Away { url, message },
+    }
 }
 
 fn store_identity(identity: &Identity, data_dir: &Path) -> Result<(), IdentityError> {

@@ -34,7 +34,7 @@ mod tests;
 
 pub use live::{LogChange, LogWatch, WatchFrom};
 pub use query::{AttemptPage, LogFilter, LogPage};
-pub use unrouted::{Unrouted, UnroutedNumber, number_key};
+pub use unrouted::{UNROUTED_PER_ROUTE_MAX, Unrouted, UnroutedNumber};
 
 use event_index::EventIndex;
 use writer::{Append, Job, Writer};

@@ -2,8 +2,9 @@
 //!
 //! All config streams share one [`Publisher`]: agents that have the same version need the same changes, so
 //! they are read once. What an agent gets depends on its region: every inbound route, the instances that
-//! it serves, and their webhook subscriptions and opt-out policies. When the regions of an instance
-//! change, everything that hangs on the instance goes along, although it has not changed itself.
+//! it serves, and their webhook subscriptions and opt-out policies. When an instance changes, everything
+//! that hangs on it goes along, although it has not changed itself: perhaps the instance has just come
+//! into the agent's region. Sending a resource again does no harm.
 //!
 //! An instance and what hangs on it travel in the same response wherever they fit, because an agent that
 //! knew an instance without its subscriptions would deliver its events to nobody.
@@ -19,25 +20,19 @@ use tokio::sync::Mutex;
 
 use crate::{
     fleet::{ResourceKey, serves},
-    store::{ConfigChanges, Store, StoreError},
+    store::{ConfigChanges, Store, StoreError, from_sql},
 };
 
 /// Longest response, some way under the 4 MiB that gRPC clients take by default.
 const RESPONSE_BYTES_MAX: usize = 3 * 1_024 * 1_024;
+/// Changed resources that are looked up one by one. With more of them, reading everything once is faster.
+const LOOKUPS_MAX: usize = 500;
 
 /// Reads changes for config streams.
 pub struct Publisher {
     store: Store,
-    shared: Mutex<Shared>,
-}
-
-#[derive(Default)]
-struct Shared {
     /// The changes read last, as long as a stream still sends them.
-    newest: Weak<Changes>,
-    /// Regions of every instance, at `regions_version`.
-    regions: HashMap<String, Arc<[String]>>,
-    regions_version: Option<u64>,
+    newest: Mutex<Weak<Changes>>,
 }
 
 /// What changed after one version, with the regions each resource is for.
@@ -60,100 +55,115 @@ struct Item {
 impl Publisher {
     /// Reads from `store`.
     pub fn new(store: Store) -> Self {
-        Self { store, shared: Mutex::default() }
+        Self { store, newest: Mutex::default() }
     }
 
-    /// What changed after the version `since`; 0 is everything.
+    /// What changed after the version `since`; 0 is everything. `version` is the newest one known.
     ///
     /// # Errors
     /// When the store cannot be read.
-    pub async fn changes(&self, since: u64) -> Result<Arc<Changes>, StoreError> {
-        let mut shared = self.shared.lock().await;
-        if let Some(newest) = shared.newest.upgrade()
+    pub async fn changes(&self, since: u64, version: u64) -> Result<Arc<Changes>, StoreError> {
+        let mut newest = self.newest.lock().await;
+        if let Some(newest) = newest.upgrade()
             && newest.since == since
-            && newest.version == self.store.version()
+            && newest.version >= version
         {
             return Ok(newest);
         }
         let mut changes = self.store.changes_since(since).await?;
-        if since == 0 {
-            shared.know_all(&changes);
+        let regions = if since == 0 {
+            regions_of(&changes.upserts)
+        } else if changes.upserts.len() > LOOKUPS_MAX {
+            let everything = self.store.changes_since(0).await?.upserts;
+            let regions = regions_of(&everything);
+            add_dependents(&mut changes.upserts, everything);
+            regions
         } else {
-            self.add_moved(&mut shared, since, &mut changes).await?;
-        }
-        let changes = Arc::new(shared.annotate(since, changes));
-        shared.newest = Arc::downgrade(&changes);
+            self.look_up(&mut changes.upserts).await?
+        };
+        let changes = Arc::new(annotate(since, changes, &regions));
+        *newest = Arc::downgrade(&changes);
         Ok(changes)
     }
 
-    /// Adds what hangs on instances whose regions changed. When it cannot be told whether they did, they
-    /// count as changed: sending a resource again does no harm.
-    async fn add_moved(
-        &self,
-        shared: &mut Shared,
-        since: u64,
-        changes: &mut ConfigChanges,
-    ) -> Result<(), StoreError> {
-        let is_known = shared.regions_version == Some(since);
-        let instances = changes.upserts.iter().filter_map(instance);
-        let moved: HashSet<String> = instances
-            .filter(|instance| !is_known || shared.has_moved(instance))
-            .map(|instance| instance.id.clone())
-            .collect();
-        if is_known {
-            shared.know_changes(changes);
+    /// Adds what hangs on the instances among `upserts`, and finds the regions of all others.
+    async fn look_up(&self, upserts: &mut Vec<v1::ConfigResource>) -> Result<Regions, StoreError> {
+        let mut regions = regions_of(upserts);
+        let mut dependents = Vec::new();
+        for instance_id in regions.keys() {
+            dependents.extend(self.dependents(instance_id).await?);
         }
-        if moved.is_empty() && shared.regions_version == Some(changes.version) {
-            return Ok(());
+        add_dependents(upserts, dependents);
+        for instance_id in upserts.iter().map(group).filter(|group| !group.is_empty()) {
+            if !regions.contains_key(instance_id)
+                && let Some(instance) = self.store.instance(instance_id).await?
+            {
+                regions.insert(instance.id, instance.regions.into());
+            }
         }
-        let everything = self.store.changes_since(0).await?;
-        shared.know_all(&everything);
-        let present: HashSet<ResourceKey> = changes.upserts.iter().filter_map(resource_key).collect();
-        let missing = everything.upserts.into_iter().filter(|resource| {
-            moved.contains(group(resource)) && resource_key(resource).is_some_and(|key| !present.contains(&key))
-        });
-        changes.upserts.extend(missing);
-        Ok(())
+        Ok(regions)
+    }
+
+    /// The opt-out policy and the webhook subscriptions of an instance.
+    async fn dependents(&self, instance_id: &str) -> Result<Vec<v1::ConfigResource>, StoreError> {
+        let policies: Vec<(i64, Vec<u8>)> =
+            sqlx::query_as("SELECT version, body FROM opt_out_policies WHERE instance_id = ?1")
+                .bind(instance_id)
+                .fetch_all(self.store.pool())
+                .await?;
+        let subscriptions: Vec<(i64, Vec<u8>)> =
+            sqlx::query_as("SELECT version, config FROM webhook_subscriptions WHERE instance_id = ?1 ORDER BY id")
+                .bind(instance_id)
+                .fetch_all(self.store.pool())
+                .await?;
+        let mut dependents = Vec::with_capacity(policies.len() + subscriptions.len());
+        for (version, body) in policies {
+            let resource = Some(Resource::OptOutPolicy(v1::OptOutPolicy::decode(body.as_slice())?));
+            dependents.push(v1::ConfigResource { version: from_sql(version), resource });
+        }
+        for (version, config) in subscriptions {
+            let resource = Some(Resource::WebhookSubscription(v1::WebhookSubscriptionConfig::decode(config.as_slice())?));
+            dependents.push(v1::ConfigResource { version: from_sql(version), resource });
+        }
+        Ok(dependents)
     }
 }
 
-impl Shared {
-    fn know_all(&mut self, everything: &ConfigChanges) {
-        self.regions.clear();
-        self.know_changes(everything);
-    }
+/// Regions of instances, by id.
+type Regions = HashMap<String, Arc<[String]>>;
 
-    fn know_changes(&mut self, changes: &ConfigChanges) {
-        for removal in changes.removals.iter().filter(|removal| removal.r#type == "instance") {
-            self.regions.remove(&removal.id);
-        }
-        for instance in changes.upserts.iter().filter_map(instance) {
-            self.regions.insert(instance.id.clone(), instance.regions.clone().into());
-        }
-        self.regions_version = Some(changes.version);
-    }
+fn regions_of(upserts: &[v1::ConfigResource]) -> Regions {
+    upserts
+        .iter()
+        .filter_map(instance)
+        .map(|instance| (instance.id.clone(), instance.regions.clone().into()))
+        .collect()
+}
 
-    /// Whether an instance serves other regions than before. A new one has nothing that could be missing:
-    /// what hangs on it is newer than itself.
-    fn has_moved(&self, instance: &v1::Instance) -> bool {
-        self.regions.get(&instance.id).is_some_and(|regions| **regions != instance.regions)
-    }
+/// Adds those of `candidates` that hang on an instance among `upserts` and are not among them.
+fn add_dependents(upserts: &mut Vec<v1::ConfigResource>, candidates: Vec<v1::ConfigResource>) {
+    let instances: HashSet<String> = upserts.iter().filter_map(instance).map(|found| found.id.clone()).collect();
+    let present: HashSet<ResourceKey> = upserts.iter().filter_map(resource_key).collect();
+    let is_missing = |resource: &v1::ConfigResource| {
+        instances.contains(group(resource)) && resource_key(resource).is_some_and(|key| !present.contains(&key))
+    };
+    upserts.extend(candidates.into_iter().filter(is_missing));
+}
 
-    fn annotate(&self, since: u64, changes: ConfigChanges) -> Changes {
-        let everywhere: Arc<[String]> = Arc::new([]);
-        let mut items: Vec<Item> = changes
-            .upserts
-            .into_iter()
-            .filter_map(|resource| {
-                let group = group(&resource).to_owned();
-                let regions = if group.is_empty() { Some(&everywhere) } else { self.regions.get(&group) };
-                // What hangs on an instance that is gone meanwhile is about to be removed as well.
-                Some(Item { regions: Arc::clone(regions?), group, resource })
-            })
-            .collect();
-        items.sort_by(|one, other| (&one.group, rank(&one.resource)).cmp(&(&other.group, rank(&other.resource))));
-        Changes { since, version: changes.version, items, removals: changes.removals }
-    }
+fn annotate(since: u64, changes: ConfigChanges, regions: &Regions) -> Changes {
+    let everywhere: Arc<[String]> = Arc::new([]);
+    let mut items: Vec<Item> = changes
+        .upserts
+        .into_iter()
+        .filter_map(|resource| {
+            let group = group(&resource).to_owned();
+            let regions = if group.is_empty() { Some(&everywhere) } else { regions.get(&group) };
+            // What hangs on an instance that is gone meanwhile is about to be removed as well.
+            Some(Item { regions: Arc::clone(regions?), group, resource })
+        })
+        .collect();
+    items.sort_by(|one, other| (&one.group, rank(&one.resource)).cmp(&(&other.group, rank(&other.resource))));
+    Changes { since, version: changes.version, items, removals: changes.removals }
 }
 
 /// Routes come first, since their group is empty; within an instance it comes before what hangs on it.

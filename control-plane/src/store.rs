@@ -10,16 +10,18 @@
 //! the resource as protobuf bytes, and beside it only what is looked up.
 
 use std::{
+    ops::{Deref, DerefMut},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
-use gateway_core::id::TenantId;
+use gateway_core::violation::FieldViolations;
 use gateway_proto::v1;
 use prost::Message;
 use sqlx::{
     Sqlite, SqliteConnection, SqlitePool, Transaction,
+    pool::PoolConnection,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 use tokio::sync::{Mutex, OwnedMutexGuard, watch};
@@ -72,21 +74,16 @@ pub enum StoreError {
     #[error("use the configuration database")]
     Database(#[from] sqlx::Error),
     /// A stored resource cannot be read.
-    #[error("decode a row of table `{table}`")]
-    Corrupt {
-        /// The table.
-        table: &'static str,
-        /// Why.
-        #[source]
-        source: prost::DecodeError,
-    },
+    #[error("decode a row of the configuration database")]
+    Corrupt(#[from] prost::DecodeError),
     /// A stored resource breaks a rule that held when it was written.
-    #[error("read a row of table `{table}`: {what}")]
+    #[error("use a row of table `{table}`")]
     Invalid {
         /// The table.
         table: &'static str,
         /// The rule.
-        what: &'static str,
+        #[source]
+        source: FieldViolations,
     },
 }
 
@@ -160,6 +157,14 @@ impl Store {
         &self.inner.pool
     }
 
+    /// A connection for reading.
+    ///
+    /// # Errors
+    /// When none becomes free in time.
+    pub async fn reader(&self) -> Result<PoolConnection<Sqlite>, StoreError> {
+        Ok(self.inner.pool.acquire().await?)
+    }
+
     /// Begins a transaction that may write. Waits until every writer before it is done.
     ///
     /// # Errors
@@ -175,7 +180,7 @@ impl Store {
     /// # Errors
     /// When the database cannot be read.
     pub async fn version(&self) -> Result<u64, StoreError> {
-        schema::version(&mut *self.inner.pool.acquire().await?).await
+        schema::version(&mut *self.reader().await?).await
     }
 
     /// Follows the configuration version. It changes after a commit; readers that must not miss a change
@@ -225,7 +230,23 @@ impl Store {
     /// # Errors
     /// When the database cannot be read.
     pub async fn instance(&self, id: &str) -> Result<Option<v1::Instance>, StoreError> {
-        instances::find_any(&mut *self.inner.pool.acquire().await?, id).await
+        instances::find_any(&mut *self.reader().await?, id).await
+    }
+
+    /// The instance that has a number, in the form of [`gateway_core::snapshot::canonical_number`], on a route.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn instance_of_number(
+        &self,
+        inbound_route_id: &str,
+        number_key: &str,
+    ) -> Result<Option<v1::Instance>, StoreError> {
+        let connection = &mut *self.reader().await?;
+        match instances::holder_of_number(connection, inbound_route_id, number_key).await? {
+            Some(id) => instances::find_any(connection, &id).await,
+            None => Ok(None),
+        }
     }
 
     /// A webhook subscription of any tenant, with its header values.
@@ -233,7 +254,7 @@ impl Store {
     /// # Errors
     /// When the database cannot be read.
     pub async fn webhook_subscription(&self, id: &str) -> Result<Option<v1::WebhookSubscription>, StoreError> {
-        let found = webhook_subscriptions::find_any(&mut *self.inner.pool.acquire().await?, id).await?;
+        let found = webhook_subscriptions::find_any(&mut *self.reader().await?, id).await?;
         Ok(found.and_then(|config| config.webhook_subscription))
     }
 
@@ -243,7 +264,7 @@ impl Store {
     /// # Errors
     /// When the database cannot be read.
     pub async fn opt_outs_since(&self, cursor: u64, limit: u32) -> Result<(Vec<v1::OptOut>, u64), StoreError> {
-        opt_outs::since(&mut *self.inner.pool.acquire().await?, cursor, limit).await
+        opt_outs::since(&mut *self.reader().await?, cursor, limit).await
     }
 
     /// Merges decisions that agents report into the records, all in one transaction. Repeats change
@@ -338,6 +359,20 @@ impl WriteTx {
     }
 }
 
+impl Deref for WriteTx {
+    type Target = SqliteConnection;
+
+    fn deref(&self) -> &SqliteConnection {
+        &self.transaction
+    }
+}
+
+impl DerefMut for WriteTx {
+    fn deref_mut(&mut self) -> &mut SqliteConnection {
+        &mut self.transaction
+    }
+}
+
 /// SQLite's integers are signed.
 pub(crate) fn to_sql(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
@@ -347,11 +382,7 @@ pub(crate) fn from_sql(number: i64) -> u64 {
     u64::try_from(number).unwrap_or(0)
 }
 
-pub(crate) fn decode<M: Message + Default>(table: &'static str, body: &[u8]) -> Result<M, StoreError> {
-    M::decode(body).map_err(|source| StoreError::Corrupt { table, source })
-}
-
-/// The tenant of a stored resource.
-pub(crate) fn tenant_of(table: &'static str, tenant_id: &str) -> Result<TenantId, StoreError> {
-    tenant_id.parse().map_err(|_| StoreError::Invalid { table, what: "its tenant id is malformed" })
+/// Reads a stored resource.
+fn decode<M: Message + Default>(body: &[u8]) -> Result<M, StoreError> {
+    Ok(M::decode(body)?)
 }

@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use gateway_core::snapshot::canonical_number;
 use gateway_proto::v1::{self, work::Work as Task};
 use gateway_runtime::{
     clock,
@@ -21,8 +22,8 @@ use uuid::Uuid;
 
 use crate::{
     app::State,
-    inbound_log::{LogStore, LogStoreError, UnroutedNumber, number_key},
-    store::{self, Store, StoreError, work::QueuedWork},
+    inbound_log::{LogStore, LogStoreError, UnroutedNumber},
+    store::{self, Store, StoreError, WriteTx, instances, work::QueuedWork},
 };
 
 /// How long an agent has to make work durable and acknowledge it.
@@ -35,6 +36,8 @@ const ROWS_CHUNK: i64 = 256;
 const CLAIM_CHUNK: usize = 100;
 /// Pause after a failure to claim.
 const CLAIM_RETRY: Duration = Duration::from_secs(5);
+/// Pause after callbacks were claimed: an agent that cannot use the instance reports them again at once.
+const CLAIM_PAUSE: Duration = Duration::from_secs(1);
 
 /// Unrouted callbacks could not be moved into the queue.
 #[derive(Debug, thiserror::Error)]
@@ -80,7 +83,6 @@ impl WorkQueue {
     }
 
     /// Queues work for one agent of `regions` (empty: of any region). It is durable when this returns.
-    /// Work without an id gets one.
     ///
     /// # Errors
     /// When the store cannot be written.
@@ -93,15 +95,27 @@ impl WorkQueue {
     /// # Errors
     /// When the store cannot be written; then nothing is queued.
     pub async fn enqueue_all(&self, regions: &[String], work: Vec<Task>) -> Result<(), StoreError> {
-        let now = clock::now();
         let mut tx = self.inner.store.begin_write().await?;
         for task in work {
-            let work = v1::Work { id: format!("work_{}", Uuid::now_v7().simple()), work: Some(task) };
-            store::work::insert(&mut tx, regions, &work, now).await?;
+            Self::enqueue_in(&mut tx, regions, task).await?;
         }
         tx.commit().await?;
         self.changed();
         Ok(())
+    }
+
+    /// Queues work inside the caller's transaction; after its commit the caller calls [`Self::wake`].
+    ///
+    /// # Errors
+    /// When the store cannot be written.
+    pub async fn enqueue_in(tx: &mut WriteTx, regions: &[String], work: Task) -> Result<(), StoreError> {
+        let work = v1::Work { id: format!("work_{}", Uuid::now_v7().simple()), work: Some(work) };
+        Ok(store::work::insert(tx.connection(), regions, &work, clock::now()).await?)
+    }
+
+    /// Lets open work streams look for what was queued with [`Self::enqueue_in`].
+    pub fn wake(&self) {
+        self.changed();
     }
 
     /// Moves the unrouted callbacks that `instance` claims into the queue: those of its number, and those
@@ -112,7 +126,7 @@ impl WorkQueue {
     /// When a database fails; what was moved so far stays moved, and a repeat goes on.
     pub async fn claim_unrouted(&self, instance: &v1::Instance) -> Result<usize, ClaimError> {
         let mut moved = 0;
-        for number_key in [number_key(&instance.provider_number_id), String::new()] {
+        for number_key in [canonical_number(&instance.provider_number_id), String::new()] {
             let number = UnroutedNumber { route_id: instance.inbound_route_id.clone(), number_key };
             loop {
                 let callbacks = self.inner.logs.unrouted_of(&number, CLAIM_CHUNK).await?;
@@ -166,12 +180,17 @@ impl WorkStream {
         let mut after = 0;
         loop {
             let rows = store::work::list(&self.queue.inner.store, &self.region, after, ROWS_CHUNK).await?;
-            let Some(last) = rows.last() else { return Ok(leased) };
+            let Some(last) = rows.last() else { break };
             after = last.seq;
             if !self.take(rows, &mut leased) {
-                return Ok(leased);
+                break;
             }
         }
+        if !leased.is_empty() {
+            // Others wait for the end of a lease: now there is one more.
+            self.queue.changed();
+        }
+        Ok(leased)
     }
 
     /// Leases the free ones of `rows`; false when the stream holds enough.
@@ -219,7 +238,7 @@ impl WorkStream {
             return Ok(());
         }
         let mut tx = self.queue.inner.store.begin_write().await?;
-        store::work::delete(&mut tx, ids).await?;
+        store::work::delete(tx.connection(), ids).await?;
         tx.commit().await?;
         let mut leases = self.queue.lock();
         for id in ids {
@@ -249,19 +268,21 @@ pub fn spawn(state: &State, supervisor: &Supervisor) {
         loop {
             let head = *newest.borrow_and_update();
             let pause = match claim(&state, looked_at).await {
-                Ok(()) => {
+                Ok(moved) => {
                     looked_at = head;
-                    None
+                    if moved > 0 { CLAIM_PAUSE } else { Duration::ZERO }
                 }
                 Err(error) => {
                     warn!(%error, "failed to claim unrouted callbacks");
-                    Some(CLAIM_RETRY)
+                    newest.mark_changed();
+                    CLAIM_RETRY
                 }
             };
             let again = async {
-                match pause {
-                    Some(pause) => tokio::time::sleep(pause).await,
-                    None => drop(newest.changed().await),
+                tokio::time::sleep(pause).await;
+                // The sender lives in the inbound log's writer, which ends at shutdown only.
+                if newest.changed().await.is_err() {
+                    std::future::pending::<()>().await;
                 }
             };
             tokio::select! {
@@ -272,13 +293,28 @@ pub fn spawn(state: &State, supervisor: &Supervisor) {
     });
 }
 
-async fn claim(state: &State, after: i64) -> Result<(), ClaimError> {
+async fn claim(state: &State, after: i64) -> Result<usize, ClaimError> {
+    let mut moved = 0;
     for number in state.logs.unrouted_numbers(after).await? {
-        if let Some(instance) = state.store.instance_of_number(&number.route_id, &number.number_key).await? {
-            state.work.claim_unrouted(&instance).await?;
+        if let Some(instance) = claimant(&state.store, &number).await? {
+            moved += state.work.claim_unrouted(&instance).await?;
         }
     }
-    Ok(())
+    Ok(moved)
+}
+
+/// The instance that claims a number; any instance of the route when the callback carries none.
+async fn claimant(store: &Store, number: &UnroutedNumber) -> Result<Option<v1::Instance>, StoreError> {
+    let mut connection = store.pool().acquire().await?;
+    let id = if number.number_key.is_empty() {
+        instances::ids_of_route(&mut connection, &number.route_id, 1).await?.pop()
+    } else {
+        instances::holder_of_number(&mut connection, &number.route_id, &number.number_key).await?
+    };
+    match id {
+        Some(id) => instances::find_any(&mut connection, &id).await,
+        None => Ok(None),
+    }
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::{borrow::Cow, fmt};
 
 use gateway_core::time::{from_provider_json, from_provider_number};
 use jiff::Timestamp;
-use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
+use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 
@@ -154,13 +154,14 @@ pub fn time(raw: &RawValue) -> Option<Timestamp> {
     }
 }
 
-/// A copy of `raw` that every receiver can parse: within [`RAW_DEPTH_MAX`] and [`RAW_BYTES_MAX`].
+/// A copy of `raw` that every receiver can parse: within [`RAW_DEPTH_MAX`] and [`RAW_BYTES_MAX`], no number
+/// beyond an `f64`, no lone surrogate. What is not like that is passed on as its JSON text in a string.
 pub fn kept(raw: &RawValue) -> Box<RawValue> {
     let text = raw.get();
     let kept = if text.len() > RAW_BYTES_MAX {
         let beginning = &text[..text.floor_char_boundary(RAW_BYTES_MAX)];
         serde_json::value::to_raw_value(&Cut { truncated: true, bytes: text.len(), beginning })
-    } else if is_deep(text) {
+    } else if is_deep(text) || serde_json::from_str::<Checked>(text).is_err() {
         serde_json::value::to_raw_value(text)
     } else {
         return raw.to_owned();
@@ -174,6 +175,57 @@ struct Cut<'a> {
     truncated: bool,
     bytes: usize,
     beginning: &'a str,
+}
+
+/// Reads like the parsers of most receivers, and keeps nothing.
+struct Checked;
+
+impl<'de> Deserialize<'de> for Checked {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(Self)
+    }
+}
+
+impl<'de> Visitor<'de> for Checked {
+    type Value = Self;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("any value")
+    }
+
+    fn visit_unit<E>(self) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self, A::Error> {
+        while seq.next_element::<Self>()?.is_some() {}
+        Ok(self)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self, A::Error> {
+        while map.next_entry::<Self, Self>()?.is_some() {}
+        Ok(self)
+    }
 }
 
 fn is_deep(json: &str) -> bool {
@@ -248,8 +300,11 @@ mod tests {
     /// Values nested too deep become text, values too large are cut with a mark, all others stay as written.
     #[test]
     fn kept_values_can_be_parsed_by_everybody() {
-        let same = r#"{"b": 1e999,  "a":"\ud83d [[[["}"#;
+        let same = r#"{"b": 18446744073709551616,  "a":"\ud83d\uded1 [[[["}"#;
         assert_eq!(kept(&raw(same)).get(), same);
+        for hostile in [r#"{"a":1e999}"#, r#"{"a":"\ud83d"}"#, r#"{"\ud83d":[]}"#] {
+            assert_eq!(serde_json::from_str::<String>(kept(&raw(hostile)).get()).unwrap(), hostile);
+        }
         let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
         assert_eq!(serde_json::from_str::<String>(kept(&raw(&deep)).get()).unwrap(), deep);
         let large = format!("\"{}\"", "é".repeat(RAW_BYTES_MAX));

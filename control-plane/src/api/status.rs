@@ -3,7 +3,7 @@
 //! Every status carries `ErrorInfo` with a stable reason; bad input also carries `BadRequest` with the
 //! fields (<https://google.aip.dev/193>).
 
-use std::{collections::HashMap, error::Error, iter};
+use std::{collections::HashMap, error::Error};
 
 use gateway_core::violation::{FieldViolation, FieldViolations};
 use tonic::{Code, Status};
@@ -69,6 +69,20 @@ pub fn stale_etag(resource: &str, id: &str) -> Status {
     with_reason(Code::Aborted, "STALE_ETAG", message, &[("resource", resource), ("id", id)])
 }
 
+/// FAILED_PRECONDITION: others refer to the resource. `by` is a plural such as `instances`.
+pub fn in_use(resource: &str, id: &str, by: &str, names: impl Iterator<Item = String>) -> Status {
+    let names = names.map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+    failed_precondition("IN_USE", format!("{resource} `{id}` is used by {by}, delete them first: {names}"))
+}
+
+/// Checks the caller's etag, if any, against the current one.
+///
+/// # Errors
+/// ABORTED when they differ.
+pub fn check_etag(resource: &str, id: &str, given: &str, current: &str) -> Result<(), Status> {
+    if given.is_empty() || given == current { Ok(()) } else { Err(stale_etag(resource, id)) }
+}
+
 /// RESOURCE_EXHAUSTED: a limit is reached.
 pub fn exhausted(reason: &str, message: impl Into<String>) -> Status {
     with_reason(Code::ResourceExhausted, reason, message, &[])
@@ -91,9 +105,14 @@ pub fn unavailable(reason: &str, message: impl Into<String>) -> Status {
 
 /// INTERNAL, without detail for the caller; the whole chain goes to the log, once.
 pub fn internal(cause: &(dyn Error + 'static)) -> Status {
-    let chain: Vec<_> =
-        iter::successors(Some(cause), |cause| cause.source()).map(ToString::to_string).collect();
-    error!(error = chain.join(": "), "failed to answer a request");
+    let mut chain = cause.to_string();
+    let mut next = cause.source();
+    while let Some(cause) = next {
+        chain.push_str(": ");
+        chain.push_str(&cause.to_string());
+        next = cause.source();
+    }
+    error!(error = chain, "failed to answer a request");
     with_reason(Code::Internal, "INTERNAL", "internal error; the control plane's log has the cause", &[])
 }
 

@@ -1,6 +1,5 @@
 //! Callbacks for numbers that no instance claims: kept, bounded, listed, and taken out once claimed.
 
-use gateway_core::phone::normalize_phone;
 use gateway_proto::v1;
 use prost::Message as _;
 use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
@@ -10,13 +9,6 @@ use super::{LogStore, LogStoreError, writer::Job};
 
 /// Unrouted callbacks kept per inbound route; the oldest go first.
 pub const UNROUTED_PER_ROUTE_MAX: i64 = 10_000;
-
-/// How a provider's name of a number is compared: phone-like ones by their digits. Empty for callbacks
-/// that carry no number.
-pub fn number_key(provider_number_id: &str) -> String {
-    normalize_phone(provider_number_id)
-        .map_or_else(|| provider_number_id.trim().to_owned(), |phone| phone.digits().to_owned())
-}
 
 /// An unrouted callback and its place.
 #[derive(Debug, Clone)]
@@ -32,7 +24,7 @@ pub struct Unrouted {
 pub struct UnroutedNumber {
     /// The inbound route.
     pub route_id: String,
-    /// The number as [`number_key`] gives it; empty for account callbacks.
+    /// The number as [`gateway_core::snapshot::canonical_number`] gives it; empty for account callbacks.
     pub number_key: String,
 }
 

@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use gateway_core::snapshot::canonical_number;
 use gateway_proto::v1;
 use gateway_runtime::clock;
 use prost::Message as _;
@@ -19,7 +20,7 @@ use super::{
     event_index::{EventIndex, EventKey, IndexedRow, event_key, find_sealed},
     insert::RowInsert,
     stage::{Stage, StagedLog},
-    unrouted::{number_key, trim},
+    unrouted::trim,
 };
 
 /// Records of one transaction; what waits beyond them goes into the next one.
@@ -379,7 +380,7 @@ async fn write_unrouted(
     for callback in callbacks {
         let inserted = sqlx::query("INSERT INTO unrouted_callbacks (route_id, number_key, body) VALUES (?, ?, ?)")
             .bind(&callback.inbound_route_id)
-            .bind(number_key(&callback.provider_number_id))
+            .bind(canonical_number(&callback.provider_number_id))
             .bind(callback.encode_to_vec())
             .execute(&mut *connection)
             .await?;

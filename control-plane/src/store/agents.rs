@@ -67,17 +67,16 @@ pub async fn create_join_token(
     let mut tx = store.begin_write().await?;
     sqlx::query("DELETE FROM join_tokens WHERE expire_time < ?")
         .bind(now.as_microsecond())
-        .execute(&mut *tx)
+        .execute(tx.connection())
         .await?;
     sqlx::query("INSERT INTO join_tokens (token_hash, region, create_time, expire_time) VALUES (?, ?, ?, ?)")
         .bind(token_hash.as_slice())
         .bind(region)
         .bind(now.as_microsecond())
         .bind(expire_time.as_microsecond())
-        .execute(&mut *tx)
+        .execute(tx.connection())
         .await?;
-    tx.commit().await?;
-    Ok(())
+    tx.commit().await
 }
 
 /// Uses a join token up, inside the caller's transaction, and returns its region. None when it is unknown,
@@ -146,10 +145,9 @@ pub async fn record_connection(store: &Store, id: &str, build: &str, now: Timest
         .bind(build)
         .bind(now.as_microsecond())
         .bind(id)
-        .execute(&mut *tx)
+        .execute(tx.connection())
         .await?;
-    tx.commit().await?;
-    Ok(())
+    tx.commit().await
 }
 
 /// One agent.

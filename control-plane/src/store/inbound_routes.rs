@@ -22,8 +22,8 @@ CREATE TABLE IF NOT EXISTS inbound_routes (
 CREATE INDEX IF NOT EXISTS inbound_routes_version ON inbound_routes (version);
 ";
 
-const TYPE: &str = "inbound_route";
 const TABLE: &str = "inbound_routes";
+const TYPE: &str = "inbound_route";
 
 /// A route as operators see it, and as agents get it.
 #[derive(Debug, Clone, PartialEq)]
@@ -55,8 +55,11 @@ pub async fn find_any(connection: &mut SqliteConnection, id: &str) -> Result<Opt
         .bind(id)
         .fetch_optional(connection)
         .await?;
-    row.map(|(body, config)| Ok(StoredRoute { route: decode(TABLE, &body)?, config: decode(TABLE, &config)? }))
-        .transpose()
+    let stored = |(body, config): (Vec<u8>, Vec<u8>)| {
+        let route = decode(&body)?;
+        Ok(StoredRoute { route, config: decode(&config)? })
+    };
+    row.map(stored).transpose()
 }
 
 /// Routes in the order of their ids, after `after`.
@@ -80,7 +83,7 @@ pub async fn list(
     .bind(limit)
     .fetch_all(connection)
     .await?;
-    bodies.iter().map(|body| decode(TABLE, body)).collect()
+    bodies.iter().map(|body| decode(body)).collect()
 }
 
 /// Writes a new or changed route under a new version; sets its etag.
@@ -131,7 +134,7 @@ pub(super) async fn changed_since(
             .fetch_all(connection)
             .await?;
     let resource = |(version, config): (i64, Vec<u8>)| {
-        let resource = Some(Resource::InboundRoute(decode(TABLE, &config)?));
+        let resource = Some(Resource::InboundRoute(decode(&config)?));
         Ok(v1::ConfigResource { version: from_sql(version), resource })
     };
     rows.into_iter().map(resource).collect()

@@ -21,10 +21,11 @@ CREATE TABLE IF NOT EXISTS instances (
 CREATE INDEX IF NOT EXISTS instances_version ON instances (version);
 ";
 
+const TABLE: &str = "instances";
 const TYPE: &str = "instance";
 
 fn read(body: &[u8]) -> Result<v1::Instance, StoreError> {
-    decode("instances", body)
+    decode(body)
 }
 
 /// An instance of one tenant.

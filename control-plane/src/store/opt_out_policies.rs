@@ -18,8 +18,8 @@ CREATE TABLE IF NOT EXISTS opt_out_policies (
 CREATE INDEX IF NOT EXISTS opt_out_policies_version ON opt_out_policies (version);
 ";
 
-const TYPE: &str = "opt_out_policy";
 const TABLE: &str = "opt_out_policies";
+const TYPE: &str = "opt_out_policy";
 
 /// The policy of an instance; None while it is the default.
 ///
@@ -33,7 +33,7 @@ pub async fn find(
         .bind(instance_id)
         .fetch_optional(connection)
         .await?;
-    body.map(|body| decode(TABLE, &body)).transpose()
+    body.map(|body| decode(&body)).transpose()
 }
 
 /// Writes a policy under a new version; sets its etag.
@@ -85,7 +85,7 @@ pub(super) async fn changed_since(
     .fetch_all(connection)
     .await?;
     let resource = |(version, body): (i64, Vec<u8>)| {
-        let resource = Some(Resource::OptOutPolicy(decode(TABLE, &body)?));
+        let resource = Some(Resource::OptOutPolicy(decode(&body)?));
         Ok(v1::ConfigResource { version: from_sql(version), resource })
     };
     rows.into_iter().map(resource).collect()

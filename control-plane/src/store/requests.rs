@@ -80,7 +80,7 @@ pub async fn recall<M: Message + Default>(
     .await?;
     match row {
         None => Ok(Recalled::New),
-        Some((hash, response)) if hash == key.hash => Ok(Recalled::Answered(decode("requests", &response)?)),
+        Some((hash, response)) if hash == key.hash => Ok(Recalled::Answered(decode(&response)?)),
         Some(_) => Ok(Recalled::Different),
     }
 }

@@ -21,8 +21,8 @@ CREATE INDEX IF NOT EXISTS webhook_subscriptions_version ON webhook_subscription
 CREATE INDEX IF NOT EXISTS webhook_subscriptions_instance ON webhook_subscriptions (instance_id, id);
 ";
 
-const TYPE: &str = "webhook_subscription";
 const TABLE: &str = "webhook_subscriptions";
+const TYPE: &str = "webhook_subscription";
 
 /// A subscription of one tenant.
 ///
@@ -48,7 +48,7 @@ pub async fn find_any(
         .bind(id)
         .fetch_optional(connection)
         .await?;
-    config.map(|config| decode(TABLE, &config)).transpose()
+    config.map(|config| decode(&config)).transpose()
 }
 
 fn subscription(config: &v1::WebhookSubscriptionConfig) -> v1::WebhookSubscription {
@@ -76,7 +76,7 @@ pub async fn list(
     .bind(limit)
     .fetch_all(connection)
     .await?;
-    configs.iter().map(|config| decode(TABLE, config).map(|config| subscription(&config))).collect()
+    configs.iter().map(|config| Ok(subscription(&decode(&config)?))).collect()
 }
 
 /// Writes a new or changed subscription under a new version; sets its etag.
@@ -150,7 +150,7 @@ pub(super) async fn changed_since(
             .fetch_all(connection)
             .await?;
     let resource = |(version, config): (i64, Vec<u8>)| {
-        let resource = Some(Resource::WebhookSubscription(decode(TABLE, &config)?));
+        let resource = Some(Resource::WebhookSubscription(decode(&config)?));
         Ok(v1::ConfigResource { version: from_sql(version), resource })
     };
     rows.into_iter().map(resource).collect()

@@ -62,12 +62,7 @@ pub async fn list(store: &Store, region: &str, after: i64, limit: i64) -> Result
     .bind(limit)
     .fetch_all(store.pool())
     .await?;
-    rows.into_iter()
-        .map(|(seq, body)| {
-            let work = v1::Work::decode(body.as_slice())?;
-            Ok(QueuedWork { seq, work })
-        })
-        .collect()
+    rows.into_iter().map(|(seq, body)| Ok(QueuedWork { seq, work: v1::Work::decode(body.as_slice())? })).collect()
 }
 
 /// Removes work that is durable on an agent. Work that is gone already is skipped.

@@ -40,18 +40,8 @@ pub enum Language {
 
 impl Language {
     /// Every language, in the order in which policies show them.
-    pub const ALL: [Self; 10] = [
-        Self::En,
-        Self::Ar,
-        Self::Es,
-        Self::Pt,
-        Self::Fr,
-        Self::De,
-        Self::Hi,
-        Self::Ur,
-        Self::Tr,
-        Self::Id,
-    ];
+    pub const ALL: [Self; 10] =
+        [Self::En, Self::Ar, Self::Es, Self::Pt, Self::Fr, Self::De, Self::Hi, Self::Ur, Self::Tr, Self::Id];
 
     /// The ISO 639-1 code.
     pub const fn code(self) -> &'static str {
@@ -197,16 +187,7 @@ const DE: Words = Words {
 
 const HI: Words = Words {
     code: "hi",
-    opt_out: &[
-        "रोकें",
-        "रोको",
-        "बंद करें",
-        "बंद करो",
-        "सदस्यता रद्द",
-        "सदस्यता समाप्त",
-        "band karo",
-        "mat bhejo",
-    ],
+    opt_out: &["रोकें", "रोको", "बंद करें", "बंद करो", "सदस्यता रद्द", "सदस्यता समाप्त", "band karo", "mat bhejo"],
     opt_out_marketing: &[],
     opt_out_weak: &["रद्द", "नहीं", "बस"],
     opt_in: &["शुरू करें", "शुरू", "चालू करें", "shuru"],
@@ -299,7 +280,11 @@ static DEFAULT: LazyLock<Arc<KeywordSet>> =
 impl KeywordSet {
     /// The keywords that count under a policy. The default policy always gets the same shared set.
     pub fn of(policy: &OptOutPolicy) -> Arc<Self> {
-        if *policy == OptOutPolicy::default() { Arc::clone(&DEFAULT) } else { Arc::new(Self::compile(policy)) }
+        if *policy == OptOutPolicy::default() {
+            Arc::clone(&DEFAULT)
+        } else {
+            Arc::new(Self::compile(policy))
+        }
     }
 
     fn compile(policy: &OptOutPolicy) -> Self {
@@ -332,7 +317,9 @@ impl KeywordSet {
         let custom = self.custom.get(folded).copied();
         let weak = if self.weak { self.languages } else { 0 };
         let has = |strong: fn(&BuiltIn) -> u16, weakly: fn(&BuiltIn) -> u16| {
-            BUILT_IN.get(folded).is_some_and(|word| strong(word) & self.languages != 0 || weakly(word) & weak != 0)
+            BUILT_IN
+                .get(folded)
+                .is_some_and(|word| strong(word) & self.languages != 0 || weakly(word) & weak != 0)
         };
         if custom == Some(OptOutDirection::OptOut) || has(|word| word.opt_out, |word| word.opt_out_weak) {
             Some((OptOutDirection::OptOut, OptOutScope::NonEssential))
@@ -382,15 +369,35 @@ mod tests {
     fn documented_examples_hit_or_miss() {
         let set = default_set();
         for text in [
-            "🛑 STOP!!!", "S\u{200b}TOP", "ＳＴＯＰ", "OPT_OUT", "opt-out", "إِلْغَاءُ الاِشْتِرَاكِ", "الغاء الأشتراك",
-            "إيقافـــ", "\u{202b}إيقاف\u{202c}", "إيقاف الرسائل", "İPTAL", "ARRÊT", "Désabonner", "रोकें",
-            "بند کریں", "بند كريں",
+            "🛑 STOP!!!",
+            "S\u{200b}TOP",
+            "ＳＴＯＰ",
+            "OPT_OUT",
+            "opt-out",
+            "إِلْغَاءُ الاِشْتِرَاكِ",
+            "الغاء الأشتراك",
+            "إيقافـــ",
+            "\u{202b}إيقاف\u{202c}",
+            "إيقاف الرسائل",
+            "İPTAL",
+            "ARRÊT",
+            "Désabonner",
+            "रोकें",
+            "بند کریں",
+            "بند كريں",
         ] {
             assert_eq!(direction(&set, text), Some(OptOutDirection::OptOut), "{text}");
         }
         for text in [
-            "don't stop", "stop it, I like it", "وقف السيارة عند المحل؟", "أريد إيقاف الرسائل غدًا وليس الآن", "",
-            "please stop", "stopped", "bus stop", "🛑",
+            "don't stop",
+            "stop it, I like it",
+            "وقف السيارة عند المحل؟",
+            "أريد إيقاف الرسائل غدًا وليس الآن",
+            "",
+            "please stop",
+            "stopped",
+            "bus stop",
+            "🛑",
         ] {
             assert_eq!(set.lookup(text), None, "{text}");
         }
@@ -416,7 +423,8 @@ mod tests {
     /// Only chosen languages count, and nothing does when keywords are off.
     #[test]
     fn policy_chooses_languages() {
-        let spanish = KeywordSet::of(&OptOutPolicy { languages: vec![Language::Es], ..OptOutPolicy::default() });
+        let spanish =
+            KeywordSet::of(&OptOutPolicy { languages: vec![Language::Es], ..OptOutPolicy::default() });
         assert_eq!(direction(&spanish, "Baja"), Some(OptOutDirection::OptOut));
         assert_eq!(spanish.lookup("stop"), None);
         let off = KeywordSet::of(&OptOutPolicy { keywords_enabled: false, ..OptOutPolicy::default() });

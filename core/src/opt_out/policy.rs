@@ -3,9 +3,10 @@
 use gateway_proto::v1;
 
 use super::{
-    decision::{OptOutRecord, OptOutScope, OptOutState},
+    decision::{OptOutScope, OptOutState},
     fold::{KEYWORD_CHARS_MAX, KEYWORD_WORDS_MAX, fold_candidate},
     keywords::Language,
+    record::OptOutRecord,
 };
 use crate::{id::InstanceId, violation::FieldViolations};
 
@@ -163,7 +164,10 @@ fn languages(codes: &[String], violations: &mut FieldViolations) -> Vec<Language
             Some(language) => languages.push(language),
             None => violations.add(
                 format!("languages[{index}]"),
-                format!("has no built-in keywords; known are {}", Language::ALL.map(Language::code).join(", ")),
+                format!(
+                    "has no built-in keywords; known are {}",
+                    Language::ALL.map(Language::code).join(", ")
+                ),
             ),
         }
     }
@@ -206,7 +210,7 @@ fn check_keywords(list: &str, keywords: &[String], violations: &mut FieldViolati
 mod tests {
     use super::*;
     use crate::opt_out::{
-        ContactRef, Decision, OptOutDirection, OptOutReason, Origin, decision::tests::decision, merge,
+        ContactRef, Decision, OptOutDirection, OptOutReason, Origin, merge, record::tests::decision,
     };
 
     const ALL: [Purpose; 6] = [
@@ -270,7 +274,12 @@ mod tests {
     fn bad_fields_are_named() {
         let bad = v1::OptOutPolicy {
             languages: vec!["en".into(), "xx".into(), "en".into()],
-            opt_out_keywords: vec!["ok".into(), "!!!".into(), "a".repeat(41), "one two three four five six".into()],
+            opt_out_keywords: vec![
+                "ok".into(),
+                "!!!".into(),
+                "a".repeat(41),
+                "one two three four five six".into(),
+            ],
             opt_in_keywords: vec!["ok".into(); 101],
             essential_purposes: vec![0, 1, 99, v1::Purpose::Marketing.into()],
             ..v1::OptOutPolicy::default()

@@ -1,1 +1,74 @@
-fn main() {}
+//! `gateway`: the command line for people.
+//!
+//! - [`dev`]: a control plane and an agent in one process, with a demo instance and a receiver.
+//! - [`trigger`]: a genuine sample callback through the agent's front door, and what became of it.
+//! - [`signature`]: signing and verifying by hand, for support.
+
+mod output;
+mod json;
+mod session;
+mod dev;
+mod trigger;
+mod signature;
+
+use std::{
+    io::{self, Write as _},
+    process::ExitCode,
+};
+
+use clap::{Parser, Subcommand};
+use gateway_runtime::config::EXIT_BAD_CONFIG;
+
+use output::Output;
+
+const EXIT_CODES: &str = "\
+Exit codes: 0 done; 1 it did not work, standard error says why and what to do; 2 wrong usage; \
+64 wrong configuration.";
+
+/// WhatsApp Gateway: callbacks of WhatsApp providers in, signed webhooks out.
+#[derive(Parser)]
+#[command(name = "gateway", version, about, after_help = EXIT_CODES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run a control plane and an agent in one process, with a demo instance and a receiver to play with.
+    Dev(dev::DevArgs),
+    /// Send a genuine, signed sample callback through the agent's front door and show what became of it.
+    Trigger(trigger::TriggerArgs),
+    /// Sign or verify webhooks and callbacks by hand.
+    #[command(subcommand)]
+    Signature(signature::SignatureCommand),
+}
+
+/// The configuration is wrong: ends with exit code 64.
+#[derive(Debug, thiserror::Error)]
+#[error("read configuration: {0}")]
+struct BadConfig(String);
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let output = Output::stdout();
+    let outcome = match Cli::parse().command {
+        Command::Dev(args) => dev::run(args, &output).await,
+        Command::Trigger(args) => trigger::run(args, &output).await,
+        Command::Signature(command) => signature::run(command, &output),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        // `gateway … | head`: the reader has seen enough.
+        Err(failure) if is_broken_pipe(&failure) => ExitCode::SUCCESS,
+        Err(failure) => {
+            // Nothing can be done when standard error is closed.
+            drop(writeln!(io::stderr().lock(), "gateway: {failure:#}"));
+            if failure.is::<BadConfig>() { ExitCode::from(EXIT_BAD_CONFIG) } else { ExitCode::FAILURE }
+        }
+    }
+}
+
+fn is_broken_pipe(failure: &anyhow::Error) -> bool {
+    failure.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}

@@ -105,7 +105,10 @@ async fn main() -> anyhow::Result<()> {
     }
 }
 
-async fn receive(receiver: &Receiver, request: Request<Incoming>) -> Result<Response<Empty<Bytes>>, Infallible> {
+async fn receive(
+    receiver: &Receiver,
+    request: Request<Incoming>,
+) -> Result<Response<Empty<Bytes>>, Infallible> {
     let status = answer(receiver, request).await;
     let mut response = Response::new(Empty::new());
     *response.status_mut() = status;

@@ -9,7 +9,7 @@
 //!     let verified = verifier.verify(headers, body, Timestamp::now())?;
 //!     // The same event may come more than once: `verified.id()` is the key to tell.
 //!     match verified.parse()? {
-//!         Event::MessageReceived(message) => drop(message.content.message_text),
+//!         Event::MessageReceived(message) => drop(message.message_text),
 //!         Event::RecipientOptedOut(opt_out) => drop(opt_out.from),
 //!         _ => {}
 //!     }
@@ -44,8 +44,10 @@ impl WebhookVerifier {
     /// # Errors
     /// When a secret is malformed, or there is none.
     pub fn new<S: AsRef<str>>(secrets: impl IntoIterator<Item = S>) -> Result<Self, InvalidSecret> {
-        let secrets: Vec<_> =
-            secrets.into_iter().map(|secret| WebhookSecret::parse(secret.as_ref())).collect::<Result<_, _>>()?;
+        let secrets: Vec<_> = secrets
+            .into_iter()
+            .map(|secret| WebhookSecret::parse(secret.as_ref()))
+            .collect::<Result<_, _>>()?;
         if secrets.is_empty() { Err(InvalidSecret) } else { Ok(Self { secrets }) }
     }
 

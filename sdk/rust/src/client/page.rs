@@ -17,14 +17,18 @@ pub trait ListRequest: Clone + Send + Sync + 'static {
     fn set_page_token(&mut self, page_token: String);
 
     /// Fetches one page: its items, and the token of the next page, empty on the last.
-    fn fetch(self, client: &Client) -> impl Future<Output = Result<(Vec<Self::Item>, String), Status>> + Send;
+    fn fetch(self, client: &Client)
+    -> impl Future<Output = Result<(Vec<Self::Item>, String), Status>> + Send;
 }
 
 impl Client {
     /// Streams over everything that `request` lists, page by page, fetching the next page when the one
     /// before is used up. `page_size` of the request sets the size of a page, not an end. After an error
     /// the stream ends.
-    pub fn list<R: ListRequest>(&self, request: R) -> impl Stream<Item = Result<R::Item, Error>> + Send + use<R> {
+    pub fn list<R: ListRequest>(
+        &self,
+        request: R,
+    ) -> impl Stream<Item = Result<R::Item, Error>> + Send + use<R> {
         let pages = Pages { client: self.clone(), next: Some(request), items: VecDeque::new() };
         stream::try_unfold(pages, Pages::next)
     }

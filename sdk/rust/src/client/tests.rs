@@ -35,8 +35,9 @@ impl Fake {
 
 #[tonic::async_trait]
 impl InboundLogService for Fake {
-    type WatchInboundLogsStream =
-        std::pin::Pin<Box<dyn futures_util::Stream<Item = Result<v1::WatchInboundLogsResponse, Status>> + Send>>;
+    type WatchInboundLogsStream = std::pin::Pin<
+        Box<dyn futures_util::Stream<Item = Result<v1::WatchInboundLogsResponse, Status>> + Send>,
+    >;
 
     async fn list_inbound_logs(
         &self,
@@ -59,7 +60,7 @@ impl InboundLogService for Fake {
     ) -> Result<Response<v1::GetInboundLogResponse>, Status> {
         self.note(&request);
         let mut details = ErrorDetails::with_bad_request_violation("event_id", "must be `evt_…`");
-        details.set_error_info("INVALID_EVENT_ID", "whatsapp-gateway", [("", "")]);
+        details.set_error_info("INVALID_EVENT_ID", "whatsapp-gateway", std::collections::HashMap::new());
         Err(Status::with_error_details(Code::InvalidArgument, "bad event id", details))
     }
 
@@ -80,7 +81,7 @@ impl InboundLogService for Fake {
         &self,
         _: Request<v1::ListDeliveryAttemptsRequest>,
     ) -> Result<Response<v1::ListDeliveryAttemptsResponse>, Status> {
-        Ok(Response::default())
+        Ok(Response::new(v1::ListDeliveryAttemptsResponse::default()))
     }
 }
 
@@ -168,7 +169,8 @@ async fn calls_carry_key_and_deadline() {
 async fn refusals_name_the_field() {
     let (options, _server) = serve(Arc::default()).await;
     let client = Client::connect(options).await.unwrap();
-    let status = client.inbound_logs().get_inbound_log(v1::GetInboundLogRequest::default()).await.unwrap_err();
+    let status =
+        client.inbound_logs().get_inbound_log(v1::GetInboundLogRequest::default()).await.unwrap_err();
     let error = Error::from(status);
     assert_eq!(error.call().unwrap().reason, "INVALID_EVENT_ID");
     assert_eq!(error.call().unwrap().violations[0].field, "event_id");
@@ -177,7 +179,8 @@ async fn refusals_name_the_field() {
 /// Neither options nor client print the key, and unusable options are refused before any call.
 #[tokio::test]
 async fn secrets_are_masked_and_options_checked() {
-    let options = ClientOptions::new("http://127.0.0.1:1", "secret-key").with_deadline(Duration::from_secs(1));
+    let options =
+        ClientOptions::new("http://127.0.0.1:1", "secret-key").with_deadline(Duration::from_secs(1));
     let client = Client::connect_lazy(&options).unwrap();
     let printed = format!("{options:?} {client:?} {:?}", client.transport);
     assert!(!printed.contains("secret-key"), "{printed}");

@@ -9,14 +9,23 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-pub use parts::{
-    Contact, Location, Media, MessageContent, MessageContext, ProviderError, Reaction, Reply,
-};
+pub use parts::{Contact, Location, Media, MessageContent, MessageContext, ProviderError, Reaction, Reply};
 
-/// The body is not an event.
-#[derive(Debug, thiserror::Error)]
-#[error("read webhook body as an event")]
-pub struct ParseError(#[from] serde_json::Error);
+/// The body is not an event. It says where, and nothing of what is written there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("read webhook body as an event: {what} at line {line} column {column}")]
+pub struct ParseError {
+    what: &'static str,
+    line: usize,
+    column: usize,
+}
+
+impl From<serde_json::Error> for ParseError {
+    fn from(error: serde_json::Error) -> Self {
+        let what = if error.is_data() { "a field is missing or of another type" } else { "it is not JSON" };
+        Self { what, line: error.line(), column: error.column() }
+    }
+}
 
 /// One event of one instance.
 #[derive(Clone, PartialEq, Serialize)]

@@ -1,0 +1,283 @@
+//! Opt-outs seen here: enforced at once, durable with the callback that carried them, and sent upward before
+//! its events.
+//!
+//! Callbacks that carry a wish take turns, so that of two STOPs that race only the first changes the state
+//! and only one `recipient.opted_out` comes of them. All other callbacks pass by.
+
+use std::{
+    collections::HashSet,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use gateway_core::{
+    event::{Contact, Content, Message, OptOutNotice},
+    id::EventId,
+    opt_out::{ContactRef, Decision, Merged, OptOutRecord, OptOutSet, merge, merge_record},
+    phone::Phone,
+    snapshot::{InstanceConfig, Snapshot},
+};
+use gateway_proto::v1;
+use jiff::Timestamp;
+use tracing::warn;
+
+use crate::pipeline::{
+    buffer::{AppendError, Buffer, Entry, NewEvent, Receipt},
+    normalize::{About, Normalized, Origin, record},
+};
+
+/// Longest text that is looked at for keywords, in bytes: a keyword has at most 40 characters.
+const KEYWORD_TEXT_BYTES_MAX: usize = 1024;
+
+/// A contact's wish that came with a callback, or a change of what the contact is known by.
+pub struct Wish {
+    /// The instance the contact wrote to.
+    pub instance: Arc<InstanceConfig>,
+    /// Who it is, with the name for the event.
+    pub contact: Contact,
+    /// The business number.
+    pub business_phone: Option<Phone>,
+    /// The event that carried it. When the buffer has it already, the provider repeats itself, and a wish of
+    /// long ago must not undo a newer one.
+    pub trigger: Option<EventId>,
+    /// What the contact wrote.
+    pub message_text: Option<Box<str>>,
+    /// What is wished.
+    pub kind: WishKind,
+}
+
+/// What is wished.
+pub enum WishKind {
+    /// To stop or to start again.
+    Decide(Decision),
+    /// What was wished under the old keys holds for the new ones.
+    Follow {
+        /// As the contact was known.
+        from: ContactRef,
+        /// As the contact is known now.
+        to: ContactRef,
+    },
+}
+
+/// The texts of a message that may be a keyword: the body or caption, a button's text and payload, an
+/// interactive reply's title and id. None of a group message, a forwarded one, a reaction or an edit: these
+/// are not the contact's own, present wish.
+pub fn keyword_texts(message: &Message) -> Vec<&str> {
+    let is_forwarded = message.context.as_ref().is_some_and(|context| {
+        context.forwarded == Some(true) || context.frequently_forwarded == Some(true)
+    });
+    let reply = message.reply.as_ref();
+    let texts = match &*message.message_type {
+        _ if is_forwarded || message.group_id.is_some() => [None, None, None],
+        "text" | "image" | "video" | "document" => [message.text.as_deref(), None, None],
+        "button" | "interactive" => [
+            message.text.as_deref(),
+            reply.and_then(|reply| reply.title.as_deref()),
+            reply.and_then(|reply| reply.id.as_deref()),
+        ],
+        _ => [None, None, None],
+    };
+    texts.into_iter().flatten().filter(|text| text.len() <= KEYWORD_TEXT_BYTES_MAX).collect()
+}
+
+/// What contacts decided, as far as this agent knows. Cheap to clone.
+#[derive(Clone, Default)]
+pub struct OptOuts(Arc<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    set: Mutex<OptOutSet>,
+    /// Held from deciding to inserting, over the write to disk.
+    turn: tokio::sync::Mutex<()>,
+}
+
+impl OptOuts {
+    /// Nothing known yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Takes what this agent recorded before it was started: [`Buffer::local_opt_outs`].
+    pub fn load(&self, opt_outs: Vec<v1::OptOut>) {
+        self.merge_from_stream(opt_outs);
+    }
+
+    /// Takes decisions from the control plane. Merging is commutative, so it does not matter what came
+    /// first; a decision that cannot be read is skipped and never undoes one.
+    pub fn merge_from_stream(&self, opt_outs: Vec<v1::OptOut>) {
+        if opt_outs.is_empty() {
+            return;
+        }
+        let records: Vec<OptOutRecord> = opt_outs.iter().filter_map(readable).collect();
+        let mut set = self.0.set.lock().unwrap_or_else(PoisonError::into_inner);
+        for record in &records {
+            set.insert(record);
+        }
+    }
+
+    /// Everything known, for the disk.
+    pub fn all(&self) -> Vec<v1::OptOut> {
+        let set = self.0.set.lock().unwrap_or_else(PoisonError::into_inner);
+        set.iter().map(|record| v1::OptOut::from(&record)).collect()
+    }
+
+    /// What is known of a contact at an instance.
+    pub fn lookup(&self, instance: &InstanceConfig, contact: &ContactRef) -> Option<OptOutRecord> {
+        self.0.set.lock().unwrap_or_else(PoisonError::into_inner).lookup(&instance.id, contact)
+    }
+
+    /// Decides the wishes of a callback and appends everything that comes of it in one entry. The decisions
+    /// hold on this agent as soon as they are on disk.
+    ///
+    /// Not cancel safe: dropped between writing and remembering, the agent would not know what its disk
+    /// knows. [`crate::pipeline::Pipeline`] runs it in a task of its own.
+    ///
+    /// # Errors
+    /// When the buffer refuses; then nothing was decided.
+    pub async fn append(
+        &self,
+        buffer: &Buffer,
+        normalized: Normalized,
+        snapshot: &Snapshot,
+        origin: &Origin,
+        now: Timestamp,
+    ) -> Result<Receipt, AppendError> {
+        let Normalized { mut entry, wishes } = normalized;
+        if wishes.is_empty() {
+            return buffer.append(entry).await;
+        }
+        let _turn = self.0.turn.lock().await;
+        let records = {
+            let set = self.0.set.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut round = Round { set: &set, decided: OptOutSet::new(), records: Vec::new(), now };
+            let mut triggers = HashSet::new();
+            for wish in wishes {
+                let repeated = wish.trigger.is_some_and(|id| !triggers.insert(id) || buffer.contains(&id));
+                if !repeated {
+                    round.take(wish, &mut entry, snapshot, origin);
+                }
+            }
+            round.records
+        };
+        let receipt = buffer.append(entry).await?;
+        let mut set = self.0.set.lock().unwrap_or_else(PoisonError::into_inner);
+        for record in &records {
+            set.insert(record);
+        }
+        Ok(receipt)
+    }
+}
+
+/// The wishes of one callback, decided one after the other, each on top of those before.
+struct Round<'a> {
+    set: &'a OptOutSet,
+    decided: OptOutSet,
+    records: Vec<OptOutRecord>,
+    now: Timestamp,
+}
+
+impl Round<'_> {
+    fn take(&mut self, wish: Wish, entry: &mut Entry, snapshot: &Snapshot, origin: &Origin) {
+        let instance_id = &wish.instance.id;
+        match &wish.kind {
+            WishKind::Decide(decision) if decision.contact.is_empty() => {}
+            WishKind::Decide(decision) => {
+                let known = self.known(instance_id, &decision.contact);
+                let merged = merge(known.as_ref(), decision, self.now);
+                if merged.state_changed {
+                    entry.events.push(told(&wish, decision, &merged.record, self.now, snapshot, origin));
+                }
+                self.keep(merged, entry);
+            }
+            WishKind::Follow { from, to } => {
+                if from.is_empty() || to.is_empty() {
+                    return;
+                }
+                // Nobody decided anything: the customer is told with the system message itself.
+                let Some(moved) = self.known(instance_id, from).map(|known| known.copy_to(to.clone(), self.now)) else {
+                    return;
+                };
+                let merged = merge_record(self.known(instance_id, to).as_ref(), &moved, self.now);
+                self.keep(merged, entry);
+            }
+        }
+    }
+
+    fn known(&self, instance_id: &gateway_core::id::InstanceId, contact: &ContactRef) -> Option<OptOutRecord> {
+        self.decided.lookup(instance_id, contact).or_else(|| self.set.lookup(instance_id, contact))
+    }
+
+    fn keep(&mut self, merged: Merged, entry: &mut Entry) {
+        if merged.changed {
+            self.decided.insert(&merged.record);
+            entry.opt_outs.push(v1::OptOut::from(&merged.record));
+            self.records.push(merged.record);
+        }
+    }
+}
+
+/// The event of a wish that changed the state.
+fn told(
+    wish: &Wish,
+    decision: &Decision,
+    decided: &OptOutRecord,
+    receive_time: Timestamp,
+    snapshot: &Snapshot,
+    origin: &Origin,
+) -> NewEvent {
+    let notice = OptOutNotice {
+        reason: decision.reason.as_str(),
+        message_text: wish.message_text.clone(),
+        external_message_id: decision.external_message_id.clone(),
+        scope: Some(decision.scope.as_str()),
+        keyword: decision.keyword.clone(),
+    };
+    let about = About {
+        instance: &wish.instance,
+        contact: wish.contact.clone(),
+        business_phone: wish.business_phone.clone(),
+        event_time: decision.event_time,
+        receive_time,
+    };
+    let event = about.event(decided.event_id(), decided.event_type(), Content::OptOut(Box::new(notice)));
+    record(&event, snapshot, origin)
+}
+
+/// The event of an opt-out or opt-in that was recorded through the API; None when its instance is gone or it
+/// cannot be read.
+pub fn notice(
+    opt_out: &v1::OptOut,
+    snapshot: &Snapshot,
+    origin: &Origin,
+    receive_time: Timestamp,
+) -> Option<NewEvent> {
+    let decided = readable(opt_out)?;
+    let instance = snapshot.instance(decided.instance_id.as_str())?;
+    let deciding = decided.deciding();
+    let notice = OptOutNotice {
+        reason: deciding.reason.as_str(),
+        message_text: None,
+        external_message_id: deciding.external_message_id.clone(),
+        scope: Some(decided.scope().as_str()),
+        keyword: deciding.keyword.clone(),
+    };
+    let contact = Contact {
+        phone: decided.contact.phone.clone(),
+        user_id: decided.contact.user_id.clone(),
+        ..Contact::default()
+    };
+    let about = About {
+        instance,
+        contact,
+        business_phone: instance.phone.clone(),
+        event_time: deciding.event_time,
+        receive_time,
+    };
+    let event = about.event(decided.event_id(), decided.event_type(), Content::OptOut(Box::new(notice)));
+    Some(record(&event, snapshot, origin))
+}
+
+fn readable(opt_out: &v1::OptOut) -> Option<OptOutRecord> {
+    OptOutRecord::try_from(opt_out)
+        .inspect_err(|violations| warn!(opt_out = opt_out.id, %violations, "failed to read an opt-out"))
+        .ok()
+}

@@ -1,0 +1,282 @@
+//! The way of an event, in six stages. A stage turns its input into its output and knows no other stage; only
+//! this file joins them.
+//!
+//! ```text
+//!  callback ──▶ authenticate ──▶ normalize ──▶ buffer ──▶ 200        the provider's request
+//!  HTTP in      Authenticated    Normalized    Entry on disk
+//!                                                │
+//!                                                ├──▶ deliver        to the customer's destination
+//!                                                └──▶ report         to the control plane
+//! ```
+//!
+//! | border | limit | beyond it |
+//! |---|---|---|
+//! | connections | [`callback::CONNECTIONS_MAX`] | wait in the listen queue |
+//! | one body; all bodies | 4 MiB; 64 MiB | 413; 503 |
+//! | items of a callback | [`crate::provider::ITEMS_MAX`] | 413 |
+//! | callbacks waiting for the buffer | [`BUFFER_WAITERS_MAX`] | 503 |
+//! | the buffer | `buffer_bytes_max`, `disk_free_bytes_min` | 503 |
+
+use std::sync::Arc;
+
+use gateway_core::{event::Event, id::WebhookSubscriptionId, time::from_proto};
+use gateway_proto::v1;
+use gateway_runtime::clock;
+use http::{HeaderMap, header};
+use jiff::Timestamp;
+use tokio::{net::TcpListener, sync::Semaphore};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{debug, warn};
+
+use crate::{
+    control_plane::Identity,
+    metrics::Metrics,
+    opt_out::{self, OptOuts},
+    provider::{CallbackRequest, NormalizeError, Refusal, Refusals, provider},
+    snapshot::SnapshotHandle,
+};
+
+pub mod callback;
+pub mod authenticate;
+pub mod normalize;
+pub mod buffer;
+pub mod deliver;
+pub mod report;
+#[cfg(test)]
+mod tests;
+
+use authenticate::{Address, Authenticated, authenticate, handshake};
+use buffer::{AppendError, Buffer, Entry, NewEvent, Receipt};
+use callback::{Accept, Answer, CallbackServer};
+use normalize::{Normalized, Normalizer, Origin, log};
+
+/// Most callbacks that wait for the buffer at once. Beyond it callbacks are answered 503: the disk is behind,
+/// and a longer queue would only make every answer slower than the provider waits.
+pub const BUFFER_WAITERS_MAX: usize = 2_048;
+/// From this size on, a body is checked and read off the async threads: it would hold one up for longer than
+/// half a millisecond.
+const BLOCKING_BODY_BYTES: usize = 128 * 1024;
+
+/// The first four stages: from a request to an entry on disk. Cheap to clone.
+#[derive(Clone)]
+pub struct Pipeline(Arc<Inner>);
+
+struct Inner {
+    origin: Origin,
+    snapshot: SnapshotHandle,
+    buffer: Buffer,
+    opt_outs: OptOuts,
+    metrics: Metrics,
+    refusals: Refusals,
+    waiters: Semaphore,
+    /// Callbacks that carry a wish run to their end even if their request is dropped.
+    tasks: TaskTracker,
+}
+
+impl Pipeline {
+    /// Joins the stages of the agent `identity`.
+    pub fn new(
+        identity: &Identity,
+        snapshot: SnapshotHandle,
+        buffer: Buffer,
+        opt_outs: OptOuts,
+        metrics: Metrics,
+        refusals: Refusals,
+    ) -> Self {
+        let origin = Origin { agent_id: identity.agent_id.clone(), region: identity.region.clone() };
+        let (waiters, tasks) = (Semaphore::new(BUFFER_WAITERS_MAX), TaskTracker::new());
+        Self(Arc::new(Inner { origin, snapshot, buffer, opt_outs, metrics, refusals, waiters, tasks }))
+    }
+
+    /// Takes callbacks on `listener` until `stop`, then finishes those that have begun.
+    ///
+    /// # Errors
+    /// Never; the result is for the supervisor.
+    pub async fn serve(self, listener: TcpListener, stop: CancellationToken) -> anyhow::Result<()> {
+        let metrics = self.0.metrics.clone();
+        CallbackServer { listener, accept: self, metrics }.run(stop).await
+    }
+
+    /// Buffers an event that is made here, for these subscriptions.
+    ///
+    /// # Errors
+    /// When the buffer refuses.
+    pub async fn append_event(
+        &self,
+        event: &Event,
+        subscriptions: Vec<WebhookSubscriptionId>,
+    ) -> Result<(), AppendError> {
+        let log = log(event, &self.0.origin);
+        let new = NewEvent { id: event.id, event_type: event.event_type, log, subscriptions };
+        self.append(Entry { events: vec![new], ..Entry::default() }.into()).await?;
+        Ok(())
+    }
+
+    /// Takes a callback that was kept because nobody claimed its number. What still nobody claims is kept
+    /// again; what was taken before is a duplicate.
+    ///
+    /// # Errors
+    /// When the buffer refuses.
+    pub async fn replay_unrouted(&self, callback: v1::UnroutedCallback) -> Result<(), AppendError> {
+        let snapshot = self.0.snapshot.load();
+        let Some(route) = snapshot.route(&callback.inbound_route_id) else {
+            warn!("skipped a claimed callback: its inbound route is gone");
+            return Ok(());
+        };
+        let parts = match provider(route.provider).normalize(callback.payload_json.as_bytes()) {
+            Ok(parts) => parts,
+            Err(error) => {
+                warn!(%error, "skipped a claimed callback: it cannot be read");
+                return Ok(());
+            }
+        };
+        let receive_time = callback.receive_time.as_ref().and_then(from_proto).unwrap_or_else(clock::now);
+        let origin = &self.0.origin;
+        let normalizer = Normalizer { route, snapshot: &snapshot, origin, receive_time, is_replay: true };
+        let normalized = normalizer.normalize(parts);
+        self.append(normalized).await?;
+        Ok(())
+    }
+
+    /// Buffers the event of an opt-out or opt-in that was recorded through the API.
+    ///
+    /// # Errors
+    /// When the buffer refuses.
+    pub async fn opt_out_notice(&self, opt_out: v1::OptOut) -> Result<(), AppendError> {
+        let snapshot = self.0.snapshot.load();
+        let Some(event) = opt_out::notice(&opt_out, &snapshot, &self.0.origin, clock::now()) else {
+            warn!("skipped an opt-out notice: its instance is gone");
+            return Ok(());
+        };
+        self.append(Entry { events: vec![event], ..Entry::default() }.into()).await?;
+        Ok(())
+    }
+
+    /// Appends. Cancel safe: with wishes in it, it goes on in a task of its own.
+    async fn append(&self, normalized: Normalized) -> Result<Receipt, AppendError> {
+        let unrouted = normalized.entry.unrouted.len();
+        let receipt = if normalized.wishes.is_empty() {
+            self.0.buffer.append(normalized.entry).await?
+        } else {
+            let pipeline = self.clone();
+            let deciding = self.0.tasks.spawn(async move { pipeline.decide(normalized).await });
+            deciding.await.unwrap_or(Err(AppendError::Stopped))?
+        };
+        if unrouted > 0 {
+            self.0.metrics.events("unrouted", u64::try_from(unrouted).unwrap_or(u64::MAX));
+        }
+        Ok(receipt)
+    }
+
+    async fn decide(&self, normalized: Normalized) -> Result<Receipt, AppendError> {
+        let Inner { buffer, opt_outs, snapshot, origin, .. } = &*self.0;
+        opt_outs.append(buffer, normalized, &snapshot.load(), origin, clock::now()).await
+    }
+
+    /// What a request comes to: authenticate, then normalize.
+    fn examine(&self, address: Address<'_>, request: CallbackRequest) -> Result<Normalized, Answer> {
+        let now = clock::now();
+        let snapshot = self.0.snapshot.load();
+        let callback = authenticate(&snapshot, address, request).map_err(|refused| {
+            let route = refused.route.as_ref().map(|route| &route.id);
+            self.refuse(route, refused.reason, now);
+            Answer::NotAuthenticated
+        })?;
+        check_media_type(&callback)?;
+        let route = callback.route();
+        let parts = provider(route.provider).normalize(&callback.value().body).map_err(|error| match error {
+            NormalizeError::Unreadable => Answer::Unreadable,
+            NormalizeError::TooManyItems => Answer::TooLarge,
+        })?;
+        let origin = &self.0.origin;
+        let normalizer = Normalizer { route, snapshot: &snapshot, origin, receive_time: now, is_replay: false };
+        Ok(normalizer.normalize(parts))
+    }
+
+    fn refuse(&self, route: Option<&gateway_core::id::InboundRouteId>, reason: Refusal, now: Timestamp) {
+        self.0.refusals.count(route, reason, now);
+        debug!(reason = reason.name(), "refused a callback");
+    }
+}
+
+impl From<Entry> for Normalized {
+    fn from(entry: Entry) -> Self {
+        Self { entry, wishes: Vec::new() }
+    }
+}
+
+impl Accept for Pipeline {
+    fn is_ready(&self) -> bool {
+        self.0.snapshot.is_ready()
+    }
+
+    fn handshake(&self, address: Address<'_>, query: &str) -> Answer {
+        match handshake(&self.0.snapshot.load(), address, query) {
+            Ok(challenge) => Answer::Challenge(challenge),
+            Err(refused) => {
+                self.refuse(refused.route.as_ref().map(|route| &route.id), refused.reason, clock::now());
+                Answer::HandshakeRefused
+            }
+        }
+    }
+
+    async fn accept(&self, address: Address<'_>, request: CallbackRequest) -> Answer {
+        let Ok(_waiting) = self.0.waiters.try_acquire() else { return Answer::Busy };
+        let examined = if request.body.len() < BLOCKING_BODY_BYTES {
+            self.examine(address, request)
+        } else {
+            let (pipeline, segment, token) = (self.clone(), address.provider.to_owned(), address.token.to_owned());
+            let examining = tokio::task::spawn_blocking(move || {
+                pipeline.examine(Address { provider: &segment, token: &token }, request)
+            });
+            examining.await.unwrap_or(Err(Answer::NotReady))
+        };
+        let normalized = match examined {
+            Ok(normalized) => normalized,
+            Err(answer) => return answer,
+        };
+        if normalized.entry.events.is_empty()
+            && normalized.entry.unrouted.is_empty()
+            && normalized.wishes.is_empty()
+        {
+            return Answer::Accepted;
+        }
+        match self.append(normalized).await {
+            Ok(_on_disk) => Answer::Accepted,
+            Err(error) => Answer::BufferRefused { reason: reason(&error), retry_after: error.retry_after() },
+        }
+    }
+
+    async fn drain(&self) {
+        self.0.tasks.close();
+        self.0.tasks.wait().await;
+    }
+}
+
+const fn reason(error: &AppendError) -> &'static str {
+    match error {
+        AppendError::Full { .. } => "buffer_full",
+        AppendError::Busy => "buffer_busy",
+        AppendError::DiskFull => "disk_full",
+        AppendError::Broken => "buffer_broken",
+        AppendError::Stopped => "stopped",
+    }
+}
+
+/// Media type and encoding of a genuine callback. Bodies are never decompressed: one that decodes to
+/// gigabytes is a few kilobytes on the wire.
+fn check_media_type(callback: &Authenticated<CallbackRequest>) -> Result<(), Answer> {
+    let headers = &callback.value().headers;
+    let is_encoded = headers
+        .get_all(header::CONTENT_ENCODING)
+        .iter()
+        .any(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity"));
+    let accepted = media_type(headers).is_some_and(|media_type| provider(callback.route().provider).accepts(&media_type));
+    if accepted && !is_encoded { Ok(()) } else { Err(Answer::WrongMediaType) }
+}
+
+/// The media type in lower case, without parameters.
+fn media_type(headers: &HeaderMap) -> Option<String> {
+    let value = headers.get(header::CONTENT_TYPE)?.to_str().ok()?;
+    Some(value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase())
+}

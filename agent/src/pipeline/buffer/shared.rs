@@ -1,0 +1,233 @@
+//! What the buffer's thread and its handles share, and how commands reach the thread.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock,
+        atomic::{AtomicU8, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use gateway_proto::v1;
+use tokio::sync::{Notify, Semaphore, oneshot};
+
+use super::{
+    AppendError, Entry, OpenDelivery, Outcome, ReadError, Receipt,
+    index::{Index, LogCache, Subscriptions},
+    lane::LaneState,
+    record::{self, Lane},
+    store::{Store, StoreError},
+};
+
+/// Entries waiting for the disk. When there are more, appends are refused at once: the provider repeats.
+const APPENDS_WAITING_MAX: usize = 2_048;
+/// Outcomes waiting for the disk. When there are more, attempts wait before they end.
+pub(super) const OUTCOMES_WAITING_MAX: usize = 4_096;
+
+pub(super) type Reply = oneshot::Sender<Result<Receipt, AppendError>>;
+
+/// Whether appends can succeed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Health {
+    Good = 0,
+    DiskFull = 1,
+    Broken = 2,
+    Stopped = 3,
+}
+
+pub(super) struct Shared {
+    pub(super) inbox: Inbox,
+    pub(super) index: RwLock<Index>,
+    pub(super) subscriptions: Mutex<Subscriptions>,
+    pub(super) logs: Mutex<LogCache>,
+    pub(super) lanes: [Mutex<LaneState>; 2],
+    pub(super) opt_outs: Mutex<HashMap<String, v1::OptOut>>,
+    /// Deliveries not handed out yet. Its limit is the buffer's budget.
+    pub(super) fresh: Mutex<Vec<OpenDelivery>>,
+    pub(super) fresh_added: Notify,
+    pub(super) reports_added: Notify,
+    /// Events whose report is not written yet.
+    pub(super) reports_planned: AtomicUsize,
+    store: RwLock<Option<Arc<dyn Store>>>,
+    health: AtomicU8,
+}
+
+impl Shared {
+    pub(super) fn new(store: Arc<dyn Store>, index: Index, lanes: [LaneState; 2]) -> Self {
+        Self {
+            inbox: Inbox::new(),
+            index: RwLock::new(index),
+            subscriptions: Mutex::default(),
+            logs: Mutex::default(),
+            lanes: lanes.map(Mutex::new),
+            opt_outs: Mutex::default(),
+            fresh: Mutex::default(),
+            fresh_added: Notify::new(),
+            reports_added: Notify::new(),
+            reports_planned: AtomicUsize::new(0),
+            store: RwLock::new(Some(store)),
+            health: AtomicU8::new(Health::Good as u8),
+        }
+    }
+
+    pub(super) fn lane(&self, lane: Lane) -> MutexGuard<'_, LaneState> {
+        self.lanes[lane as usize].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn store(&self) -> Result<Arc<dyn Store>, StoreError> {
+        self.store.read().unwrap_or_else(PoisonError::into_inner).clone().ok_or(StoreError::Closed)
+    }
+
+    /// Uses another store, or none.
+    pub(super) fn set_store(&self, store: Option<Arc<dyn Store>>) {
+        *self.store.write().unwrap_or_else(PoisonError::into_inner) = store;
+    }
+
+    pub(super) fn health(&self) -> Health {
+        match self.health.load(Ordering::Acquire) {
+            0 => Health::Good,
+            1 => Health::DiskFull,
+            2 => Health::Broken,
+            _ => Health::Stopped,
+        }
+    }
+
+    pub(super) fn set_health(&self, health: Health) {
+        self.health.store(health as u8, Ordering::Release);
+    }
+
+    pub(super) fn oldest_report_ms(&self) -> Option<i64> {
+        Lane::ALL.iter().filter_map(|lane| self.lane(*lane).oldest_ms).min()
+    }
+
+    pub(super) fn cached_log(&self, event: u64) -> Option<Arc<v1::InboundLog>> {
+        self.logs.lock().unwrap_or_else(PoisonError::into_inner).get(event)
+    }
+
+    /// The log of an event: from memory, or else from disk, away from the async threads.
+    pub(super) async fn log(&self, event: u64) -> Result<Option<Arc<v1::InboundLog>>, ReadError> {
+        if let Some(log) = self.cached_log(event) {
+            return Ok(Some(log));
+        }
+        let store = self.store()?;
+        let read = tokio::task::spawn_blocking(move || record::read_log(&*store, event)).await;
+        match read {
+            Ok(read) => Ok(read?.map(Arc::new)),
+            Err(_panic) => Err(StoreError::Panicked.into()),
+        }
+    }
+}
+
+/// Commands to the buffer's thread.
+pub(super) struct Inbox {
+    queue: Mutex<Queue>,
+    arrived: Condvar,
+    outcomes_free: Semaphore,
+}
+
+/// What waits for the thread.
+#[derive(Default)]
+pub(super) struct Queue {
+    pub(super) appends: VecDeque<(Entry, Reply)>,
+    pub(super) outcomes: VecDeque<Arc<Outcome>>,
+    /// Highest acked sequence of each lane.
+    pub(super) acked: [u64; 2],
+    pub(super) has_acks: bool,
+    pub(super) is_closing: bool,
+    pub(super) closed_replies: Vec<oneshot::Sender<()>>,
+    /// End at once, as a kill would.
+    pub(super) is_killed: bool,
+}
+
+impl Queue {
+    pub(super) fn is_urgent(&self) -> bool {
+        !self.appends.is_empty() || self.is_closing || self.is_killed
+    }
+
+    pub(super) fn has_work(&self) -> bool {
+        self.is_urgent() || !self.outcomes.is_empty() || self.has_acks
+    }
+}
+
+impl Inbox {
+    fn new() -> Self {
+        Self {
+            queue: Mutex::default(),
+            arrived: Condvar::new(),
+            outcomes_free: Semaphore::new(OUTCOMES_WAITING_MAX),
+        }
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for a command, or for this long.
+    pub(super) fn wait<'a>(&self, queue: MutexGuard<'a, Queue>, timeout: Duration) -> MutexGuard<'a, Queue> {
+        self.arrived.wait_timeout(queue, timeout).unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    pub(super) fn append(&self, entry: Entry, reply: Reply) -> Result<(), AppendError> {
+        let mut queue = self.lock();
+        if queue.is_closing {
+            return Err(AppendError::Stopped);
+        }
+        if queue.appends.len() >= APPENDS_WAITING_MAX {
+            return Err(AppendError::Busy);
+        }
+        queue.appends.push_back((entry, reply));
+        self.arrived.notify_one();
+        Ok(())
+    }
+
+    pub(super) async fn outcome(&self, outcome: Outcome) {
+        match self.outcomes_free.acquire().await {
+            Ok(permit) => permit.forget(),
+            Err(_closed) => return,
+        }
+        let mut queue = self.lock();
+        if !queue.is_closing {
+            queue.outcomes.push_back(Arc::new(outcome));
+            self.arrived.notify_one();
+        }
+    }
+
+    /// Room for this many more outcomes.
+    pub(super) fn free_outcomes(&self, count: usize) {
+        self.outcomes_free.add_permits(count);
+    }
+
+    pub(super) fn acked(&self, lane: Lane, sequence: u64) {
+        let mut queue = self.lock();
+        let acked = &mut queue.acked[lane as usize];
+        if sequence > *acked {
+            *acked = sequence;
+            queue.has_acks = true;
+            self.arrived.notify_one();
+        }
+    }
+
+    pub(super) fn close(&self, reply: Option<oneshot::Sender<()>>) {
+        let mut queue = self.lock();
+        queue.is_closing = true;
+        queue.closed_replies.extend(reply);
+        self.arrived.notify_one();
+    }
+
+    /// Ends the thread as a kill would: nothing more is written.
+    #[cfg(test)]
+    pub(super) fn kill(&self, reply: oneshot::Sender<()>) {
+        let mut queue = self.lock();
+        queue.is_killed = true;
+        queue.is_closing = true;
+        queue.closed_replies.push(reply);
+        self.arrived.notify_one();
+    }
+
+    /// Nobody reads outcomes any more: whoever waits is let go.
+    pub(super) fn end(&self) {
+        self.outcomes_free.close();
+    }
+}

@@ -1,0 +1,245 @@
+//! The engine under the buffer: ordered keys, atomic and durable commits. The only file that names sled.
+//!
+//! What a commit needs so that it survives a power loss: `apply_batch` on one tree is atomic, but sled's
+//! `flush` is `sync_file_range` on Linux, which syncs neither metadata nor the disk's cache. So every commit
+//! ends with `sync_data` on a descriptor of our own, opened once: a write-back error is delivered once per
+//! open descriptor, and sled swallows the error on its own.
+
+use std::{
+    fs::{self, File},
+    io,
+    ops::Bound,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use tracing::error;
+
+/// Page cache of sled. Real use is several times as much.
+const CACHE_BYTES: u64 = 32 * 1024 * 1024;
+/// sled compacts only in its flusher, so the flusher must run.
+const FLUSH_EVERY_MS: u64 = 500;
+
+/// One change of a commit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Op {
+    /// Writes a value, over the one before.
+    Put(Vec<u8>, Vec<u8>),
+    /// Removes a key, if it is there.
+    Delete(Vec<u8>),
+}
+
+/// Why a store cannot be used. After any of them on a commit the store takes no more commits and must be
+/// opened again: after a failed sync a second one proves nothing.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum StoreError {
+    /// No space is left.
+    #[error("write the store: the disk is full")]
+    DiskFull(#[source] io::Error),
+    /// The disk refused.
+    #[error("access the store")]
+    Io(#[source] io::Error),
+    /// What is on disk is not a store, or a damaged one.
+    #[error("read the store: it is damaged")]
+    Damaged(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// sled panicked, which it does where others return errors.
+    #[error("access the store: it panicked")]
+    Panicked,
+    /// The store is closed until it can be opened again.
+    #[error("access the store: it is closed until the disk recovers")]
+    Closed,
+}
+
+impl StoreError {
+    /// Whether another try on the same files is hopeless.
+    pub(super) fn is_damage(&self) -> bool {
+        match self {
+            Self::Damaged(_) | Self::Panicked => true,
+            Self::Io(error) => {
+                matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData)
+            }
+            Self::DiskFull(_) | Self::Closed => false,
+        }
+    }
+
+    /// By what the disk said.
+    pub(super) fn of_io(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::DiskFull(error),
+            _ => Self::Io(error),
+        }
+    }
+}
+
+/// Ordered keys with atomic and durable commits.
+pub(super) trait Store: Send + Sync + 'static {
+    /// Makes all changes or none; they are on disk when it returns. Blocks for a disk sync. Of several
+    /// changes of one key the last counts.
+    fn commit(&self, ops: Vec<Op>) -> Result<(), StoreError>;
+
+    /// The value of a key.
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError>;
+
+    /// Visits entries from `from` (included) to `to` (excluded) in the order of their keys, until `visit`
+    /// returns false.
+    fn scan(
+        &self,
+        from: &[u8],
+        to: &[u8],
+        visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
+    ) -> Result<(), StoreError>;
+}
+
+/// Opens the store again and again, and looks after its disk.
+pub(super) trait Disk: Send + 'static {
+    /// Opens the store, making it when there is none.
+    fn open(&self) -> Result<Arc<dyn Store>, StoreError>;
+
+    /// Bytes that can still be written.
+    fn free_bytes(&self) -> io::Result<u64>;
+
+    /// Moves the store's files out of the way and returns where they are now.
+    fn set_aside(&self, reason: &str) -> io::Result<PathBuf>;
+}
+
+/// sled in `<directory>/store`; damaged ones go to `<directory>/quarantine`.
+pub(super) struct SledDisk {
+    directory: PathBuf,
+}
+
+const STORE: &str = "store";
+const QUARANTINE: &str = "quarantine";
+
+impl SledDisk {
+    /// In this directory, which is there.
+    pub(super) fn new(directory: &Path) -> Self {
+        Self { directory: directory.to_owned() }
+    }
+}
+
+impl Disk for SledDisk {
+    fn open(&self) -> Result<Arc<dyn Store>, StoreError> {
+        let directory = self.directory.join(STORE);
+        let is_new = !directory.join("conf").exists();
+        fs::create_dir_all(&directory).map_err(StoreError::of_io)?;
+        remove_unfinished_snapshots(&directory).map_err(StoreError::of_io)?;
+        let db = guarded(|| {
+            sled::Config::new()
+                .path(&directory)
+                .cache_capacity(CACHE_BYTES)
+                .flush_every_ms(Some(FLUSH_EVERY_MS))
+                .open()
+        })?;
+        let file = File::open(directory.join("db")).map_err(StoreError::of_io)?;
+        if is_new {
+            guarded(|| db.flush())?;
+            for path in [directory.join("conf"), directory.join("db"), directory, self.directory.clone()] {
+                File::open(path).and_then(|opened| opened.sync_all()).map_err(StoreError::of_io)?;
+            }
+        }
+        Ok(Arc::new(SledStore { db, file }))
+    }
+
+    fn free_bytes(&self) -> io::Result<u64> {
+        let space = rustix::fs::statvfs(&self.directory)?;
+        Ok(space.f_bavail.saturating_mul(space.f_frsize))
+    }
+
+    fn set_aside(&self, reason: &str) -> io::Result<PathBuf> {
+        let quarantine = self.directory.join(QUARANTINE);
+        fs::create_dir_all(&quarantine)?;
+        let time = gateway_runtime::clock::now().strftime("%Y%m%dT%H%M%S%.3f");
+        let target = quarantine.join(format!("store.{time}.{reason}"));
+        fs::rename(self.directory.join(STORE), &target)?;
+        File::open(&quarantine)?.sync_all()?;
+        File::open(&self.directory)?.sync_all()?;
+        Ok(target)
+    }
+}
+
+/// A snapshot that a kill left half written would be taken for the newest one, and opening would fail. The
+/// finished one before it is still there.
+fn remove_unfinished_snapshots(directory: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with("snap.") && name.ends_with(".generating") {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+struct SledStore {
+    db: sled::Db,
+    file: File,
+}
+
+impl Store for SledStore {
+    fn commit(&self, ops: Vec<Op>) -> Result<(), StoreError> {
+        guarded(|| {
+            let mut batch = sled::Batch::default();
+            for op in ops {
+                match op {
+                    Op::Put(key, value) => batch.insert(key, value),
+                    Op::Delete(key) => batch.remove(key),
+                }
+            }
+            self.db.apply_batch(batch)?;
+            self.db.flush()
+        })?;
+        self.file.sync_data().map_err(StoreError::of_io)
+    }
+
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        guarded(|| Ok(self.db.get(key)?.map(|value| value.to_vec())))
+    }
+
+    fn scan(
+        &self,
+        from: &[u8],
+        to: &[u8],
+        visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
+    ) -> Result<(), StoreError> {
+        guarded(|| {
+            let range = (Bound::Included(from), Bound::Excluded(to));
+            for entry in self.db.range::<&[u8], _>(range) {
+                let (key, value) = entry?;
+                if !visit(&key, &value) {
+                    break;
+                }
+            }
+            Ok(())
+        })
+    }
+}
+
+/// Runs a call into sled, which panics in many places where it could return an error.
+fn guarded<T>(call: impl FnOnce() -> sled::Result<T>) -> Result<T, StoreError> {
+    match catch_unwind(AssertUnwindSafe(call)) {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(sled::Error::Io(error))) => Err(StoreError::of_io(error)),
+        Ok(Err(damage)) => Err(StoreError::Damaged(Box::new(damage))),
+        Err(_panic) => Err(StoreError::Panicked),
+    }
+}
+
+/// Opens the store. One that is damaged is set aside, reported, and a fresh one made: a damaged buffer
+/// never keeps the agent from serving. The flag says whether that happened.
+pub(super) fn open_or_replace(disk: &dyn Disk) -> Result<(Arc<dyn Store>, bool), StoreError> {
+    let damage = match disk.open() {
+        Ok(store) => return Ok((store, false)),
+        Err(failure) if failure.is_damage() => failure,
+        Err(failure) => return Err(failure),
+    };
+    let path = disk.set_aside("damaged").map_err(StoreError::of_io)?;
+    error!(
+        error = &damage as &dyn std::error::Error,
+        path = %path.display(),
+        "failed to open the buffer; it was set aside and a fresh one is used, \
+         events in it that were not delivered yet are not delivered"
+    );
+    Ok((disk.open()?, true))
+}

@@ -1,0 +1,391 @@
+//! What a provider says, in our words: which instance it is about, the events, who gets them, and the wishes
+//! of contacts. Pure: the same callback and configuration always give the same.
+
+use std::sync::Arc;
+
+use gateway_core::{
+    event::{Contact, Content, Event, EventType, ProviderNotice},
+    id::{EventId, base32},
+    opt_out::{ContactRef, Decision, OptOutDirection, OptOutReason, OptOutScope, Origin as TakenBy, find_keyword},
+    payload,
+    phone::{Phone, normalize_phone},
+    route::{is_selected, subscribers},
+    snapshot::{InstanceConfig, RouteConfig, Snapshot, canonical_number},
+    time::to_proto,
+};
+use gateway_proto::v1;
+use jiff::Timestamp;
+
+use super::buffer::{Entry, NewEvent, NewUnrouted};
+use crate::{
+    opt_out::{Wish, WishKind, keyword_texts},
+    provider::{Item, MessageItem, NoticeItem, Part, PreferenceItem, StatusItem, Target, json::identity},
+};
+
+/// Longest text in the log's own column, in bytes; the webhook body in the log has the whole text. WhatsApp
+/// itself stops at 4,096 characters; the limit keeps a report within one gRPC message whatever comes.
+const LOG_TEXT_BYTES_MAX: usize = 64 * 1024;
+
+/// The agent that takes callbacks.
+#[derive(Debug, Clone)]
+pub struct Origin {
+    /// Its id.
+    pub agent_id: String,
+    /// Where it runs.
+    pub region: String,
+}
+
+/// What one callback comes to.
+#[derive(Default)]
+pub struct Normalized {
+    /// Events, and parts that nobody claims.
+    pub entry: Entry,
+    /// Wishes of contacts, in the order in which they came. Deciding them takes what is known of the
+    /// contact, and may add events.
+    pub wishes: Vec<Wish>,
+}
+
+/// What normalizing works with.
+pub struct Normalizer<'a> {
+    /// The route the callback came in on.
+    pub route: &'a RouteConfig,
+    /// The configuration.
+    pub snapshot: &'a Snapshot,
+    /// This agent.
+    pub origin: &'a Origin,
+    /// When the callback was taken.
+    pub receive_time: Timestamp,
+    /// Set for a callback that was kept and comes again: what nobody claims is then new once more.
+    pub is_replay: bool,
+}
+
+impl Normalizer<'_> {
+    /// The events and wishes of a callback's parts.
+    pub fn normalize(&self, parts: Vec<Part<'_>>) -> Normalized {
+        let mut normalized = Normalized::default();
+        for part in parts {
+            let instances = self.instances(&part);
+            if instances.is_empty() {
+                normalized.entry.unrouted.push(self.unrouted(&part));
+            }
+            for (index, instance) in instances.iter().enumerate() {
+                let business_phone = part.target.display_phone.as_deref().and_then(normalize_phone);
+                let mut of_instance = OfInstance {
+                    normalizer: self,
+                    instance,
+                    business_phone: business_phone.or_else(|| instance.phone.clone()),
+                    newest_event: None,
+                    normalized: &mut normalized,
+                };
+                debug_assert!(index == 0 || part.items.iter().all(|item| matches!(item, Item::Notice(_))));
+                for item in &part.items {
+                    of_instance.item(item);
+                }
+            }
+        }
+        normalized
+    }
+
+    /// Whom a part is about. A number belongs to one instance. What is about an account and carries no
+    /// number goes to every instance of the route, if the route is for that account and all its instances
+    /// belong to one tenant: what one customer's account does is none of another's business.
+    fn instances(&self, part: &Part<'_>) -> Vec<Arc<InstanceConfig>> {
+        let Target { number, display_phone, account_id } = &part.target;
+        if let Some(instance) = self.by_number(number.as_deref(), display_phone.as_deref()) {
+            return vec![instance];
+        }
+        let of_route = self.snapshot.instances_of(&self.route.id);
+        let account_fits = self.route.provider_account_id.as_ref().is_none_or(|ours| Some(ours) == account_id.as_ref());
+        let one_tenant = of_route.windows(2).all(|pair| pair[0].tenant_id == pair[1].tenant_id);
+        let only_notices = part.items.iter().all(|item| matches!(item, Item::Notice(_)));
+        if number.is_none() && account_fits && one_tenant && (only_notices || of_route.len() == 1) {
+            of_route.to_vec()
+        } else {
+            Vec::new()
+        }
+    }
+
+    fn by_number(&self, number: Option<&str>, display_phone: Option<&str>) -> Option<Arc<InstanceConfig>> {
+        let claimed = number.and_then(|number| self.snapshot.instance_by_number(&self.route.id, number));
+        let by_display_phone = || {
+            let phone = normalize_phone(display_phone?)?;
+            let of_route = self.snapshot.instances_of(&self.route.id).iter();
+            of_route.into_iter().find(|instance| {
+                instance.phone.as_ref() == Some(&phone)
+                    || canonical_number(&instance.provider_number_id) == phone.digits()
+            })
+        };
+        claimed.or_else(by_display_phone).cloned()
+    }
+
+    fn unrouted(&self, part: &Part<'_>) -> NewUnrouted {
+        let body = part.original.concat();
+        let hash = identity(&[&body]);
+        let again = if self.is_replay { self.receive_time.to_string() } else { String::new() };
+        let mark = EventId::derive(&["unrouted", self.route.id.as_str(), &hash, &again]);
+        let text = |value: &Option<Box<str>>| value.as_deref().unwrap_or_default().to_owned();
+        let callback = v1::UnroutedCallback {
+            id: format!("unrouted_{}", base32(mark.as_bytes())),
+            inbound_route_id: self.route.id.to_string(),
+            provider_number_id: text(&part.target.number),
+            provider_account_id: text(&part.target.account_id),
+            receive_time: Some(to_proto(self.receive_time)),
+            payload_json: body,
+            agent_id: self.origin.agent_id.clone(),
+        };
+        NewUnrouted { mark, callback }
+    }
+}
+
+/// Normalizing a part for one instance.
+struct OfInstance<'a> {
+    normalizer: &'a Normalizer<'a>,
+    instance: &'a Arc<InstanceConfig>,
+    business_phone: Option<Phone>,
+    /// The event of the newest message or status: what a wish that follows it came with.
+    newest_event: Option<EventId>,
+    normalized: &'a mut Normalized,
+}
+
+impl OfInstance<'_> {
+    fn item(&mut self, item: &Item) {
+        match item {
+            Item::Message(item) => self.message(item),
+            Item::Status(item) => self.status(item),
+            Item::Preference(item) => self.preference(item),
+            Item::ContactChange(change) => {
+                let kind = WishKind::Follow { from: contact_ref(&change.from), to: contact_ref(&change.to) };
+                self.wish(kind, self.newest_event, &change.to, None);
+            }
+            Item::Notice(item) => self.notice(item),
+        }
+    }
+
+    fn message(&mut self, item: &MessageItem) {
+        let event_type = if item.is_echo { EventType::MessageSent } else { EventType::MessageReceived };
+        let id = self.event_id(event_type, [&item.identity, "", "", ""]);
+        let business_phone = item.business_phone.clone().or_else(|| self.business_phone.clone());
+        self.push(Event {
+            business_phone,
+            contact: item.contact.clone(),
+            event_time: self.time(item.time),
+            ..self.event(id, event_type, Content::Message(Box::new(item.message.clone())))
+        });
+        self.newest_event = Some(id);
+        if item.is_echo {
+            return;
+        }
+        let policy = self.normalizer.snapshot.policy(&self.instance.id);
+        let Some(found) = find_keyword(&policy.keywords, &keyword_texts(&item.message)) else { return };
+        let reason = match found.direction {
+            OptOutDirection::OptOut => OptOutReason::RecipientRequestedStop,
+            OptOutDirection::OptIn => OptOutReason::RecipientRequestedStart,
+        };
+        let decision = Decision {
+            keyword: Some(found.keyword.into()),
+            external_message_id: item.message.external_message_id.clone(),
+            ..self.decision(&item.contact, found.direction, found.scope, reason, item.time)
+        };
+        self.wish(WishKind::Decide(decision), Some(id), &item.contact, item.message.text.clone());
+    }
+
+    fn status(&mut self, item: &StatusItem) {
+        let code = item.status.error.as_ref().and_then(|error| error.code).map(|code| code.to_string());
+        let parts = [&*item.identity, &*item.status.status, &*item.status.recipient, code.as_deref().unwrap_or("")];
+        self.newest_event = None;
+        let every = EventType::MessageStatusUpdated;
+        let is_wanted = || is_selected(self.normalizer.snapshot, &self.instance.id, every);
+        let again = (item.event_type.is_none() || is_wanted()).then_some(every);
+        for event_type in item.event_type.into_iter().chain(again) {
+            let id = self.event_id(event_type, parts);
+            self.push(Event {
+                contact: item.contact.clone(),
+                event_time: self.time(item.time),
+                ..self.event(id, event_type, Content::Status(Box::new(item.status.clone())))
+            });
+            self.newest_event.get_or_insert(id);
+        }
+    }
+
+    fn preference(&mut self, item: &PreferenceItem) {
+        let direction = if item.opts_out { OptOutDirection::OptOut } else { OptOutDirection::OptIn };
+        let reason =
+            if item.from_error { OptOutReason::ProviderError } else { OptOutReason::ProviderPreference };
+        // The item before this one is the one that told of it, if the wish did not come alone.
+        let trigger = self.newest_event.filter(|_| item.external_message_id.is_some());
+        let decision = Decision {
+            external_message_id: item.external_message_id.clone(),
+            ..self.decision(&item.contact, direction, OptOutScope::Marketing, reason, item.time)
+        };
+        self.wish(WishKind::Decide(decision), trigger, &item.contact, None);
+    }
+
+    fn notice(&mut self, item: &NoticeItem) {
+        let id = self.event_id(EventType::ProviderEvent, [&item.identity, "", "", ""]);
+        let content = Content::Provider(ProviderNotice { field: item.field.clone(), raw: item.raw.clone() });
+        let event_time = self.time(item.time);
+        self.push(Event { event_time, ..self.event(id, EventType::ProviderEvent, content) });
+    }
+
+    /// The id by `design.md` 4.9, from the provider's id, status, recipient and error code.
+    fn event_id(&self, event_type: EventType, [id, status, recipient, code]: [&str; 4]) -> EventId {
+        let provider = self.normalizer.route.provider.name();
+        EventId::derive(&[event_type.name(), provider, self.instance.id.as_str(), id, status, recipient, code])
+    }
+
+    fn time(&self, time: Option<Timestamp>) -> Timestamp {
+        time.unwrap_or(self.normalizer.receive_time)
+    }
+
+    fn event(&self, id: EventId, event_type: EventType, content: Content) -> Event {
+        let receive_time = self.normalizer.receive_time;
+        let contact = Contact::default();
+        let business_phone = self.business_phone.clone();
+        let event_time = receive_time;
+        let about = About { instance: self.instance, contact, business_phone, event_time, receive_time };
+        about.event(id, event_type, content)
+    }
+
+    fn push(&mut self, event: Event) {
+        let new = record(&event, self.normalizer.snapshot, self.normalizer.origin);
+        self.normalized.entry.events.push(new);
+    }
+
+    fn decision(
+        &self,
+        contact: &Contact,
+        direction: OptOutDirection,
+        scope: OptOutScope,
+        reason: OptOutReason,
+        time: Option<Timestamp>,
+    ) -> Decision {
+        Decision {
+            tenant_id: self.instance.tenant_id.clone(),
+            instance_id: self.instance.id.clone(),
+            contact: contact_ref(contact),
+            direction,
+            scope,
+            reason,
+            keyword: None,
+            external_message_id: None,
+            note: None,
+            event_time: self.time(time),
+            origin: TakenBy::Here,
+        }
+    }
+
+    fn wish(
+        &mut self,
+        kind: WishKind,
+        trigger: Option<EventId>,
+        contact: &Contact,
+        message_text: Option<Box<str>>,
+    ) {
+        self.normalized.wishes.push(Wish {
+            instance: Arc::clone(self.instance),
+            contact: contact.clone(),
+            business_phone: self.business_phone.clone(),
+            trigger,
+            message_text,
+            kind,
+        });
+    }
+}
+
+fn contact_ref(contact: &Contact) -> ContactRef {
+    ContactRef { phone: contact.phone.clone(), user_id: contact.user_id.clone() }
+}
+
+/// What every event of an instance and a contact has.
+pub struct About<'a> {
+    /// The instance.
+    pub instance: &'a InstanceConfig,
+    /// The person.
+    pub contact: Contact,
+    /// The business number.
+    pub business_phone: Option<Phone>,
+    /// When it happened.
+    pub event_time: Timestamp,
+    /// When the agent took it.
+    pub receive_time: Timestamp,
+}
+
+impl About<'_> {
+    /// An event with this content.
+    pub fn event(self, id: EventId, event_type: EventType, content: Content) -> Event {
+        Event {
+            id,
+            event_type,
+            tenant_id: self.instance.tenant_id.clone(),
+            instance_id: self.instance.id.clone(),
+            instance_name: Arc::clone(&self.instance.display_name),
+            contact: self.contact,
+            business_phone: self.business_phone,
+            event_time: self.event_time,
+            receive_time: self.receive_time,
+            content,
+        }
+    }
+}
+
+/// An event as the buffer takes it: its log, its frozen body, and who gets it now.
+pub fn record(event: &Event, snapshot: &Snapshot, origin: &Origin) -> NewEvent {
+    let subscriptions = subscribers(snapshot, &event.instance_id, event.event_type);
+    NewEvent {
+        id: event.id,
+        event_type: event.event_type,
+        log: log(event, origin),
+        subscriptions: subscriptions.map(|subscription| subscription.id.clone()).collect(),
+    }
+}
+
+/// The log of an event, its body included.
+pub fn log(event: &Event, origin: &Origin) -> v1::InboundLog {
+    let contact = event.contact.phone.as_ref().map(|phone| phone.as_str().to_owned()).unwrap_or_default();
+    let business = event.business_phone.as_ref().map(|phone| phone.as_str().to_owned()).unwrap_or_default();
+    let (external_message_id, message_type, message_text) = texts(&event.content);
+    let (from_phone, to_phone) = match &event.content {
+        Content::Status(_) => (business, contact),
+        Content::Message(_) if event.event_type == EventType::MessageSent => (business, contact),
+        Content::Message(_) | Content::OptOut(_) => (contact, business),
+        Content::Provider(_) | Content::Test { .. } => (String::new(), String::new()),
+    };
+    v1::InboundLog {
+        event_id: event.id.to_string(),
+        tenant_id: event.tenant_id.to_string(),
+        instance_id: event.instance_id.to_string(),
+        event: event.event_type.name().to_owned(),
+        from_phone,
+        to_phone,
+        contact_user_id: event.contact.user_id.as_deref().unwrap_or_default().to_owned(),
+        message_type: message_type.to_owned(),
+        message_text: message_text[..message_text.floor_char_boundary(LOG_TEXT_BYTES_MAX)].to_owned(),
+        external_message_id: external_message_id.to_owned(),
+        event_time: Some(to_proto(event.event_time)),
+        receive_time: Some(to_proto(event.receive_time)),
+        agent_id: origin.agent_id.clone(),
+        region: origin.region.clone(),
+        duplicate_count: 0,
+        payload_json: String::from_utf8(payload::body(event)).expect("a JSON writer writes UTF-8"),
+        deliveries: Vec::new(),
+        record_time: None,
+    }
+}
+
+/// The provider's message id, the message type and the text, empty where the event has none.
+fn texts(content: &Content) -> (&str, &str, &str) {
+    match content {
+        Content::Message(message) => (
+            message.external_message_id.as_deref().unwrap_or_default(),
+            &message.message_type,
+            message.text.as_deref().unwrap_or_default(),
+        ),
+        Content::Status(status) => (status.external_message_id.as_deref().unwrap_or_default(), "", ""),
+        Content::OptOut(notice) => (
+            notice.external_message_id.as_deref().unwrap_or_default(),
+            "",
+            notice.message_text.as_deref().unwrap_or_default(),
+        ),
+        Content::Provider(_) | Content::Test { .. } => ("", "", ""),
+    }
+}

@@ -1,0 +1,180 @@
+//! The companies that call us. A provider's code proves a callback genuine and says what is in it; it knows
+//! nothing of instances, configuration versions or the buffer. Adding one is a file `provider/<name>.rs`, its
+//! fixtures, and a line in [`provider`].
+
+use bytes::Bytes;
+use gateway_core::{
+    event::{Contact, EventType, Message, Provider as ProviderName, Status},
+    phone::Phone,
+    snapshot::RouteConfig,
+};
+use http::{HeaderMap, Uri};
+use jiff::Timestamp;
+use serde_json::value::RawValue;
+
+mod refusal;
+pub mod json;
+pub mod meta;
+
+pub use refusal::{Refusal, Refusals};
+
+/// Most items of one callback. Meta batches at most 1,000 updates
+/// (developers.facebook.com/docs/graph-api/webhooks/getting-started). A callback with more is refused with
+/// 413: nobody sends one, and each item costs far more memory than the bytes that name it.
+pub const ITEMS_MAX: usize = 10_000;
+
+/// One HTTP request of a provider, its body whole and as received.
+pub struct CallbackRequest {
+    /// The request's headers.
+    pub headers: HeaderMap,
+    /// The request's target, for providers that sign it.
+    pub uri: Uri,
+    /// The raw body: what is signed.
+    pub body: Bytes,
+}
+
+/// What a provider's code can do.
+pub trait Provider: Send + Sync {
+    /// Answers the provider's question whether the address is ours: the challenge to send back.
+    ///
+    /// # Errors
+    /// Why it is not answered.
+    fn handshake(&self, route: &RouteConfig, query: &str) -> Result<String, Refusal>;
+
+    /// Proves that the route's provider account made the request, over the raw bytes, in constant time.
+    ///
+    /// # Errors
+    /// Why it is not proved.
+    fn authenticate(&self, route: &RouteConfig, request: &CallbackRequest) -> Result<(), Refusal>;
+
+    /// Whether the provider sends bodies of this media type (lower case, without parameters).
+    fn accepts(&self, media_type: &str) -> bool;
+
+    /// What the body says, by number. Odd items are kept raw; only a body that cannot be read at all fails.
+    ///
+    /// # Errors
+    /// When the body is not in the provider's format, or has too many items.
+    fn normalize<'a>(&self, body: &'a [u8]) -> Result<Vec<Part<'a>>, NormalizeError>;
+}
+
+/// The code of a provider: the closed list.
+pub fn provider(name: ProviderName) -> &'static dyn Provider {
+    match name {
+        ProviderName::Meta => &meta::Meta,
+    }
+}
+
+/// The provider of a callback path's segment.
+pub fn from_path_segment(segment: &str) -> Option<ProviderName> {
+    [ProviderName::Meta].into_iter().find(|provider| provider.name() == segment)
+}
+
+/// Why a genuine body gives no items.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum NormalizeError {
+    /// The body is not JSON in UTF-8, or whatever the provider's format is.
+    #[error("read body: it is not in the provider's format")]
+    Unreadable,
+    /// The body has more than [`ITEMS_MAX`] items.
+    #[error("read body: it has more than {ITEMS_MAX} items")]
+    TooManyItems,
+}
+
+/// What a callback says about one number, or one account.
+pub struct Part<'a> {
+    /// The number or account.
+    pub target: Target,
+    /// What is said, in the provider's order.
+    pub items: Vec<Item>,
+    /// The pieces of a callback body with just this part, which gives the same part when it is normalized.
+    pub original: Vec<&'a str>,
+}
+
+/// The number or account that a part of a callback is about.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Target {
+    /// The provider's name of the number.
+    pub number: Option<Box<str>>,
+    /// The number as people write it.
+    pub display_phone: Option<Box<str>>,
+    /// The provider's account.
+    pub account_id: Option<Box<str>>,
+}
+
+/// One thing that a provider says.
+pub enum Item {
+    /// A contact or the business wrote.
+    Message(Box<MessageItem>),
+    /// A message of the business got a status.
+    Status(Box<StatusItem>),
+    /// A contact decided about messages with the provider's own means.
+    Preference(Box<PreferenceItem>),
+    /// A contact is known by another phone number or user id from now on.
+    ContactChange(Box<ContactChange>),
+    /// Anything else, raw.
+    Notice(Box<NoticeItem>),
+}
+
+/// A message.
+pub struct MessageItem {
+    /// The person: the sender, of an echo the recipient.
+    pub contact: Contact,
+    /// What was written.
+    pub message: Message,
+    /// The provider's id of the message, or a hash of the item when it has none.
+    pub identity: Box<str>,
+    /// Whether the business wrote it, in its phone app.
+    pub is_echo: bool,
+    /// The business number, where the item names it.
+    pub business_phone: Option<Phone>,
+    /// When it was written.
+    pub time: Option<Timestamp>,
+}
+
+/// A status of a message of the business.
+pub struct StatusItem {
+    /// The recipient.
+    pub contact: Contact,
+    /// What happened to the message.
+    pub status: Status,
+    /// The provider's id of the message, or a hash of the item when it has none.
+    pub identity: Box<str>,
+    /// The event of this status; none when it has no event of its own.
+    pub event_type: Option<EventType>,
+    /// When it happened.
+    pub time: Option<Timestamp>,
+}
+
+/// A contact's decision about marketing messages.
+pub struct PreferenceItem {
+    /// The person.
+    pub contact: Contact,
+    /// Whether the contact wants no more of them.
+    pub opts_out: bool,
+    /// Whether a failed send told us; otherwise the contact used the provider's own control.
+    pub from_error: bool,
+    /// The message that failed.
+    pub external_message_id: Option<Box<str>>,
+    /// When the contact decided.
+    pub time: Option<Timestamp>,
+}
+
+/// A contact is known by another phone number or user id.
+pub struct ContactChange {
+    /// As known before.
+    pub from: Contact,
+    /// As known now.
+    pub to: Contact,
+}
+
+/// What is not about a message.
+pub struct NoticeItem {
+    /// The provider's word for it.
+    pub field: Box<str>,
+    /// The item as the provider gave it.
+    pub raw: Box<RawValue>,
+    /// What tells it from all others of the provider.
+    pub identity: Box<str>,
+    /// When it happened.
+    pub time: Option<Timestamp>,
+}

@@ -1,0 +1,81 @@
+//! Who a person is. `contacts[]` belongs to the whole value, not to one message, and has to be joined. Since
+//! 2026 a person may have no phone number, only a business-scoped user id (`US.1349…`), in its own fields or
+//! in those of the phone number.
+
+use gateway_core::{
+    event::Contact,
+    phone::{Phone, normalize_phone},
+};
+use serde_json::value::RawValue;
+
+use crate::provider::json::{Fields, elements};
+
+/// The `contacts[]` of one value.
+pub struct Contacts(Vec<Card>);
+
+struct Card {
+    wa_id: Option<Box<str>>,
+    user_id: Option<Box<str>>,
+    name: Option<Box<str>>,
+    username: Option<Box<str>>,
+}
+
+impl Contacts {
+    /// Reads `contacts`; odd elements are left out.
+    pub fn of(contacts: Option<&RawValue>) -> Self {
+        let cards = contacts.and_then(elements).unwrap_or_default();
+        Self(cards.into_iter().filter_map(Card::of).collect())
+    }
+
+    /// The contact named by a phone field and a user id field of an item. `alone` says that the value has no
+    /// other item, so that its only contact can be nobody else.
+    pub fn join(&self, phone: Option<Box<str>>, user_id: Option<Box<str>>, alone: bool) -> Contact {
+        let card = self.card(phone.as_deref(), user_id.as_deref(), alone);
+        let named = phone.as_deref().and_then(normalize_phone);
+        let wa_id = card.and_then(|card| card.wa_id.clone());
+        let user_id = user_id
+            .or_else(|| card.and_then(|card| card.user_id.clone()))
+            .or_else(|| phone.filter(|_| named.is_none()))
+            .or_else(|| wa_id.clone().filter(|wa_id| normalize_phone(wa_id).is_none()));
+        Contact {
+            phone: named.or_else(|| wa_id.as_deref().and_then(normalize_phone)),
+            user_id,
+            name: card.and_then(|card| card.name.clone()),
+            username: card.and_then(|card| card.username.clone()),
+        }
+    }
+
+    fn card(&self, phone: Option<&str>, user_id: Option<&str>, alone: bool) -> Option<&Card> {
+        let by_phone = || self.0.iter().find(|card| phone.is_some() && card.wa_id.as_deref() == phone);
+        let by_user_id = || self.0.iter().find(|card| user_id.is_some() && card.user_id.as_deref() == user_id);
+        let the_only_one = || match self.0.as_slice() {
+            [card] if alone || !card.is_somebody_else(phone, user_id) => Some(card),
+            _ => None,
+        };
+        by_phone().or_else(by_user_id).or_else(the_only_one)
+    }
+}
+
+impl Card {
+    fn of(raw: &RawValue) -> Option<Self> {
+        let fields = Fields::of(raw)?;
+        let profile = fields.object("profile");
+        let of_profile = |name| profile.as_ref().and_then(|profile| profile.name(name));
+        Some(Self {
+            wa_id: fields.name("wa_id"),
+            user_id: fields.name("user_id"),
+            name: of_profile("name"),
+            username: of_profile("username"),
+        })
+    }
+
+    fn is_somebody_else(&self, phone: Option<&str>, user_id: Option<&str>) -> bool {
+        let key = |text: &str| normalize_phone(text).as_ref().map(Phone::match_key);
+        let differ = |ours: Option<&str>, theirs: Option<&str>| matches!((ours, theirs), (Some(a), Some(b)) if a != b);
+        let phones_differ = match (self.wa_id.as_deref().and_then(key), phone.and_then(key)) {
+            (Some(ours), Some(theirs)) => ours != theirs,
+            _ => false,
+        };
+        phones_differ || differ(self.user_id.as_deref(), user_id)
+    }
+}

@@ -1,0 +1,183 @@
+//! `object` × `entry[]` × `changes[]`. The documented shape is read in one pass; whatever else is JSON is
+//! taken apart piece by piece, so that one odd piece does not hide the good ones beside it.
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use super::value::change_part;
+use crate::provider::{
+    ITEMS_MAX, Item, NormalizeError, NoticeItem, Part, Target,
+    json::{self, Fields, elements, identity, kept},
+};
+
+const OBJECT: &str = "whatsapp_business_account";
+/// The field name of what has none.
+pub const UNKNOWN_FIELD: &str = "unknown";
+const HEAD: &str = r#"{"object":"whatsapp_business_account","entry":["#;
+const TAIL: &str = "]}";
+
+/// One `changes[]` element, with what its `entry[]` element says.
+pub struct Change<'a> {
+    /// `entry[].id`, the WhatsApp business account.
+    pub account: Option<&'a RawValue>,
+    /// `entry[].time`; on account fields only.
+    pub entry_time: Option<&'a RawValue>,
+    /// `field`.
+    pub field: Option<&'a RawValue>,
+    /// `value`.
+    pub value: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+struct Envelope<'a> {
+    #[serde(borrow)]
+    object: &'a RawValue,
+    #[serde(borrow)]
+    entry: Vec<Entry<'a>>,
+}
+
+#[derive(Deserialize)]
+struct Entry<'a> {
+    #[serde(borrow)]
+    id: Option<&'a RawValue>,
+    #[serde(borrow)]
+    time: Option<&'a RawValue>,
+    #[serde(borrow)]
+    changes: Vec<ChangeFields<'a>>,
+}
+
+#[derive(Deserialize)]
+struct ChangeFields<'a> {
+    #[serde(borrow)]
+    field: Option<&'a RawValue>,
+    #[serde(borrow)]
+    value: Option<&'a RawValue>,
+}
+
+/// What a body says, by change.
+pub fn parts(body: &[u8]) -> Result<Vec<Part<'_>>, NormalizeError> {
+    // RFC 8259 section 8.1: JSON between systems is UTF-8.
+    let text = std::str::from_utf8(body).map_err(|_| NormalizeError::Unreadable)?;
+    let mut parts = Parts::default();
+    match serde_json::from_str::<Envelope<'_>>(text) {
+        Ok(envelope) if is_whatsapp(envelope.object) == Some(true) => {
+            for entry in envelope.entry {
+                for ChangeFields { field, value } in entry.changes {
+                    parts.change(Change { account: entry.id, entry_time: entry.time, field, value })?;
+                }
+            }
+        }
+        _ => odd_shape(serde_json::from_str(text).map_err(|_| NormalizeError::Unreadable)?, &mut parts)?,
+    }
+    Ok(parts.found)
+}
+
+/// Whether `object` is ours; None when it is not a text.
+fn is_whatsapp(object: &RawValue) -> Option<bool> {
+    object.get().starts_with('"').then(|| json::text(object))?.map(|object| object == OBJECT)
+}
+
+fn odd_shape<'a>(root: &'a RawValue, parts: &mut Parts<'a>) -> Result<(), NormalizeError> {
+    let fields = Fields::of(root);
+    let object = fields.as_ref().and_then(|fields| fields.get("object")).and_then(is_whatsapp);
+    if object == Some(false) {
+        // Another product of Meta: not for us, and not to be repeated for seven days.
+        return Ok(());
+    }
+    let entries = fields.as_ref().filter(|_| object == Some(true)).and_then(|fields| fields.array("entry"));
+    let Some(entries) = entries else {
+        return parts.odd(Target::default(), root, vec![root.get()]);
+    };
+    for entry in entries {
+        odd_entry(entry, parts)?;
+    }
+    Ok(())
+}
+
+fn odd_entry<'a>(entry: &'a RawValue, parts: &mut Parts<'a>) -> Result<(), NormalizeError> {
+    let fields = Fields::of(entry);
+    let account = fields.as_ref().and_then(|fields| fields.get("id"));
+    let target = Target { account_id: account.and_then(name), ..Target::default() };
+    let Some((fields, changes)) =
+        fields.and_then(|fields| fields.get("changes").and_then(elements).map(|changes| (fields, changes)))
+    else {
+        return parts.odd(target, entry, vec![HEAD, entry.get(), TAIL]);
+    };
+    let entry_time = fields.get("time");
+    for change in changes {
+        if let Some(fields) = Fields::of(change) {
+            let (field, value) = (fields.get("field"), fields.get("value"));
+            parts.change(Change { account, entry_time, field, value })?;
+        } else {
+            let mut original = head(account, entry_time);
+            original.extend([r#""changes":["#, change.get(), "]}]}"]);
+            parts.odd(target.clone(), change, original)?;
+        }
+    }
+    Ok(())
+}
+
+fn name(raw: &RawValue) -> Option<Box<str>> {
+    json::text(raw).filter(|text| !text.is_empty()).map(Box::from)
+}
+
+fn head<'a>(account: Option<&'a RawValue>, entry_time: Option<&'a RawValue>) -> Vec<&'a str> {
+    let mut pieces = Vec::with_capacity(14);
+    pieces.extend([HEAD, "{"]);
+    if let Some(account) = account {
+        pieces.extend([r#""id":"#, account.get(), ","]);
+    }
+    if let Some(time) = entry_time {
+        pieces.extend([r#""time":"#, time.get(), ","]);
+    }
+    pieces
+}
+
+impl<'a> Change<'a> {
+    /// The account as text.
+    pub fn account_id(&self) -> Option<Box<str>> {
+        self.account.and_then(name)
+    }
+
+    /// The pieces of a body with just this change.
+    fn original(&self) -> Vec<&'a str> {
+        let or_null = |raw: Option<&'a RawValue>| raw.map_or("null", RawValue::get);
+        let mut pieces = head(self.account, self.entry_time);
+        let (value, field) = (or_null(self.value), or_null(self.field));
+        pieces.extend([r#""changes":[{"value":"#, value, r#","field":"#, field, "}]}]}"]);
+        pieces
+    }
+}
+
+#[derive(Default)]
+struct Parts<'a> {
+    found: Vec<Part<'a>>,
+    items: usize,
+}
+
+impl<'a> Parts<'a> {
+    fn change(&mut self, change: Change<'a>) -> Result<(), NormalizeError> {
+        let (target, items) = change_part(&change, ITEMS_MAX - self.items)?;
+        if items.is_empty() { Ok(()) } else { self.add(Part { target, items, original: change.original() }) }
+    }
+
+    fn odd(&mut self, target: Target, raw: &'a RawValue, original: Vec<&'a str>) -> Result<(), NormalizeError> {
+        let account = target.account_id.as_deref().unwrap_or_default();
+        let notice = NoticeItem {
+            field: UNKNOWN_FIELD.into(),
+            raw: kept(raw),
+            identity: identity(&[account, UNKNOWN_FIELD, "", raw.get()]),
+            time: None,
+        };
+        self.add(Part { target, items: vec![Item::Notice(Box::new(notice))], original })
+    }
+
+    fn add(&mut self, part: Part<'a>) -> Result<(), NormalizeError> {
+        self.items += part.items.len();
+        if self.items > ITEMS_MAX {
+            return Err(NormalizeError::TooManyItems);
+        }
+        self.found.push(part);
+        Ok(())
+    }
+}

@@ -1,0 +1,139 @@
+//! `messages[]` and `message_echoes[]`,
+//! <https://developers.facebook.com/docs/whatsapp/cloud-api/webhooks/reference/messages>.
+
+use gateway_core::{
+    event::{Contact, Message, ProviderError},
+    phone::{Phone, normalize_phone},
+};
+use serde_json::value::RawValue;
+
+use super::{contact::Contacts, content, status::first_error};
+use crate::provider::{
+    ContactChange, Item, MessageItem, PreferenceItem,
+    json::{Fields, identity, kept},
+};
+
+/// What we call a message that we cannot tell more about; it is passed on raw.
+const UNSUPPORTED: &str = "unsupported";
+
+/// A message of a contact. `value_error` is the error of the whole value: it explains a message without
+/// content.
+pub fn received(
+    raw: &RawValue,
+    contacts: &Contacts,
+    alone: bool,
+    business_phone: Option<&Phone>,
+    value_error: Option<&ProviderError>,
+) -> Vec<Item> {
+    let Some(fields) = Fields::of(raw) else { return vec![unreadable(raw, business_phone, false)] };
+    let contact = contacts.join(fields.name("from"), fields.name("from_user_id"), alone);
+    let mut message = read(raw, &fields);
+    if message.error.is_none() && &*message.message_type == UNSUPPORTED {
+        message.error = value_error.cloned();
+    }
+    let system = fields.object("system").filter(|_| &*message.message_type == "system");
+    let told = system.and_then(|system| system_item(&system, &fields, &contact));
+    let item = MessageItem {
+        identity: identity_of(&message, raw),
+        contact,
+        message,
+        is_echo: false,
+        business_phone: business_phone.cloned(),
+        time: fields.time("timestamp"),
+    };
+    std::iter::once(Item::Message(Box::new(item))).chain(told).collect()
+}
+
+/// A message that the business typed in its phone app.
+pub fn echo(raw: &RawValue, contacts: &Contacts, alone: bool) -> Vec<Item> {
+    let Some(fields) = Fields::of(raw) else { return vec![unreadable(raw, None, true)] };
+    let mut message = read(raw, &fields);
+    message.source = Some("app");
+    let item = MessageItem {
+        identity: identity_of(&message, raw),
+        contact: contacts.join(fields.name("to"), fields.name("to_user_id"), alone),
+        message,
+        is_echo: true,
+        business_phone: fields.text("from").as_deref().and_then(normalize_phone),
+        time: fields.time("timestamp"),
+    };
+    vec![Item::Message(Box::new(item))]
+}
+
+fn unreadable(raw: &RawValue, business_phone: Option<&Phone>, is_echo: bool) -> Item {
+    let message = Message {
+        message_type: UNSUPPORTED.into(),
+        source: is_echo.then_some("app"),
+        raw: Some(kept(raw)),
+        ..Message::default()
+    };
+    Item::Message(Box::new(MessageItem {
+        identity: identity_of(&message, raw),
+        contact: Contact::default(),
+        message,
+        is_echo,
+        business_phone: business_phone.cloned(),
+        time: None,
+    }))
+}
+
+fn identity_of(message: &Message, raw: &RawValue) -> Box<str> {
+    message.external_message_id.clone().unwrap_or_else(|| identity(&[raw.get()]))
+}
+
+fn read(raw: &RawValue, fields: &Fields<'_>) -> Message {
+    let mut message = Message {
+        external_message_id: fields.name("id"),
+        context: fields.object("context").and_then(|context| content::context(&context)),
+        referral: fields.get("referral").map(kept),
+        group_id: fields.name("group_id"),
+        error: fields.get("errors").and_then(first_error),
+        ..Message::default()
+    };
+    let literal = fields.name("type");
+    match literal.as_deref() {
+        Some(known) if content::read(known, fields, &mut message).is_some() => message.message_type = known.into(),
+        _ => {
+            message.message_type = UNSUPPORTED.into();
+            // Of what Meta itself cannot show, `unsupported.type` says what it was.
+            let shown = fields.object("unsupported").and_then(|unsupported| unsupported.name("type"));
+            message.raw_type = shown.filter(|_| literal.as_deref() == Some(UNSUPPORTED)).or(literal);
+            message.raw = Some(kept(raw));
+        }
+    }
+    message
+}
+
+/// What a system message means beside being one.
+fn system_item(system: &Fields<'_>, fields: &Fields<'_>, contact: &Contact) -> Option<Item> {
+    let user_id = system.name("user_id");
+    match system.text("type")?.as_ref() {
+        // `customer_changed_number` and `new_wa_id` are the words of before v12.
+        "user_changed_number" | "customer_changed_number" | "user_changed_user_id" => {
+            let number = system.name("wa_id").or_else(|| system.name("new_wa_id"));
+            let from_user_id = fields.name("from_user_id").filter(|from| user_id.as_ref() != Some(from));
+            let from = Contact {
+                phone: contact.phone.clone(),
+                user_id: system.name("previous_user_id").or(from_user_id),
+                ..Contact::default()
+            };
+            let to = Contact { phone: number.as_deref().and_then(normalize_phone), user_id, ..Contact::default() };
+            Some(Item::ContactChange(Box::new(ContactChange { from, to })))
+        }
+        "user_preference_changed" => {
+            let opts_out = match system.text("marketing")?.as_ref() {
+                "stop" => true,
+                "resume" => false,
+                _ => return None,
+            };
+            Some(Item::Preference(Box::new(PreferenceItem {
+                contact: contact.clone(),
+                opts_out,
+                from_error: false,
+                external_message_id: fields.name("id"),
+                time: fields.time("timestamp"),
+            })))
+        }
+        _ => None,
+    }
+}

@@ -1,0 +1,27 @@
+//! `user_preferences[]`: the contact used WhatsApp's own control for marketing messages,
+//! <https://developers.facebook.com/docs/whatsapp/cloud-api/webhooks/reference/user_preferences>.
+
+use serde_json::value::RawValue;
+
+use super::contact::Contacts;
+use crate::provider::{Item, PreferenceItem, json::Fields};
+
+/// The decision; None for what is not one that we know.
+pub fn preference(raw: &RawValue, contacts: &Contacts, alone: bool) -> Option<Item> {
+    let fields = Fields::of(raw)?;
+    let opts_out = match fields.text("value")?.as_ref() {
+        "stop" => true,
+        "resume" | "signup" => false,
+        _ => return None,
+    };
+    if fields.text("category").is_some_and(|category| category != "marketing_messages") {
+        return None;
+    }
+    Some(Item::Preference(Box::new(PreferenceItem {
+        contact: contacts.join(fields.name("wa_id"), fields.name("user_id"), alone),
+        opts_out,
+        from_error: false,
+        external_message_id: None,
+        time: fields.time("timestamp"),
+    })))
+}

@@ -1,0 +1,293 @@
+//! `StreamConfig`: configuration down, verdicts and health up.
+
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+
+use futures_util::{FutureExt as _, Stream, StreamExt as _, stream};
+use gateway_proto::v1::{self, stream_config_request::Message};
+use gateway_runtime::clock;
+use tokio::{sync::watch, time::Instant};
+use tonic::{Status, Streaming};
+
+use super::{check_build, status};
+use crate::{
+    api::authorize::AgentIdentity,
+    app::State,
+    fleet::{Connection, ResourceKey},
+    publish::{Part, Parts, Publisher},
+    store::agents,
+};
+
+/// How long an agent has to say hello.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+/// Opt-outs of one response, of at most about 2 kB each.
+const OPT_OUTS_PAGE: u32 = 1_000;
+/// Responses whose verdict is awaited; the verdict on an older one no longer counts.
+const UNANSWERED_MAX: usize = 256;
+/// How often the store is looked at without being told of a change: a writer whose caller went away in
+/// mid-commit tells nobody.
+const LOOK_INTERVAL: Duration = Duration::from_secs(5);
+
+/// A stream before and after the hello.
+pub(super) struct ConfigStream {
+    state: State,
+    publisher: Arc<Publisher>,
+    identity: AgentIdentity,
+    inbound: Streaming<v1::StreamConfigRequest>,
+}
+
+impl ConfigStream {
+    pub(super) const fn new(
+        state: State,
+        publisher: Arc<Publisher>,
+        identity: AgentIdentity,
+        inbound: Streaming<v1::StreamConfigRequest>,
+    ) -> Self {
+        Self { state, publisher, identity, inbound }
+    }
+
+    pub(super) fn into_stream(self) -> impl Stream<Item = Result<v1::StreamConfigResponse, Status>> {
+        stream::once(self.greet()).flat_map(|greeted| match greeted {
+            Ok(agent) => stream::unfold(Some(agent), |agent| async move {
+                let mut agent = agent?;
+                match agent.next().await? {
+                    Ok(response) => Some((Ok(response), Some(agent))),
+                    Err(status) => Some((Err(status), None)),
+                }
+            })
+            .boxed(),
+            Err(status) => stream::once(async { Err(status) }).boxed(),
+        })
+    }
+
+    /// Waits for the hello.
+    async fn greet(mut self) -> Result<ConnectedAgent, Status> {
+        let stop = self.state.stop.clone();
+        let first = tokio::select! {
+            first = tokio::time::timeout(HELLO_TIMEOUT, self.inbound.message()) => first,
+            () = stop.cancelled() => return Err(status::unavailable("SHUTTING_DOWN", "the control plane is shutting down")),
+        };
+        let first = first.map_err(|_| status::invalid_field("hello", "must come within 10s"))??;
+        let Some(Message::Hello(hello)) = first.and_then(|request| request.message) else {
+            return Err(status::invalid_field("hello", "must be the first message"));
+        };
+        if hello.agent_id != self.identity.agent_id {
+            return Err(status::invalid_field("hello.agent_id", "must be the agent of the credential"));
+        }
+        if hello.region != self.identity.region {
+            let description = format!("must be `{}`, the region the agent enrolled for", self.identity.region);
+            return Err(status::invalid_field("hello.region", description));
+        }
+        check_build(&hello.build)?;
+        let now = clock::now();
+        agents::record_connection(&self.state.store, &hello.agent_id, &hello.build, now).await?;
+        let mut versions = self.state.store.watch_version();
+        versions.mark_changed();
+        let mut opt_out_cursors = self.state.store.watch_opt_out_cursor();
+        opt_out_cursors.mark_changed();
+        let version = self.state.store.version().await?;
+        let is_ours = hello.store_epoch == self.state.store.store_epoch() && hello.version <= version;
+        let (version, opt_out_cursor) = if is_ours { (hello.version, hello.opt_out_cursor) } else { (0, 0) };
+        let connection = self.state.fleet.connect(&hello.agent_id, &hello.region, &hello.build, version);
+        tracing::info!(gateway.agent.id = hello.agent_id, version, "agent connected");
+        Ok(ConnectedAgent {
+            state: self.state,
+            publisher: self.publisher,
+            region: self.identity.region,
+            inbound: self.inbound,
+            connection,
+            versions,
+            opt_out_cursors,
+            version: if version == 0 { None } else { Some(version) },
+            opt_out_cursor,
+            is_told: false,
+            parts: None,
+            nonces: 0,
+            unanswered: VecDeque::new(),
+            look_at: Instant::now() + LOOK_INTERVAL,
+        })
+    }
+}
+
+/// A response whose verdict is awaited.
+struct Unanswered {
+    nonce: String,
+    version: u64,
+    keys: Vec<ResourceKey>,
+}
+
+/// A connected agent.
+struct ConnectedAgent {
+    state: State,
+    publisher: Arc<Publisher>,
+    region: String,
+    inbound: Streaming<v1::StreamConfigRequest>,
+    connection: Connection,
+    versions: watch::Receiver<u64>,
+    opt_out_cursors: watch::Receiver<u64>,
+    /// The version the agent has once it has taken what was sent; None when it has none of ours.
+    version: Option<u64>,
+    opt_out_cursor: u64,
+    /// Whether it was sent anything: even a configuration that has nothing is said.
+    is_told: bool,
+    /// Changes being sent.
+    parts: Option<Parts>,
+    nonces: u64,
+    unanswered: VecDeque<Unanswered>,
+    look_at: Instant,
+}
+
+enum Woken {
+    Message(Option<Result<v1::StreamConfigRequest, Status>>),
+    Changed,
+    End,
+}
+
+impl ConnectedAgent {
+    /// The next response; waits for a change. None at the end of the stream.
+    async fn next(&mut self) -> Option<Result<v1::StreamConfigResponse, Status>> {
+        loop {
+            // Verdicts first: under a flood of changes they would never be heard otherwise.
+            while let Some(message) = self.inbound.next().now_or_never() {
+                match self.heard(message) {
+                    Ok(true) => {}
+                    Ok(false) => return None,
+                    Err(status) => return Some(Err(status)),
+                }
+            }
+            match self.due().await {
+                Ok(None) => {}
+                Ok(Some(response)) => return Some(Ok(response)),
+                Err(status) => return Some(Err(status)),
+            }
+            match self.wait().await {
+                Woken::Changed => {}
+                Woken::End => return None,
+                Woken::Message(message) => match self.heard(message) {
+                    Ok(true) => {}
+                    Ok(false) => return None,
+                    Err(status) => return Some(Err(status)),
+                },
+            }
+        }
+    }
+
+    async fn wait(&mut self) -> Woken {
+        tokio::select! {
+            message = self.inbound.next() => Woken::Message(message),
+            // The senders live as long as the store, which this stream holds.
+            _ = self.versions.changed() => Woken::Changed,
+            _ = self.opt_out_cursors.changed() => Woken::Changed,
+            () = tokio::time::sleep_until(self.look_at) => {
+                self.look_at = Instant::now() + LOOK_INTERVAL;
+                self.versions.mark_changed();
+                Woken::Changed
+            }
+            () = self.connection.superseded().cancelled() => Woken::End,
+            () = self.state.stop.cancelled() => Woken::End,
+        }
+    }
+
+    /// What the agent is to be told now, if anything.
+    async fn due(&mut self) -> Result<Option<v1::StreamConfigResponse>, Status> {
+        if let Some(part) = self.next_part() {
+            return Ok(Some(part));
+        }
+        let is_changed = self.versions.has_changed().unwrap_or(false);
+        if is_changed || !self.is_told {
+            let known = *self.versions.borrow_and_update();
+            let newest = known.max(self.state.store.version().await?);
+            if !self.is_told || self.version != Some(newest) {
+                let changes = self.publisher.changes(self.version.unwrap_or(0), newest).await?;
+                self.parts = Some(Parts::new(changes, &self.region));
+                return Ok(self.next_part());
+            }
+        }
+        self.opt_outs().await
+    }
+
+    fn next_part(&mut self) -> Option<v1::StreamConfigResponse> {
+        let parts = self.parts.as_mut()?;
+        let version = parts.version();
+        let Some(part) = parts.next() else {
+            self.parts = None;
+            return None;
+        };
+        self.is_told = true;
+        if part.begins_snapshot {
+            self.connection.forget_refused();
+        }
+        if part.is_last {
+            self.version = Some(version);
+            self.parts = None;
+        }
+        let keys = part.keys();
+        let Part { upserts, removals, begins_snapshot, .. } = part;
+        let response = v1::StreamConfigResponse { snapshot: begins_snapshot, upserts, removals, ..self.response() };
+        self.await_verdict(&response, keys);
+        Some(response)
+    }
+
+    async fn opt_outs(&mut self) -> Result<Option<v1::StreamConfigResponse>, Status> {
+        let newest = *self.opt_out_cursors.borrow_and_update();
+        if self.opt_out_cursor == newest {
+            return Ok(None);
+        }
+        if self.opt_out_cursor > newest {
+            self.opt_out_cursor = 0;
+        }
+        let (opt_outs, cursor) = self.state.store.opt_outs_since(self.opt_out_cursor, OPT_OUTS_PAGE).await?;
+        if opt_outs.is_empty() && cursor == self.opt_out_cursor {
+            return Ok(None);
+        }
+        self.opt_out_cursor = cursor;
+        if cursor < newest {
+            self.opt_out_cursors.mark_changed();
+        }
+        let response = v1::StreamConfigResponse { opt_outs, ..self.response() };
+        self.await_verdict(&response, Vec::new());
+        Ok(Some(response))
+    }
+
+    /// A response that says where the agent stands after it, with a nonce of its own.
+    fn response(&mut self) -> v1::StreamConfigResponse {
+        self.nonces += 1;
+        v1::StreamConfigResponse {
+            nonce: self.nonces.to_string(),
+            version: self.version.unwrap_or(0),
+            store_epoch: self.state.store.store_epoch().to_owned(),
+            opt_out_cursor: self.opt_out_cursor,
+            ..Default::default()
+        }
+    }
+
+    fn await_verdict(&mut self, response: &v1::StreamConfigResponse, keys: Vec<ResourceKey>) {
+        if self.unanswered.len() == UNANSWERED_MAX {
+            self.unanswered.pop_front();
+        }
+        let (nonce, version) = (response.nonce.clone(), response.version);
+        self.unanswered.push_back(Unanswered { nonce, version, keys });
+    }
+
+    /// Takes what the agent says; false at the end of its side of the stream.
+    fn heard(&mut self, message: Option<Result<v1::StreamConfigRequest, Status>>) -> Result<bool, Status> {
+        let Some(request) = message else { return Ok(false) };
+        // A broken connection is how agents leave; the error is of no use to anybody.
+        let Ok(request) = request else { return Ok(false) };
+        match request.message {
+            Some(Message::Hello(_)) => return Err(status::invalid_field("hello", "must come once")),
+            Some(Message::Ack(ack)) => self.verdict(&ack.nonce, Vec::new()),
+            Some(Message::Nack(nack)) => self.verdict(&nack.nonce, nack.refused),
+            Some(Message::Applied(applied)) => self.connection.applied(applied.version),
+            Some(Message::Health(health)) => self.connection.health(health),
+            None => {}
+        }
+        Ok(true)
+    }
+
+    fn verdict(&mut self, nonce: &str, refused: Vec<v1::RefusedResource>) {
+        let Some(place) = self.unanswered.iter().position(|response| response.nonce == nonce) else { return };
+        if let Some(Unanswered { version, keys, .. }) = self.unanswered.remove(place) {
+            self.connection.accepted(version, &keys, refused);
+        }
+    }
+}

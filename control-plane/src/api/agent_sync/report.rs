@@ -1,0 +1,205 @@
+//! `ReportLogs`: what agents recorded. A message is acknowledged after its opt-outs and then its logs are
+//! committed; the next messages are read meanwhile.
+
+use std::collections::HashMap;
+
+use futures_util::{Stream, StreamExt as _, future::BoxFuture, stream, stream::FuturesOrdered};
+use gateway_core::id::TenantId;
+use gateway_proto::v1::{self, report::Report as Reported};
+use tonic::{Status, Streaming};
+use tracing::warn;
+
+use super::status;
+use crate::{
+    api::authorize::AgentIdentity,
+    app::State,
+    inbound_log::{LogStoreError, Record, ReportBatch, SequencedRecord},
+};
+
+/// Messages of one stream on their way to disk. When there are as many, the next one is not read.
+const UNCOMMITTED_MAX: usize = 8;
+/// Longest `buffer_id`.
+const BUFFER_ID_BYTES_MAX: usize = 128;
+/// Instances whose tenant a stream remembers; beyond that it starts anew.
+const TENANTS_MAX: usize = 10_000;
+/// Why a subscription is paused whose destination answered 410.
+const GONE_REASON: &str = "destination answered 410 Gone";
+
+type Committing = BoxFuture<'static, (String, Result<u64, LogStoreError>)>;
+
+/// One agent's reports.
+pub(super) struct ReportStream {
+    state: State,
+    identity: AgentIdentity,
+    inbound: Streaming<v1::ReportLogsRequest>,
+    /// Messages on their way to disk, in their order.
+    committing: FuturesOrdered<Committing>,
+    /// Set when no more messages are read; the outcome comes after the last acknowledgement.
+    end: Option<Option<Status>>,
+    tenants: HashMap<String, String>,
+}
+
+enum Woken {
+    Message(Option<Result<v1::ReportLogsRequest, Status>>),
+    Committed((String, Result<u64, LogStoreError>)),
+    Stop,
+}
+
+impl ReportStream {
+    pub(super) fn new(state: State, identity: AgentIdentity, inbound: Streaming<v1::ReportLogsRequest>) -> Self {
+        Self { state, identity, inbound, committing: FuturesOrdered::new(), end: None, tenants: HashMap::new() }
+    }
+
+    pub(super) fn into_stream(self) -> impl Stream<Item = Result<v1::ReportLogsResponse, Status>> {
+        stream::unfold(Some(self), |reports| async move {
+            let mut reports = reports?;
+            match reports.next().await? {
+                Ok(response) => Some((Ok(response), Some(reports))),
+                Err(status) => Some((Err(status), None)),
+            }
+        })
+    }
+
+    /// The next acknowledgement. None at the end of the stream.
+    async fn next(&mut self) -> Option<Result<v1::ReportLogsResponse, Status>> {
+        loop {
+            if self.committing.is_empty()
+                && let Some(end) = self.end.take()
+            {
+                return end.map(Err);
+            }
+            match self.wait().await {
+                Woken::Committed((buffer_id, Ok(acked_sequence))) => {
+                    return Some(Ok(v1::ReportLogsResponse { buffer_id, acked_sequence }));
+                }
+                Woken::Committed((_, Err(error))) => return Some(Err(refusal(error))),
+                Woken::Stop => self.end = Some(None),
+                Woken::Message(None | Some(Err(_))) => self.end = Some(None),
+                Woken::Message(Some(Ok(message))) => {
+                    if let Err(status) = self.take(message).await {
+                        self.end = Some(Some(status));
+                    }
+                }
+            }
+        }
+    }
+
+    async fn wait(&mut self) -> Woken {
+        let reads = self.end.is_none() && self.committing.len() < UNCOMMITTED_MAX;
+        tokio::select! {
+            Some(committed) = self.committing.next(), if !self.committing.is_empty() => Woken::Committed(committed),
+            message = self.inbound.next(), if reads => Woken::Message(message),
+            () = self.state.stop.cancelled(), if self.end.is_none() => Woken::Stop,
+        }
+    }
+
+    /// Commits opt-outs and pauses of a message, then hands its records to the writer.
+    async fn take(&mut self, message: v1::ReportLogsRequest) -> Result<(), Status> {
+        if message.buffer_id.is_empty() || message.buffer_id.len() > BUFFER_ID_BYTES_MAX {
+            return Err(status::invalid_field("buffer_id", "must have 1 to 128 bytes"));
+        }
+        let mut batch = ReportBatch {
+            agent_id: self.identity.agent_id.clone(),
+            buffer_id: message.buffer_id.clone(),
+            records: Vec::with_capacity(message.reports.len()),
+            last_sequence: 0,
+        };
+        let (mut opt_outs, mut gone) = (Vec::new(), Vec::new());
+        for v1::Report { sequence, report } in message.reports {
+            batch.last_sequence = batch.last_sequence.max(sequence);
+            let record = match report {
+                Some(Reported::Event(event)) => self.event(event).await?,
+                Some(Reported::Attempts(mut report)) => {
+                    self.sign(&mut report.attempts);
+                    Some(Record::Attempts(report))
+                }
+                Some(Reported::Duplicate(report)) => Some(Record::Duplicate(report)),
+                Some(Reported::UnroutedCallback(mut callback)) => {
+                    callback.agent_id.clone_from(&self.identity.agent_id);
+                    Some(Record::Unrouted(callback))
+                }
+                Some(Reported::OptOut(mut opt_out)) => {
+                    opt_out.tenant_id = self.tenant_of(&opt_out.instance_id).await?;
+                    opt_outs.push(opt_out);
+                    None
+                }
+                Some(Reported::DestinationGone(report)) => {
+                    gone.push(report);
+                    None
+                }
+                // A newer agent's report. Refusing it would hold up everything behind it.
+                None => {
+                    warn!(gateway.agent.id = self.identity.agent_id, "skipped a report of an unknown kind");
+                    None
+                }
+            };
+            batch.records.extend(record.map(|record| SequencedRecord { sequence, record }));
+        }
+        self.decide(opt_outs, gone).await?;
+        let submitted = self.state.logs.submit(batch).await?;
+        let buffer_id = message.buffer_id;
+        self.committing.push_back(Box::pin(async move { (buffer_id, submitted.committed().await) }));
+        Ok(())
+    }
+
+    /// Records opt-outs, and pauses subscriptions whose destination is gone. Repeats change nothing.
+    async fn decide(&self, opt_outs: Vec<v1::OptOut>, gone: Vec<v1::DestinationGone>) -> Result<(), Status> {
+        if !opt_outs.is_empty() {
+            self.state.store.record_opt_outs(opt_outs).await?;
+        }
+        for report in gone {
+            let (id, url) = (&report.subscription_id, &report.destination_url);
+            if self.state.store.pause_subscription_gone(id, url, GONE_REASON).await? {
+                tracing::info!(gateway.subscription.id = id, "paused a subscription whose destination is gone");
+            }
+        }
+        Ok(())
+    }
+
+    async fn event(&mut self, event: v1::EventReport) -> Result<Option<Record>, Status> {
+        let Some(mut log) = event.inbound_log.filter(|log| !log.event_id.is_empty()) else {
+            warn!(gateway.agent.id = self.identity.agent_id, "skipped an event without id");
+            return Ok(None);
+        };
+        log.tenant_id = self.tenant_of(&log.instance_id).await?;
+        log.agent_id.clone_from(&self.identity.agent_id);
+        log.region.clone_from(&self.identity.region);
+        let mut attempts = event.attempts;
+        self.sign(&mut attempts);
+        Ok(Some(Record::Event(Box::new(log), attempts)))
+    }
+
+    fn sign(&self, attempts: &mut [v1::DeliveryAttempt]) {
+        for attempt in attempts {
+            attempt.agent_id.clone_from(&self.identity.agent_id);
+        }
+    }
+
+    /// The tenant of an instance; the default one when the instance is gone meanwhile.
+    async fn tenant_of(&mut self, instance_id: &str) -> Result<String, Status> {
+        if let Some(tenant_id) = self.tenants.get(instance_id) {
+            return Ok(tenant_id.clone());
+        }
+        let tenant_id = match self.state.store.instance(instance_id).await? {
+            Some(instance) if !instance.tenant_id.is_empty() => instance.tenant_id,
+            _ => TenantId::default_tenant().as_str().to_owned(),
+        };
+        if self.tenants.len() >= TENANTS_MAX {
+            self.tenants.clear();
+        }
+        self.tenants.insert(instance_id.to_owned(), tenant_id.clone());
+        Ok(tenant_id)
+    }
+}
+
+/// A failed commit is the control plane's trouble: the agent keeps its records and comes back.
+fn refusal(error: LogStoreError) -> Status {
+    match error {
+        LogStoreError::Write(_) => {
+            // The caller learns that it may try again, the log learns why.
+            let _ = Status::from(error);
+            status::unavailable("LOGS_NOT_WRITABLE", "the inbound log cannot be written; try again later")
+        }
+        other => other.into(),
+    }
+}

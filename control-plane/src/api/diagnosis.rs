@@ -1,0 +1,162 @@
+//! Why events of an instance do or do not arrive, for `DiagnoseInstance`.
+
+use gateway_core::{id::TenantId, time};
+use gateway_proto::v1;
+use tonic::Status;
+
+use super::webhook_subscription::masked;
+use crate::{
+    app::State,
+    fleet::FleetDiagnosis,
+    store::{inbound_routes, webhook_subscriptions},
+};
+
+/// Subscriptions looked at.
+const SUBSCRIPTIONS_MAX: i64 = 100;
+/// Unrouted callbacks looked at for a number that nobody claims.
+const UNROUTED_MAX: usize = 100;
+
+/// Everything known of the flow of events of one instance.
+///
+/// # Errors
+/// When a database cannot be read.
+pub async fn of(
+    state: &State,
+    tenant_id: &TenantId,
+    instance: &v1::Instance,
+) -> Result<v1::DiagnoseInstanceResponse, Status> {
+    let mut connection = state.store.reader().await?;
+    let route = inbound_routes::find_any(&mut connection, &instance.inbound_route_id).await?;
+    let id = Some(instance.id.as_str());
+    let subscriptions =
+        webhook_subscriptions::list(&mut connection, tenant_id, id, None, SUBSCRIPTIONS_MAX).await?;
+    drop(connection);
+    let version = state.store.version().await?;
+    let fleet = state.fleet.diagnosis(&instance.inbound_route_id, &instance.regions, version);
+    let last_event_time = state.logs.last_event_time(&instance.id).await?;
+    let unrouted = state.logs.list_unrouted(Some(&instance.inbound_route_id), None, UNROUTED_MAX).await?.0;
+    let facts = Facts {
+        fleet: &fleet,
+        has_event: last_event_time.is_some(),
+        has_unrouted: unrouted.iter().any(|callback| !callback.provider_number_id.is_empty()),
+        subscriptions: &subscriptions,
+    };
+    Ok(v1::DiagnoseInstanceResponse {
+        findings: findings(&facts),
+        callback_path: route.map(|stored| stored.route.callback_path).unwrap_or_default(),
+        last_event_time: last_event_time.map(time::to_proto),
+        online_agent_count: fleet.online,
+        current_agent_count: fleet.current,
+        callback_refusals: fleet.refusals,
+        webhook_subscriptions: subscriptions.into_iter().map(masked).collect(),
+    })
+}
+
+struct Facts<'a> {
+    fleet: &'a FleetDiagnosis,
+    has_event: bool,
+    has_unrouted: bool,
+    subscriptions: &'a [v1::WebhookSubscription],
+}
+
+fn finding(reason: &str, description: impl Into<String>, advice: &str) -> v1::DiagnosisFinding {
+    v1::DiagnosisFinding {
+        reason: reason.to_owned(),
+        description: description.into(),
+        advice: advice.to_owned(),
+    }
+}
+
+fn findings(facts: &Facts<'_>) -> Vec<v1::DiagnosisFinding> {
+    let mut findings = Vec::new();
+    let fleet = facts.fleet;
+    if fleet.online == 0 {
+        findings.push(finding(
+            "NO_AGENT_ONLINE",
+            "no agent that serves the instance is connected; agents may still work from their last configuration",
+            "start an agent in one of the instance's regions, or look at its log for why it cannot connect",
+        ));
+    } else if fleet.current < fleet.online {
+        findings.push(finding(
+            "AGENTS_BEHIND",
+            format!("{} of {} online agents do not use the newest configuration yet", fleet.online - fleet.current, fleet.online),
+            "wait a moment; if it stays, look at `refused` of ListAgents",
+        ));
+    }
+    findings.extend(facts.fleet.refusals.iter().filter(|refusal| refusal.count > 0).map(refused));
+    if !facts.has_event {
+        findings.push(finding(
+            "NO_CALLBACK_YET",
+            "no event was ever recorded for the instance",
+            "register `callback_path` on the agents' public address at the provider, and subscribe to messages there",
+        ));
+    }
+    if facts.has_unrouted {
+        findings.push(finding(
+            "UNROUTED_CALLBACKS",
+            "callbacks come in on the inbound route for numbers that no instance claims",
+            "compare `provider_number_id` with those of ListUnroutedCallbacks",
+        ));
+    }
+    if facts.subscriptions.is_empty() {
+        findings.push(finding(
+            "NO_WEBHOOK_SUBSCRIPTION",
+            "events are recorded but delivered to nobody",
+            "create a webhook subscription for the instance",
+        ));
+    }
+    for subscription in facts.subscriptions {
+        if subscription.state() == v1::WebhookSubscriptionState::Paused {
+            findings.push(finding(
+                "WEBHOOK_SUBSCRIPTION_PAUSED",
+                format!("webhook subscription `{}` is paused: {}", subscription.id, subscription.pause_reason),
+                "mend the destination and call ResumeWebhookSubscription; what was held is delivered then",
+            ));
+        }
+    }
+    findings
+}
+
+fn refused(refusal: &v1::CallbackRefusal) -> v1::DiagnosisFinding {
+    let advice = match refusal.reason.as_str() {
+        "wrong_signature" | "missing_signature" => {
+            "compare the app secret at the provider with the fingerprints of the inbound route's secrets"
+        }
+        "wrong_verify_token" => "compare the verify token at the provider with that of the inbound route",
+        _ => "look at the callbacks that the provider sends to this inbound route",
+    };
+    let description =
+        format!("{} callbacks were refused on the inbound route: {}", refusal.count, refusal.reason);
+    finding("CALLBACKS_REFUSED", description, advice)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each problem is found, agents first, and a healthy instance has none.
+    #[test]
+    fn problems_are_found_in_order() {
+        let active = v1::WebhookSubscription { id: "sub_1".into(), ..Default::default() };
+        let mut paused = active.clone();
+        paused.set_state(v1::WebhookSubscriptionState::Paused);
+        let healthy = FleetDiagnosis { online: 2, current: 2, refusals: vec![] };
+        let facts =
+            Facts { fleet: &healthy, has_event: true, has_unrouted: false, subscriptions: &[active] };
+        assert_eq!(findings(&facts), []);
+        let refusal = v1::CallbackRefusal { reason: "wrong_signature".into(), count: 3, last_time: None };
+        let ill = FleetDiagnosis { online: 0, current: 0, refusals: vec![refusal] };
+        let facts = Facts { fleet: &ill, has_event: false, has_unrouted: true, subscriptions: &[paused] };
+        let reasons: Vec<_> = findings(&facts).into_iter().map(|finding| finding.reason).collect();
+        assert_eq!(
+            reasons,
+            [
+                "NO_AGENT_ONLINE",
+                "CALLBACKS_REFUSED",
+                "NO_CALLBACK_YET",
+                "UNROUTED_CALLBACKS",
+                "WEBHOOK_SUBSCRIPTION_PAUSED",
+            ]
+        );
+    }
+}

@@ -1,0 +1,258 @@
+//! `InstanceService`.
+
+use gateway_core::{id::TenantId, instance::Instance, time};
+use gateway_proto::v1::{self, instance_service_server::InstanceService};
+use gateway_runtime::clock;
+use prost::Message as _;
+use sqlx::SqliteConnection;
+use tonic::{Request, Response, Status};
+use tracing::warn;
+
+use super::{authorize, diagnosis, field_mask, inbound_route, new_id, page::Page, repeat, status};
+use crate::{
+    app::State,
+    store::{WriteTx, inbound_routes, instances, requests, webhook_subscriptions},
+};
+
+/// How many referring resources an error names.
+const NAMED_MAX: u32 = 5;
+
+const FIELDS: [&str; 6] =
+    ["display_name", "inbound_route_id", "provider_number_id", "phone_number", "regions", "labels"];
+
+/// Connected business numbers.
+pub struct InstanceApi {
+    state: State,
+}
+
+impl InstanceApi {
+    /// The service over `state`.
+    pub const fn new(state: State) -> Self {
+        Self { state }
+    }
+
+    /// Callbacks that waited for the instance go on their way. The instance stands whatever comes of it:
+    /// the claiming task looks again.
+    async fn claim_unrouted(&self, instance: &v1::Instance) {
+        if let Err(error) = self.state.work.claim_unrouted(instance).await {
+            warn!(gateway.instance.id = instance.id, %error, "failed to claim unrouted callbacks");
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl InstanceService for InstanceApi {
+    async fn create_instance(
+        &self,
+        request: Request<v1::CreateInstanceRequest>,
+    ) -> Result<Response<v1::CreateInstanceResponse>, Status> {
+        let tenant_id = authorize::tenant(&request)?;
+        let request = request.into_inner();
+        let mut transaction = self.state.store.begin_write().await?;
+        let key = repeat::key(&tenant_id, "CreateInstance", &request.request_id, &parts(&request))?;
+        if let Some(answer) = repeat::answer(&mut transaction, &key).await? {
+            return Ok(Response::new(answer));
+        }
+        let response = create(&mut transaction, &tenant_id, &request).await?;
+        requests::remember(&mut transaction, &key, &response).await?;
+        transaction.commit().await?;
+        if let Some(instance) = &response.instance {
+            self.claim_unrouted(instance).await;
+        }
+        Ok(Response::new(response))
+    }
+
+    async fn get_instance(
+        &self,
+        request: Request<v1::GetInstanceRequest>,
+    ) -> Result<Response<v1::GetInstanceResponse>, Status> {
+        let tenant_id = authorize::tenant(&request)?;
+        let id = request.into_inner().id;
+        let mut connection = self.state.store.reader().await?;
+        let instance = find(&mut connection, &tenant_id, "id", &id).await?;
+        Ok(Response::new(v1::GetInstanceResponse { instance: Some(instance) }))
+    }
+
+    async fn list_instances(
+        &self,
+        request: Request<v1::ListInstancesRequest>,
+    ) -> Result<Response<v1::ListInstancesResponse>, Status> {
+        let tenant_id = authorize::tenant(&request)?;
+        let request = request.into_inner();
+        let route = request.inbound_route_id.as_str();
+        let page = Page::read("ListInstances", &[route], request.page_size, &request.page_token)?;
+        let route = Some(route).filter(|route| !route.is_empty());
+        let mut connection = self.state.store.reader().await?;
+        let after = page.after.as_deref();
+        let mut instances = instances::list(&mut connection, &tenant_id, route, after, page.limit()).await?;
+        let next_page_token = page.cut(&mut instances, |instance| &instance.id);
+        Ok(Response::new(v1::ListInstancesResponse { instances, next_page_token }))
+    }
+
+    async fn update_instance(
+        &self,
+        request: Request<v1::UpdateInstanceRequest>,
+    ) -> Result<Response<v1::UpdateInstanceResponse>, Status> {
+        let tenant_id = authorize::tenant(&request)?;
+        let request = request.into_inner();
+        let wanted = request.instance.ok_or_else(|| status::missing_field("instance"))?;
+        let mut transaction = self.state.store.begin_write().await?;
+        let mut instance = find(&mut transaction, &tenant_id, "instance.id", &wanted.id).await?;
+        let fields = field_mask::read(request.update_mask.as_ref(), &FIELDS)?;
+        status::check_etag("instance", &wanted.id, &wanted.etag, &instance.etag)?;
+        let was = (instance.inbound_route_id.clone(), instance.provider_number_id.clone());
+        apply(&mut instance, wanted, &fields);
+        if fields.contains(&"inbound_route_id") {
+            require_route(&mut transaction, &tenant_id, &instance.inbound_route_id).await?;
+        }
+        instance.update_time = Some(time::to_proto(clock::now()));
+        put(&mut transaction, &mut instance).await?;
+        transaction.commit().await?;
+        if was != (instance.inbound_route_id.clone(), instance.provider_number_id.clone()) {
+            self.claim_unrouted(&instance).await;
+        }
+        Ok(Response::new(v1::UpdateInstanceResponse { instance: Some(instance) }))
+    }
+
+    async fn delete_instance(
+        &self,
+        request: Request<v1::DeleteInstanceRequest>,
+    ) -> Result<Response<v1::DeleteInstanceResponse>, Status> {
+        let tenant_id = authorize::tenant(&request)?;
+        let v1::DeleteInstanceRequest { id, etag } = request.into_inner();
+        let mut transaction = self.state.store.begin_write().await?;
+        let instance = find(&mut transaction, &tenant_id, "id", &id).await?;
+        status::check_etag("instance", &id, &etag, &instance.etag)?;
+        let limit = i64::from(NAMED_MAX);
+        let referring =
+            webhook_subscriptions::list(&mut transaction, &tenant_id, Some(&id), None, limit).await?;
+        if !referring.is_empty() {
+            let names = referring.into_iter().map(|subscription| subscription.id);
+            return Err(status::in_use("instance", &id, "webhook subscriptions", names));
+        }
+        instances::delete(&mut transaction, &id).await?;
+        transaction.commit().await?;
+        Ok(Response::new(v1::DeleteInstanceResponse {}))
+    }
+
+    async fn diagnose_instance(
+        &self,
+        request: Request<v1::DiagnoseInstanceRequest>,
+    ) -> Result<Response<v1::DiagnoseInstanceResponse>, Status> {
+        let tenant_id = authorize::tenant(&request)?;
+        let id = request.into_inner().id;
+        let mut connection = self.state.store.reader().await?;
+        let instance = find(&mut connection, &tenant_id, "id", &id).await?;
+        drop(connection);
+        Ok(Response::new(diagnosis::of(&self.state, &tenant_id, &instance).await?))
+    }
+}
+
+/// An instance of the tenant; `field` is the request's field that names it.
+pub(super) async fn find(
+    connection: &mut SqliteConnection,
+    tenant_id: &TenantId,
+    field: &str,
+    id: &str,
+) -> Result<v1::Instance, Status> {
+    if id.is_empty() {
+        return Err(status::missing_field(field));
+    }
+    let found = instances::find(connection, tenant_id, id).await?;
+    found.ok_or_else(|| status::not_found("instance", id))
+}
+
+/// Ids of instances that refer to a route, at most as many as an error names.
+pub(super) async fn ids_of_route(
+    connection: &mut SqliteConnection,
+    inbound_route_id: &str,
+) -> Result<Vec<String>, Status> {
+    Ok(instances::ids_of_route(connection, inbound_route_id, NAMED_MAX).await?)
+}
+
+/// What makes a creation's body: maps have no fixed encoding, so labels are a part of their own.
+fn parts(request: &v1::CreateInstanceRequest) -> [Vec<u8>; 3] {
+    let mut instance = request.instance.clone().unwrap_or_default();
+    let labels = repeat::map_part(&std::mem::take(&mut instance.labels));
+    let route = request.inbound_route.as_ref().map(v1::InboundRoute::encode_to_vec);
+    [instance.encode_to_vec(), labels, route.unwrap_or_default()]
+}
+
+async fn create(
+    transaction: &mut WriteTx,
+    tenant_id: &TenantId,
+    request: &v1::CreateInstanceRequest,
+) -> Result<v1::CreateInstanceResponse, Status> {
+    let mut instance = request.instance.clone().ok_or_else(|| status::missing_field("instance"))?;
+    let inbound_route = match &request.inbound_route {
+        None => {
+            require_route(transaction, tenant_id, &instance.inbound_route_id).await?;
+            None
+        }
+        Some(route) => {
+            let named = &instance.inbound_route_id;
+            if !named.is_empty() && *named != route.id {
+                let description = "must be empty or name `inbound_route.id` when the route is created inline";
+                return Err(status::invalid_field("instance.inbound_route_id", description));
+            }
+            let stored = inbound_route::create(transaction, tenant_id, route).await?;
+            instance.inbound_route_id.clone_from(&stored.route.id);
+            Some(stored.route)
+        }
+    };
+    if instance.id.is_empty() {
+        instance.id = new_id("inst_");
+    }
+    let now = Some(time::to_proto(clock::now()));
+    instance.tenant_id = tenant_id.to_string();
+    instance.create_time = now;
+    instance.update_time = now;
+    let id_taken = instances::find_any(transaction, &instance.id).await?.is_some();
+    let checked = Instance::try_from(&instance).map_err(status::invalid)?;
+    if id_taken {
+        return Err(status::already_exists("instance", checked.id.as_str()));
+    }
+    put(transaction, &mut instance).await?;
+    Ok(v1::CreateInstanceResponse { instance: Some(instance), inbound_route })
+}
+
+fn apply(instance: &mut v1::Instance, wanted: v1::Instance, fields: &[&str]) {
+    for field in fields {
+        match *field {
+            "display_name" => instance.display_name.clone_from(&wanted.display_name),
+            "inbound_route_id" => instance.inbound_route_id.clone_from(&wanted.inbound_route_id),
+            "provider_number_id" => instance.provider_number_id.clone_from(&wanted.provider_number_id),
+            "phone_number" => instance.phone_number.clone_from(&wanted.phone_number),
+            "regions" => instance.regions.clone_from(&wanted.regions),
+            "labels" => instance.labels.clone_from(&wanted.labels),
+            other => unreachable!("the mask allows only known fields, not `{other}`"),
+        }
+    }
+}
+
+async fn require_route(transaction: &mut WriteTx, tenant_id: &TenantId, id: &str) -> Result<(), Status> {
+    if id.is_empty() {
+        return Err(status::missing_field("instance.inbound_route_id"));
+    }
+    let found = inbound_routes::find(transaction, tenant_id, id).await?;
+    found.map(|_| ()).ok_or_else(|| status::not_found("inbound route", id))
+}
+
+/// Validates and writes an instance whose number nobody else has.
+async fn put(transaction: &mut WriteTx, instance: &mut v1::Instance) -> Result<(), Status> {
+    let checked = Instance::try_from(&*instance).map_err(status::invalid)?;
+    if let Some(phone) = &checked.phone_number {
+        phone.as_str().clone_into(&mut instance.phone_number);
+    }
+    let number_key = checked.number_key();
+    let route_id = checked.inbound_route_id.as_str();
+    let holder = instances::holder_of_number(transaction, route_id, &number_key).await?;
+    if let Some(holder) = holder.filter(|holder| *holder != instance.id) {
+        let message = format!(
+            "instance `{holder}` has this `provider_number_id` on inbound route `{route_id}` already; change or \
+             delete it first"
+        );
+        return Err(status::conflict("NUMBER_TAKEN", message));
+    }
+    Ok(instances::put(transaction, instance, &number_key).await?)
+}

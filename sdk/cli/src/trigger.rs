@@ -1,0 +1,238 @@
+//! `gateway trigger`: a genuine sample callback through the agent's front door, and what became of it.
+//!
+//! In order: whom to call ([`target`]), what to send ([`sample`]), following its events through logs,
+//! deliveries and the receiver ([`follow`]), and showing it ([`show`]).
+
+mod target;
+mod sample;
+mod follow;
+mod show;
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::{Args, ValueEnum};
+use gateway_core::{phone::normalize_phone, signature::hmac_sha256};
+use gateway_sdk::{Client, ClientOptions, Error, v1};
+use serde::Serialize;
+use tokio::time::Instant;
+
+use crate::{
+    BadConfig,
+    output::{Look, Output},
+};
+use follow::{EventReport, Expected};
+use sample::Sample;
+use target::Target;
+
+/// How long each step may take.
+const STEP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What happens at the provider.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Kind {
+    /// A contact writes a text message
+    #[value(name = "message.received")]
+    MessageReceived,
+    /// A message of the business gets a status, see --status
+    Status,
+    /// A contact writes STOP
+    OptOut,
+}
+
+/// The status of `gateway trigger status`.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Status {
+    /// Left the provider
+    Sent,
+    /// Reached the phone
+    Delivered,
+    /// Was read
+    Read,
+    /// Could not be delivered
+    Failed,
+}
+
+/// Settings of `gateway trigger`.
+#[derive(Args)]
+pub struct TriggerArgs {
+    /// What happens at the provider
+    kind: Kind,
+    /// The text of the message [default: a greeting, or STOP]
+    #[arg(long)]
+    text: Option<String>,
+    /// The contact's phone number [default: +966500000001, or a random one for opt-out]
+    #[arg(long, value_name = "PHONE")]
+    from: Option<String>,
+    /// The status of a message of the business
+    #[arg(long, value_enum, default_value = "delivered")]
+    status: Status,
+    /// Write one JSON object instead of text
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    target: target::TargetArgs,
+}
+
+/// What became of a callback.
+#[derive(Serialize)]
+pub struct Report {
+    /// The callback and the agent's answer.
+    callback: CallbackReport,
+    /// Its events, in the order in which they were expected.
+    events: Vec<EventReport>,
+    /// What the gateway now says about marketing to the contact; only for opt-outs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    suppression: Option<SuppressionReport>,
+}
+
+/// A callback and the agent's answer.
+#[derive(Serialize)]
+pub struct CallbackReport {
+    url: String,
+    body: Box<serde_json::value::RawValue>,
+    status_code: u16,
+    accepted_ms: f64,
+}
+
+/// Whether marketing may be sent to the contact.
+#[derive(Serialize)]
+pub struct SuppressionReport {
+    marketing_allowed: bool,
+    opt_out_id: String,
+    after_ms: f64,
+}
+
+/// Sends the callback and follows it.
+pub async fn run(args: TriggerArgs, output: &Output) -> anyhow::Result<()> {
+    let target = Target::resolve(&args.target)?;
+    let sample = sample(&args, &target)?;
+    let options = ClientOptions::new(&target.control_plane_url, &target.api_key);
+    let client =
+        Client::connect(options).await.with_context(|| target.help("the control plane does not answer"))?;
+    let known = match args.kind {
+        Kind::OptOut => known_opt_out(&client, &target, &sample).await?,
+        _ => None,
+    };
+    let http = http_client(&target)?;
+    let start = Instant::now();
+    let callback = send(&http, &target, &sample).await?;
+    let show = show::Show { output, json: args.json };
+    show.callback(&callback)?;
+    let mut report = Report { callback, events: Vec::new(), suppression: None };
+    let follower = follow::Follower { client: &client, http: &http, target: &target, start };
+    for expected in expected(&args, &sample, known.as_ref()) {
+        let event = follower.follow(&expected).await?;
+        show.event(&event)?;
+        report.events.push(event);
+    }
+    if args.kind == Kind::OptOut {
+        let suppression = follower.suppression(&sample, report.events.first()).await?;
+        show.suppression(&suppression, known.as_ref())?;
+        report.suppression = Some(suppression);
+    }
+    if args.json {
+        output.line(serde_json::to_string_pretty(&report)?)?;
+    } else {
+        output.line(output.look(Look::Good, "done"))?;
+    }
+    Ok(())
+}
+
+fn sample(args: &TriggerArgs, target: &Target) -> anyhow::Result<Sample> {
+    let contact = match (&args.from, args.kind) {
+        (Some(from), _) => normalize_phone(from)
+            .ok_or_else(|| BadConfig("--from must be a phone number such as +966500000001".to_owned()))?,
+        (None, Kind::OptOut) => sample::random_phone(),
+        (None, _) => sample::default_phone(),
+    };
+    let number =
+        sample::Number { provider_number_id: &target.provider_number_id, phone_number: &target.phone_number };
+    let now = gateway_runtime::clock::now();
+    Ok(match args.kind {
+        Kind::MessageReceived => Sample::message(
+            number,
+            contact,
+            args.text.as_deref().unwrap_or("Hello from `gateway trigger`"),
+            now,
+        ),
+        Kind::OptOut => Sample::message(number, contact, args.text.as_deref().unwrap_or("STOP"), now),
+        Kind::Status => Sample::status(number, contact, args.status, now),
+    })
+}
+
+/// The events that the callback gives at a subscription to `*`.
+fn expected(args: &TriggerArgs, sample: &Sample, known: Option<&v1::OptOut>) -> Vec<Expected> {
+    let of_message = |event: &'static str| Expected::of_message(event, &sample.message_id);
+    match args.kind {
+        Kind::MessageReceived => vec![of_message("message.received")],
+        Kind::Status => vec![of_message(args.status.event()), of_message("message.status_updated")],
+        Kind::OptOut if known.is_some() => vec![of_message("message.received")],
+        Kind::OptOut => {
+            vec![of_message("message.received"), Expected::of_contact("recipient.opted_out", sample)]
+        }
+    }
+}
+
+/// The opt-out that the contact has already: then a second STOP changes nothing, and no event tells of it.
+async fn known_opt_out(
+    client: &Client,
+    target: &Target,
+    sample: &Sample,
+) -> anyhow::Result<Option<v1::OptOut>> {
+    let Some(instance_id) = &target.instance_id else { return Ok(None) };
+    let request = v1::CheckSuppressionRequest {
+        instance_id: instance_id.clone(),
+        phone: sample.contact.as_str().to_owned(),
+        user_id: String::new(),
+        purpose: v1::Purpose::Marketing.into(),
+    };
+    let answer = client.opt_outs().check_suppression(request).await.map_err(Error::from);
+    let opt_out = answer.context("check suppression before the callback")?.into_inner().opt_out;
+    Ok(opt_out.filter(|opt_out| opt_out.state() == v1::OptOutState::OptedOut))
+}
+
+fn http_client(target: &Target) -> anyhow::Result<reqwest::Client> {
+    let builder =
+        reqwest::Client::builder().timeout(STEP_TIMEOUT).redirect(reqwest::redirect::Policy::none());
+    // A proxy of the environment cannot reach this machine's loopback addresses.
+    let builder = if target.is_local() { builder.no_proxy() } else { builder };
+    builder.build().context("set up the HTTP client")
+}
+
+async fn send(http: &reqwest::Client, target: &Target, sample: &Sample) -> anyhow::Result<CallbackReport> {
+    let signature = hmac_sha256(target.app_secret.as_bytes(), sample.body.as_bytes());
+    let signature: String = signature.iter().map(|byte| format!("{byte:02x}")).collect();
+    let start = Instant::now();
+    let answer = http
+        .post(&target.callback_url)
+        .header("content-type", "application/json")
+        .header("x-hub-signature-256", format!("sha256={signature}"))
+        .body(sample.body.clone())
+        .send()
+        .await
+        .map_err(reqwest::Error::without_url)
+        .with_context(|| target.help("the agent does not answer at the callback URL"))?;
+    let accepted_ms = milliseconds(start);
+    let status_code = answer.status().as_u16();
+    let advice = match status_code {
+        200 => {
+            return Ok(CallbackReport {
+                url: target.callback_url.clone(),
+                body: serde_json::value::RawValue::from_string(sample.body.clone())?,
+                status_code,
+                accepted_ms,
+            });
+        }
+        401 => "the agent does not know the callback URL's token, or the app secret is not the route's",
+        503 => "the agent cannot store events now: its buffer or its disk is full",
+        404 => "this is not a callback URL; it ends in /callbacks/meta/{token}",
+        _ => "the agent's log lines say why",
+    };
+    anyhow::bail!("the agent answered {status_code} instead of 200: {advice}")
+}
+
+/// Milliseconds since `start`, to a tenth.
+fn milliseconds(start: Instant) -> f64 {
+    (start.elapsed().as_secs_f64() * 10_000.0).round() / 10.0
+}

@@ -1,0 +1,33 @@
+//! The harness of the system tests: the real programs on free ports, a provider that signs, a receiver
+//! that records.
+//!
+//! In reading order:
+//! - [`world`]: all of it joined: a control plane, an agent, an instance, a subscription, a receiver
+//! - [`condition`]: waiting for a condition with a deadline; nothing here sleeps
+//! - [`programs`]: builds the programs once per test process
+//! - [`process`]: one running program, its log, its end
+//! - [`control_plane`], [`agent`]: the two programs, with their readiness and restarts
+//! - [`meta`]: callbacks as Meta sends them
+//! - [`receiver`]: the customer's side: records webhooks and answers as scripted
+//! - [`schemas`]: the published JSON Schemas
+//! - [`python`]: a virtual environment with what customers use
+//! - [`http`]: requests that no well-behaved client would send
+
+pub mod world;
+pub mod condition;
+pub mod programs;
+pub mod process;
+pub mod control_plane;
+pub mod agent;
+pub mod meta;
+pub mod receiver;
+pub mod schemas;
+pub mod python;
+pub mod http;
+
+pub use agent::Agent;
+pub use condition::{DEADLINE, Within, eventually};
+pub use control_plane::ControlPlane;
+pub use meta::MetaProvider;
+pub use receiver::{Receiver, Reply, Webhook};
+pub use world::World;

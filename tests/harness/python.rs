@@ -1,0 +1,72 @@
+//! A Python virtual environment under `target/` with what customers and operators use: the official
+//! `standardwebhooks` package and `grpcurl`. Made once, by whichever test comes first.
+
+use std::{
+    ffi::OsStr,
+    fs::{self, File},
+    path::PathBuf,
+};
+
+use anyhow::{Context as _, ensure};
+use tokio::{process::Command, sync::OnceCell};
+
+use crate::programs::{target_dir, workspace_root};
+
+static ENVIRONMENT: OnceCell<PathBuf> = OnceCell::const_new();
+
+/// The directory of the environment's programs.
+///
+/// # Errors
+/// When python3 is missing or the packages cannot be installed; the error says what to do.
+pub async fn python_env() -> anyhow::Result<&'static PathBuf> {
+    ENVIRONMENT.get_or_try_init(make).await
+}
+
+/// The directory of the scripts that run in it.
+pub fn scripts() -> PathBuf {
+    workspace_root().join("tests/webhook_verify")
+}
+
+async fn make() -> anyhow::Result<PathBuf> {
+    let directory = target_dir()?.join("python-env");
+    let programs = directory.join("bin");
+    // Other test processes may be at it too; the system ends the lock with the process.
+    let lock = File::create(target_dir()?.join("python-env.lock"))?;
+    let lock = tokio::task::spawn_blocking(move || lock.lock().map(|()| lock)).await??;
+    let requirements = scripts().join("requirements.txt");
+    let (wanted, installed) = (fs::read_to_string(&requirements)?, directory.join("installed.txt"));
+    if fs::read_to_string(&installed).is_ok_and(|installed| installed == wanted) {
+        return Ok(programs);
+    }
+    run("python3", ["-m", "venv", "--clear"].map(OsStr::new).into_iter().chain([directory.as_os_str()]))
+        .await
+        .context(
+            "make a Python virtual environment for the official webhook library; install python3 with its \
+             venv module (Debian and Ubuntu: apt-get install python3 python3-venv)",
+        )?;
+    let pip = programs.join("pip");
+    let arguments = ["install", "--quiet", "--disable-pip-version-check", "--requirement"];
+    run(&pip, arguments.map(OsStr::new).into_iter().chain([requirements.as_os_str()]))
+        .await
+        .context("install Python packages; a package index must be reachable (see pip's --index-url)")?;
+    fs::write(&installed, wanted)?;
+    drop(lock);
+    Ok(programs)
+}
+
+/// Runs a program to its end and gives what it printed.
+///
+/// # Errors
+/// When it cannot be started or fails; with what it printed.
+pub async fn run<S: AsRef<OsStr>>(
+    program: impl AsRef<OsStr>,
+    arguments: impl IntoIterator<Item = S>,
+) -> anyhow::Result<String> {
+    let name = program.as_ref().to_string_lossy().into_owned();
+    let output = Command::new(program).args(arguments).kill_on_drop(true).output().await;
+    let output = output.with_context(|| format!("start `{name}`"))?;
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "run `{name}`: {}: {printed}{complaint}", output.status);
+    Ok(printed)
+}

@@ -1,0 +1,18 @@
+//! Promises of the whole system, one module each, on the real programs with real sockets and disks.
+//! Only providers and customers are fake.
+
+mod first_event;
+mod authenticity;
+mod duplicates;
+mod unrouted;
+mod opt_out;
+mod retries;
+mod isolation;
+mod durable_before_ack;
+mod refuse_when_full;
+mod config_stream;
+mod control_plane_away;
+mod watch;
+mod api_edges;
+mod privacy;
+mod cli;
