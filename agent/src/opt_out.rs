@@ -11,7 +11,7 @@ use std::{
 
 use gateway_core::{
     event::{Contact, Content, Message, OptOutNotice},
-    id::EventId,
+    id::{EventId, InstanceId},
     opt_out::{ContactRef, Decision, Merged, OptOutRecord, OptOutSet, merge, merge_record},
     phone::Phone,
     snapshot::{InstanceConfig, Snapshot},
@@ -62,9 +62,10 @@ pub enum WishKind {
 /// interactive reply's title and id. None of a group message, a forwarded one, a reaction or an edit: these
 /// are not the contact's own, present wish.
 pub fn keyword_texts(message: &Message) -> Vec<&str> {
-    let is_forwarded = message.context.as_ref().is_some_and(|context| {
-        context.forwarded == Some(true) || context.frequently_forwarded == Some(true)
-    });
+    let is_forwarded = message
+        .context
+        .as_ref()
+        .is_some_and(|context| context.forwarded == Some(true) || context.frequently_forwarded == Some(true));
     let reply = message.reply.as_ref();
     let texts = match &*message.message_type {
         _ if is_forwarded || message.group_id.is_some() => [None, None, None],
@@ -108,10 +109,7 @@ impl OptOuts {
             return;
         }
         let records: Vec<OptOutRecord> = opt_outs.iter().filter_map(readable).collect();
-        let mut set = self.0.set.lock().unwrap_or_else(PoisonError::into_inner);
-        for record in &records {
-            set.insert(record);
-        }
+        self.remember(&records);
     }
 
     /// Everything known, for the disk.
@@ -141,29 +139,41 @@ impl OptOuts {
         origin: &Origin,
         now: Timestamp,
     ) -> Result<Receipt, AppendError> {
-        let Normalized { mut entry, wishes } = normalized;
-        if wishes.is_empty() {
-            return buffer.append(entry).await;
+        if normalized.wishes.is_empty() {
+            return buffer.append(normalized.entry).await;
         }
         let _turn = self.0.turn.lock().await;
-        let records = {
-            let set = self.0.set.lock().unwrap_or_else(PoisonError::into_inner);
-            let mut round = Round { set: &set, decided: OptOutSet::new(), records: Vec::new(), now };
-            let mut triggers = HashSet::new();
-            for wish in wishes {
-                let repeated = wish.trigger.is_some_and(|id| !triggers.insert(id) || buffer.contains(&id));
-                if !repeated {
-                    round.take(wish, &mut entry, snapshot, origin);
-                }
-            }
-            round.records
-        };
+        let (entry, records) = self.decide(normalized, |id| buffer.contains(id), snapshot, origin, now);
         let receipt = buffer.append(entry).await?;
+        self.remember(&records);
+        Ok(receipt)
+    }
+
+    /// What is to be written, and what holds once it is.
+    fn decide(
+        &self,
+        normalized: Normalized,
+        is_known: impl Fn(&EventId) -> bool,
+        snapshot: &Snapshot,
+        origin: &Origin,
+        now: Timestamp,
+    ) -> (Entry, Vec<OptOutRecord>) {
+        let Normalized { mut entry, mut wishes } = normalized;
+        let mut triggers = HashSet::new();
+        wishes.retain(|wish| wish.trigger.is_none_or(|id| triggers.insert(id) && !is_known(&id)));
+        let set = self.0.set.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut round = Round { set: &set, decided: OptOutSet::new(), records: Vec::new(), now };
+        for wish in wishes {
+            round.take(&wish, &mut entry, snapshot, origin);
+        }
+        (entry, round.records)
+    }
+
+    fn remember(&self, records: &[OptOutRecord]) {
         let mut set = self.0.set.lock().unwrap_or_else(PoisonError::into_inner);
-        for record in &records {
+        for record in records {
             set.insert(record);
         }
-        Ok(receipt)
     }
 }
 
@@ -176,7 +186,7 @@ struct Round<'a> {
 }
 
 impl Round<'_> {
-    fn take(&mut self, wish: Wish, entry: &mut Entry, snapshot: &Snapshot, origin: &Origin) {
+    fn take(&mut self, wish: &Wish, entry: &mut Entry, snapshot: &Snapshot, origin: &Origin) {
         let instance_id = &wish.instance.id;
         match &wish.kind {
             WishKind::Decide(decision) if decision.contact.is_empty() => {}
@@ -184,7 +194,7 @@ impl Round<'_> {
                 let known = self.known(instance_id, &decision.contact);
                 let merged = merge(known.as_ref(), decision, self.now);
                 if merged.state_changed {
-                    entry.events.push(told(&wish, decision, &merged.record, self.now, snapshot, origin));
+                    entry.events.push(told(wish, decision, &merged.record, self.now, snapshot, origin));
                 }
                 self.keep(merged, entry);
             }
@@ -193,7 +203,9 @@ impl Round<'_> {
                     return;
                 }
                 // Nobody decided anything: the customer is told with the system message itself.
-                let Some(moved) = self.known(instance_id, from).map(|known| known.copy_to(to.clone(), self.now)) else {
+                let Some(moved) =
+                    self.known(instance_id, from).map(|known| known.copy_to(to.clone(), self.now))
+                else {
                     return;
                 };
                 let merged = merge_record(self.known(instance_id, to).as_ref(), &moved, self.now);
@@ -202,7 +214,7 @@ impl Round<'_> {
         }
     }
 
-    fn known(&self, instance_id: &gateway_core::id::InstanceId, contact: &ContactRef) -> Option<OptOutRecord> {
+    fn known(&self, instance_id: &InstanceId, contact: &ContactRef) -> Option<OptOutRecord> {
         self.decided.lookup(instance_id, contact).or_else(|| self.set.lookup(instance_id, contact))
     }
 
@@ -281,3 +293,6 @@ fn readable(opt_out: &v1::OptOut) -> Option<OptOutRecord> {
         .inspect_err(|violations| warn!(opt_out = opt_out.id, %violations, "failed to read an opt-out"))
         .ok()
 }
+
+#[cfg(test)]
+mod tests;

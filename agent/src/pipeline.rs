@@ -43,7 +43,7 @@ pub mod buffer;
 pub mod deliver;
 pub mod report;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use authenticate::{Address, Authenticated, authenticate, handshake};
 use buffer::{AppendError, Buffer, Entry, NewEvent, Receipt};
@@ -184,12 +184,14 @@ impl Pipeline {
         })?;
         check_media_type(&callback)?;
         let route = callback.route();
-        let parts = provider(route.provider).normalize(&callback.value().body).map_err(|error| match error {
-            NormalizeError::Unreadable => Answer::Unreadable,
-            NormalizeError::TooManyItems => Answer::TooLarge,
-        })?;
+        let parts =
+            provider(route.provider).normalize(&callback.value().body).map_err(|error| match error {
+                NormalizeError::Unreadable => Answer::Unreadable,
+                NormalizeError::TooManyItems => Answer::TooLarge,
+            })?;
         let origin = &self.0.origin;
-        let normalizer = Normalizer { route, snapshot: &snapshot, origin, receive_time: now, is_replay: false };
+        let normalizer =
+            Normalizer { route, snapshot: &snapshot, origin, receive_time: now, is_replay: false };
         Ok(normalizer.normalize(parts))
     }
 
@@ -225,7 +227,8 @@ impl Accept for Pipeline {
         let examined = if request.body.len() < BLOCKING_BODY_BYTES {
             self.examine(address, request)
         } else {
-            let (pipeline, segment, token) = (self.clone(), address.provider.to_owned(), address.token.to_owned());
+            let (pipeline, segment, token) =
+                (self.clone(), address.provider.to_owned(), address.token.to_owned());
             let examining = tokio::task::spawn_blocking(move || {
                 pipeline.examine(Address { provider: &segment, token: &token }, request)
             });
@@ -271,7 +274,8 @@ fn check_media_type(callback: &Authenticated<CallbackRequest>) -> Result<(), Ans
         .get_all(header::CONTENT_ENCODING)
         .iter()
         .any(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity"));
-    let accepted = media_type(headers).is_some_and(|media_type| provider(callback.route().provider).accepts(&media_type));
+    let accepted = media_type(headers)
+        .is_some_and(|media_type| provider(callback.route().provider).accepts(&media_type));
     if accepted && !is_encoded { Ok(()) } else { Err(Answer::WrongMediaType) }
 }
 

@@ -4,12 +4,13 @@
 //! streams; a call must have its answer, or a stream its beginning, within 30 s. Idle connections are
 //! probed, so that half-open ones end.
 
-use std::{future::Future, net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, time::Duration};
 
 use gateway_proto::v1::{
     agent_service_server::AgentServiceServer, agent_sync_service_server::AgentSyncServiceServer,
-    inbound_log_service_server::InboundLogServiceServer, inbound_route_service_server::InboundRouteServiceServer,
-    instance_service_server::InstanceServiceServer, opt_out_service_server::OptOutServiceServer,
+    inbound_log_service_server::InboundLogServiceServer,
+    inbound_route_service_server::InboundRouteServiceServer, instance_service_server::InstanceServiceServer,
+    opt_out_service_server::OptOutServiceServer,
     webhook_subscription_service_server::WebhookSubscriptionServiceServer,
 };
 use gateway_runtime::supervise::{OnEnd, Supervisor};
@@ -86,12 +87,10 @@ pub fn serve(state: &State, supervisor: &Supervisor, listener: TcpListener) -> a
 
 /// Resolves when open calls have had their time after a stop. Calls that wait for ever, such as a health
 /// watch, would otherwise hold the process.
-fn out_of_time(stop: CancellationToken, health: HealthReporter) -> impl Future<Output = ()> {
-    async move {
-        stop.cancelled().await;
-        announce(&health, ServingStatus::NotServing).await;
-        tokio::time::sleep(DRAIN_TIMEOUT).await;
-    }
+async fn out_of_time(stop: CancellationToken, health: HealthReporter) {
+    stop.cancelled().await;
+    announce(&health, ServingStatus::NotServing).await;
+    tokio::time::sleep(DRAIN_TIMEOUT).await;
 }
 
 /// Adds a service with its message limits and notes its name for health.

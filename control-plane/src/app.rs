@@ -30,7 +30,7 @@ use crate::{
     fleet::Fleet,
     inbound_log::LogStore,
     metrics::Metrics,
-    store::Store,
+    store::{self, Store},
     work::{self, WorkQueue},
 };
 
@@ -38,6 +38,10 @@ use crate::{
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(10);
 /// Random characters of an admin key made here: 238 bits.
 const ADMIN_KEY_CHARS: usize = 40;
+
+/// The database files. They hold secrets and messages, so they are made before SQLite would make them,
+/// readable by their owner only.
+const DATABASES: [&str; 2] = [store::FILE_NAME, "logs.db"];
 
 /// What every part of the control plane shares. Cheap to clone.
 #[derive(Clone)]
@@ -91,6 +95,10 @@ impl Running {
 /// When the data directory is in use or cannot be used, or an address cannot be bound.
 pub async fn start(config: Config, stop: CancellationToken) -> anyhow::Result<Running> {
     let lock = DataDirLock::take(&config.data_dir)?;
+    for name in DATABASES {
+        let path = config.data_dir.join(name);
+        private_file(&path).with_context(|| format!("create database file `{}`", path.display()))?;
+    }
     let supervisor = Supervisor::new(stop.clone());
     let store = Store::open(&config.data_dir).await?;
     let (admin_key, key_file) = admin_key(&config)?;
@@ -123,6 +131,10 @@ pub async fn start(config: Config, stop: CancellationToken) -> anyhow::Result<Ru
     Ok(Running { grpc_addr, admin_addr, admin_key, supervisor, store, _lock: lock })
 }
 
+fn private_file(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
+}
+
 async fn bind(address: SocketAddr, setting: &str) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address).await.with_context(|| format!("bind {address} of {setting}"))
 }
@@ -149,17 +161,18 @@ impl DataDirLock {
     fn take(data_dir: &Path) -> anyhow::Result<Self> {
         let mut builder = fs::DirBuilder::new();
         builder.recursive(true).mode(0o700);
-        builder.create(data_dir).with_context(|| format!("create data directory `{}`", data_dir.display()))?;
+        builder
+            .create(data_dir)
+            .with_context(|| format!("create data directory `{}`", data_dir.display()))?;
         let path = data_dir.join("lock");
-        let open = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
-        let mut file = open.with_context(|| format!("open lock file `{}`", path.display()))?;
+        let mut file = private_file(&path).with_context(|| format!("open lock file `{}`", path.display()))?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 let mut holder = String::new();
                 file.read_to_string(&mut holder).context("read lock file")?;
                 anyhow::bail!(
-                    "data directory `{}` is in use by another control plane (process {}); stop it, or give \
+                    "use data directory `{}`: another control plane (process {}) uses it; stop that one, or give \
                      this one its own --data-dir",
                     data_dir.display(),
                     holder.trim(),
@@ -183,8 +196,9 @@ fn admin_key(config: &Config) -> anyhow::Result<(AdminKey, Option<PathBuf>)> {
     }
     let path = config.data_dir.join("admin.key");
     let key = match fs::read_to_string(&path) {
-        Ok(text) => AdminKey::parse(text.trim())
-            .with_context(|| format!("read admin key of `{}`; remove the file to get a new one", path.display()))?,
+        Ok(text) => AdminKey::parse(text.trim()).with_context(|| {
+            format!("read admin key of `{}`; remove the file to get a new one", path.display())
+        })?,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             make_admin_key(&path).with_context(|| format!("write admin key to `{}`", path.display()))?
         }

@@ -188,8 +188,15 @@ mod tests {
     #[test]
     fn example_file_is_complete_and_default() {
         let file: Settings = load_file(&example()).unwrap();
-        let Settings { config: _, grpc_listen, data_dir, admin_listen, allow_destination_cidr, log_filter, log_format } =
-            &file;
+        let Settings {
+            config: _,
+            grpc_listen,
+            data_dir,
+            admin_listen,
+            allow_destination_cidr,
+            log_filter,
+            log_format,
+        } = &file;
         assert!(grpc_listen.is_some() && data_dir.is_some() && admin_listen.is_some());
         assert!(log_filter.is_some() && log_format.is_some() && allow_destination_cidr.is_empty());
         let text = std::fs::read_to_string(example()).unwrap();

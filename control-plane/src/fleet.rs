@@ -113,7 +113,8 @@ impl Fleet {
         for member in members.agents.values().filter(|member| serves(regions, &member.region)) {
             diagnosis.online += i32::from(member.is_online);
             diagnosis.current += i32::from(member.is_online && member.applied_version >= config_version);
-            let of_route = member.health.refused_callbacks.iter().filter(|refused| refused.inbound_route_id == route_id);
+            let of_route =
+                member.health.refused_callbacks.iter().filter(|refused| refused.inbound_route_id == route_id);
             for refused in of_route {
                 let sum = refusals.entry(&refused.reason).or_default();
                 sum.reason.clone_from(&refused.reason);
@@ -192,7 +193,8 @@ impl Connection {
 
     fn change(&self, change: impl FnOnce(&mut Member)) {
         let mut members = self.fleet.lock();
-        let member = members.agents.get_mut(&self.agent_id).filter(|member| member.connection == self.connection);
+        let member =
+            members.agents.get_mut(&self.agent_id).filter(|member| member.connection == self.connection);
         if let Some(member) = member {
             member.last_seen = clock::now();
             change(member);
@@ -203,7 +205,8 @@ impl Connection {
 impl Drop for Connection {
     fn drop(&mut self) {
         let mut members = self.fleet.lock();
-        let member = members.agents.get_mut(&self.agent_id).filter(|member| member.connection == self.connection);
+        let member =
+            members.agents.get_mut(&self.agent_id).filter(|member| member.connection == self.connection);
         if let Some(member) = member {
             member.is_online = false;
         }
@@ -262,7 +265,8 @@ mod tests {
     fn refused_resources_stay_until_accepted() {
         let fleet = Fleet::new();
         let connection = fleet.connect("agt_1", "eu", "1", 0);
-        let refused = v1::RefusedResource { r#type: "instance".into(), id: "inst_1".into(), ..Default::default() };
+        let refused =
+            v1::RefusedResource { r#type: "instance".into(), id: "inst_1".into(), ..Default::default() };
         connection.accepted(2, &[], vec![refused]);
         connection.accepted(3, &[("instance".into(), "inst_2".into())], vec![]);
         assert_eq!(fleet.member("agt_1").unwrap().refused.len(), 1);

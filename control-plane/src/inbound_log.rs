@@ -179,7 +179,11 @@ impl LogStore {
     /// [`LogStoreError::Closed`] when the writer has ended.
     pub async fn submit(&self, batch: ReportBatch) -> Result<Submitted, LogStoreError> {
         let (answer, receiver) = oneshot::channel();
-        self.inner.jobs.send(Job::Append(Append { batch, answer })).await.map_err(|_| LogStoreError::Closed)?;
+        self.inner
+            .jobs
+            .send(Job::Append(Append { batch, answer }))
+            .await
+            .map_err(|_| LogStoreError::Closed)?;
         Ok(Submitted(receiver))
     }
 

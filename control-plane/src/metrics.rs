@@ -3,13 +3,13 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use prometheus_client::{
-    encoding::{EncodeLabelSet, EncodeLabelValue},
+    encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder},
     metrics::{counter::Counter, family::Family, gauge::Gauge},
     registry::Registry,
 };
 
 /// What became of a gRPC request at the door.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Admission {
     /// It went on to its method.
     Accepted,
@@ -17,6 +17,17 @@ pub enum Admission {
     Unauthenticated,
     /// A credential that may not call the method.
     PermissionDenied,
+}
+
+impl EncodeLabelValue for Admission {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let text = match self {
+            Self::Accepted => "accepted",
+            Self::Unauthenticated => "unauthenticated",
+            Self::PermissionDenied => "permission_denied",
+        };
+        EncodeLabelValue::encode(&text, encoder)
+    }
 }
 
 /// Labels of `gateway_grpc_requests_total`.
@@ -49,7 +60,11 @@ impl Metrics {
             let mut registry = metrics.registry.lock().unwrap_or_else(PoisonError::into_inner);
             let help = "gRPC requests by what became of them at the door";
             registry.register("grpc_requests", help, metrics.grpc_requests.clone());
-            registry.register("config_version", "Newest configuration version", metrics.config_version.clone());
+            registry.register(
+                "config_version",
+                "Newest configuration version",
+                metrics.config_version.clone(),
+            );
         }
         metrics
     }

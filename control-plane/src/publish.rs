@@ -111,18 +111,21 @@ impl Publisher {
                 .bind(instance_id)
                 .fetch_all(self.store.pool())
                 .await?;
-        let subscriptions: Vec<(i64, Vec<u8>)> =
-            sqlx::query_as("SELECT version, config FROM webhook_subscriptions WHERE instance_id = ?1 ORDER BY id")
-                .bind(instance_id)
-                .fetch_all(self.store.pool())
-                .await?;
+        let subscriptions: Vec<(i64, Vec<u8>)> = sqlx::query_as(
+            "SELECT version, config FROM webhook_subscriptions WHERE instance_id = ?1 ORDER BY id",
+        )
+        .bind(instance_id)
+        .fetch_all(self.store.pool())
+        .await?;
         let mut dependents = Vec::with_capacity(policies.len() + subscriptions.len());
         for (version, body) in policies {
             let resource = Some(Resource::OptOutPolicy(v1::OptOutPolicy::decode(body.as_slice())?));
             dependents.push(v1::ConfigResource { version: from_sql(version), resource });
         }
         for (version, config) in subscriptions {
-            let resource = Some(Resource::WebhookSubscription(v1::WebhookSubscriptionConfig::decode(config.as_slice())?));
+            let resource = Some(Resource::WebhookSubscription(v1::WebhookSubscriptionConfig::decode(
+                config.as_slice(),
+            )?));
             dependents.push(v1::ConfigResource { version: from_sql(version), resource });
         }
         Ok(dependents)
@@ -142,10 +145,12 @@ fn regions_of(upserts: &[v1::ConfigResource]) -> Regions {
 
 /// Adds those of `candidates` that hang on an instance among `upserts` and are not among them.
 fn add_dependents(upserts: &mut Vec<v1::ConfigResource>, candidates: Vec<v1::ConfigResource>) {
-    let instances: HashSet<String> = upserts.iter().filter_map(instance).map(|found| found.id.clone()).collect();
+    let instances: HashSet<String> =
+        upserts.iter().filter_map(instance).map(|found| found.id.clone()).collect();
     let present: HashSet<ResourceKey> = upserts.iter().filter_map(resource_key).collect();
     let is_missing = |resource: &v1::ConfigResource| {
-        instances.contains(group(resource)) && resource_key(resource).is_some_and(|key| !present.contains(&key))
+        instances.contains(group(resource))
+            && resource_key(resource).is_some_and(|key| !present.contains(&key))
     };
     upserts.extend(candidates.into_iter().filter(is_missing));
 }
@@ -198,7 +203,9 @@ fn resource_key(resource: &v1::ConfigResource) -> Option<ResourceKey> {
     let (kind, id) = match resource.resource.as_ref()? {
         Resource::InboundRoute(route) => ("inbound_route", &route.id),
         Resource::Instance(instance) => ("instance", &instance.id),
-        Resource::WebhookSubscription(config) => ("webhook_subscription", &config.webhook_subscription.as_ref()?.id),
+        Resource::WebhookSubscription(config) => {
+            ("webhook_subscription", &config.webhook_subscription.as_ref()?.id)
+        }
         Resource::OptOutPolicy(policy) => ("opt_out_policy", &policy.instance_id),
     };
     Some((kind.to_owned(), id.clone()))

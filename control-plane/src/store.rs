@@ -253,7 +253,10 @@ impl Store {
     ///
     /// # Errors
     /// When the database cannot be read.
-    pub async fn webhook_subscription(&self, id: &str) -> Result<Option<v1::WebhookSubscription>, StoreError> {
+    pub async fn webhook_subscription(
+        &self,
+        id: &str,
+    ) -> Result<Option<v1::WebhookSubscription>, StoreError> {
         let found = webhook_subscriptions::find_any(&mut *self.reader().await?, id).await?;
         Ok(found.and_then(|config| config.webhook_subscription))
     }
@@ -263,7 +266,11 @@ impl Store {
     ///
     /// # Errors
     /// When the database cannot be read.
-    pub async fn opt_outs_since(&self, cursor: u64, limit: u32) -> Result<(Vec<v1::OptOut>, u64), StoreError> {
+    pub async fn opt_outs_since(
+        &self,
+        cursor: u64,
+        limit: u32,
+    ) -> Result<(Vec<v1::OptOut>, u64), StoreError> {
         opt_outs::since(&mut *self.reader().await?, cursor, limit).await
     }
 
@@ -272,7 +279,10 @@ impl Store {
     ///
     /// # Errors
     /// When the database cannot be written; then none is recorded.
-    pub async fn record_opt_outs(&self, decisions: Vec<v1::OptOut>) -> Result<Vec<OptOutRecorded>, StoreError> {
+    pub async fn record_opt_outs(
+        &self,
+        decisions: Vec<v1::OptOut>,
+    ) -> Result<Vec<OptOutRecorded>, StoreError> {
         let mut transaction = self.begin_write().await?;
         let mut recorded = Vec::with_capacity(decisions.len());
         for decision in &decisions {
@@ -295,7 +305,8 @@ impl Store {
     ) -> Result<bool, StoreError> {
         let mut transaction = self.begin_write().await?;
         let paused =
-            webhook_subscriptions::pause_gone(&mut transaction, subscription_id, destination_url, reason).await?;
+            webhook_subscriptions::pause_gone(&mut transaction, subscription_id, destination_url, reason)
+                .await?;
         if paused {
             transaction.commit().await?;
         }

@@ -148,7 +148,12 @@ impl WorkQueue {
         let mut leases = self.lock();
         leases.streams += 1;
         let stream = leases.streams;
-        WorkStream { queue: self.clone(), region: region.to_owned(), stream, changed: self.inner.changed.subscribe() }
+        WorkStream {
+            queue: self.clone(),
+            region: region.to_owned(),
+            stream,
+            changed: self.inner.changed.subscribe(),
+        }
     }
 
     fn changed(&self) {
@@ -316,6 +321,3 @@ async fn claimant(store: &Store, number: &UnroutedNumber) -> Result<Option<v1::I
         None => Ok(None),
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -67,10 +67,14 @@ pub enum BlockedAddress {
     #[error("reach a cloud metadata address: these are never allowed")]
     Metadata,
     /// Loopback, private, link-local, reserved or multicast, and not in an allowed network.
-    #[error("reach an address that is not public: the operator can allow its network with --allow-destination-cidr")]
+    #[error(
+        "reach an address that is not public: the operator can allow its network with --allow-destination-cidr"
+    )]
     NotPublic,
     /// Plain http to an address outside of every allowed network.
-    #[error("use plain http: only https, unless the operator allows the network with --allow-destination-cidr")]
+    #[error(
+        "use plain http: only https, unless the operator allows the network with --allow-destination-cidr"
+    )]
     PlainHttp,
 }
 
@@ -180,7 +184,9 @@ pub enum InvalidDestination {
     #[error("must start with `https://`")]
     Scheme,
     /// http, and the operator allowed no network.
-    #[error("must be https: http is possible only inside networks that the operator allows with --allow-destination-cidr")]
+    #[error(
+        "must be https: http is possible only inside networks that the operator allows with --allow-destination-cidr"
+    )]
     PlainHttp,
     /// `user:password@`.
     #[error("must not carry user info (`user:password@`); put credentials into `headers`")]

@@ -123,7 +123,11 @@ impl TryFrom<&v1::InboundRoute> for InboundRoute {
                     secrets.extend(values.iter().map(|value| (kind, SecretValue::new(value))));
                 };
                 take("inbound_route.meta.app_secrets", RouteSecretKind::MetaAppSecret, &meta.app_secrets);
-                take("inbound_route.meta.verify_tokens", RouteSecretKind::MetaVerifyToken, &meta.verify_tokens);
+                take(
+                    "inbound_route.meta.verify_tokens",
+                    RouteSecretKind::MetaVerifyToken,
+                    &meta.verify_tokens,
+                );
             }
         }
         let (Ok(id), Some(provider)) = (id, provider) else { return Err(violations) };

@@ -53,7 +53,8 @@ impl Instance {
 pub fn is_region(text: &str) -> bool {
     let bytes = text.as_bytes();
     let starts_well = bytes.first().is_some_and(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
-    let is_name = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'_' | b'-');
+    let is_name =
+        |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'_' | b'-');
     starts_well && bytes.len() <= 63 && bytes.iter().all(is_name)
 }
 
@@ -200,8 +201,14 @@ mod tests {
                 "instance.labels",
             ]
         );
-        assert_eq!(fields(&v1::Instance { display_name: "a".repeat(101), ..valid() }), ["instance.display_name"]);
-        assert_eq!(fields(&v1::Instance { display_name: "a\nb".into(), ..valid() }), ["instance.display_name"]);
+        assert_eq!(
+            fields(&v1::Instance { display_name: "a".repeat(101), ..valid() }),
+            ["instance.display_name"]
+        );
+        assert_eq!(
+            fields(&v1::Instance { display_name: "a\nb".into(), ..valid() }),
+            ["instance.display_name"]
+        );
         assert_eq!(fields(&v1::Instance { regions: vec!["a".into(); 33], ..valid() }), ["instance.regions"]);
     }
 

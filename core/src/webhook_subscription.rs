@@ -89,12 +89,16 @@ impl WebhookSubscription {
     ///
     /// # Errors
     /// Every bad field, as a path from `webhook_subscription`.
-    pub fn from_proto(proto: &v1::WebhookSubscription, policy: &AddressPolicy) -> Result<Self, FieldViolations> {
+    pub fn from_proto(
+        proto: &v1::WebhookSubscription,
+        policy: &AddressPolicy,
+    ) -> Result<Self, FieldViolations> {
         let mut violations = FieldViolations::new();
         let violations = &mut violations;
         let id = read_id::<WebhookSubscriptionId>(violations, "webhook_subscription.id", &proto.id);
         let tenant_id = read_id::<TenantId>(violations, "webhook_subscription.tenant_id", &proto.tenant_id);
-        let instance_id = read_id::<InstanceId>(violations, "webhook_subscription.instance_id", &proto.instance_id);
+        let instance_id =
+            read_id::<InstanceId>(violations, "webhook_subscription.instance_id", &proto.instance_id);
         let name = &proto.display_name;
         check_text(violations, "webhook_subscription.display_name", name, 0, DISPLAY_NAME_CHARS_MAX);
         let destination = DestinationUrl::parse(&proto.destination_url, policy)

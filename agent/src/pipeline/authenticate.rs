@@ -89,5 +89,8 @@ static DECOY: LazyLock<RouteConfig> = LazyLock::new(|| RouteConfig {
     provider: Provider::Meta,
     callback_token: "".into(),
     provider_account_id: None,
-    secrets: vec![RouteSecret { kind: RouteSecretKind::MetaAppSecret, value: "0123456789abcdef0123456789abcdef".into() }],
+    secrets: vec![RouteSecret {
+        kind: RouteSecretKind::MetaAppSecret,
+        value: "0123456789abcdef0123456789abcdef".into(),
+    }],
 });

@@ -24,6 +24,7 @@ use gateway_core::{
 };
 use gateway_proto::v1;
 use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Metrics;
 
@@ -62,6 +63,17 @@ pub struct Config {
     pub bytes_max: u64,
     /// Least free space on the disk. Below it appends are refused; what is in the buffer goes on.
     pub disk_free_bytes_min: u64,
+}
+
+impl Config {
+    /// As the agent is set up.
+    pub fn of(config: &crate::config::Config) -> Self {
+        Self {
+            directory: config.data_dir.join("buffer"),
+            bytes_max: config.buffer_bytes_max,
+            disk_free_bytes_min: config.disk_free_bytes_min,
+        }
+    }
 }
 
 /// One event to buffer: everything the rest of the pipeline needs; its body is frozen.
@@ -174,6 +186,11 @@ pub enum OpenError {
     #[error("start the buffer's thread")]
     Thread(#[source] std::io::Error),
 }
+
+/// The buffer's thread ended, which only a bug can make it do.
+#[derive(Debug, thiserror::Error)]
+#[error("keep the buffer's thread running: it ended")]
+pub struct Ended;
 
 /// The event cannot be read now; later it can.
 #[derive(Debug, thiserror::Error)]
@@ -334,6 +351,17 @@ impl Buffer {
             oldest_age: index.iter().next().map(|(_, slot)| age(slot.receive_ms)),
             report_lag: self.shared.oldest_report_ms().map(age),
             bytes: index.bytes,
+        }
+    }
+
+    /// Watches over the buffer's thread until `stop`.
+    ///
+    /// # Errors
+    /// When the thread ended before; the agent cannot do its work without it.
+    pub async fn watch(self, stop: CancellationToken) -> Result<(), Ended> {
+        tokio::select! {
+            () = stop.cancelled() => Ok(()),
+            () = self.shared.ended.cancelled() => Err(Ended),
         }
     }
 

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use gateway_core::{
     event::{Contact, Content, Event, EventType, ProviderNotice},
     id::{EventId, base32},
-    opt_out::{ContactRef, Decision, OptOutDirection, OptOutReason, OptOutScope, Origin as TakenBy, find_keyword},
+    opt_out::{
+        ContactRef, Decision, OptOutDirection, OptOutReason, OptOutScope, Origin as TakenBy, find_keyword,
+    },
     payload,
     phone::{Phone, normalize_phone},
     route::{is_selected, subscribers},
@@ -95,7 +97,8 @@ impl Normalizer<'_> {
             return vec![instance];
         }
         let of_route = self.snapshot.instances_of(&self.route.id);
-        let account_fits = self.route.provider_account_id.as_ref().is_none_or(|ours| Some(ours) == account_id.as_ref());
+        let account_fits =
+            self.route.provider_account_id.as_ref().is_none_or(|ours| Some(ours) == account_id.as_ref());
         let one_tenant = of_route.windows(2).all(|pair| pair[0].tenant_id == pair[1].tenant_id);
         let only_notices = part.items.iter().all(|item| matches!(item, Item::Notice(_)));
         if number.is_none() && account_fits && one_tenant && (only_notices || of_route.len() == 1) {
@@ -191,7 +194,8 @@ impl OfInstance<'_> {
 
     fn status(&mut self, item: &StatusItem) {
         let code = item.status.error.as_ref().and_then(|error| error.code).map(|code| code.to_string());
-        let parts = [&*item.identity, &*item.status.status, &*item.status.recipient, code.as_deref().unwrap_or("")];
+        let parts =
+            [&*item.identity, &*item.status.status, &*item.status.recipient, code.as_deref().unwrap_or("")];
         self.newest_event = None;
         let every = EventType::MessageStatusUpdated;
         let is_wanted = || is_selected(self.normalizer.snapshot, &self.instance.id, every);
@@ -230,7 +234,15 @@ impl OfInstance<'_> {
     /// The id by `design.md` 4.9, from the provider's id, status, recipient and error code.
     fn event_id(&self, event_type: EventType, [id, status, recipient, code]: [&str; 4]) -> EventId {
         let provider = self.normalizer.route.provider.name();
-        EventId::derive(&[event_type.name(), provider, self.instance.id.as_str(), id, status, recipient, code])
+        EventId::derive(&[
+            event_type.name(),
+            provider,
+            self.instance.id.as_str(),
+            id,
+            status,
+            recipient,
+            code,
+        ])
     }
 
     fn time(&self, time: Option<Timestamp>) -> Timestamp {
@@ -389,3 +401,6 @@ fn texts(content: &Content) -> (&str, &str, &str) {
         Content::Provider(_) | Content::Test { .. } => ("", "", ""),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -291,7 +291,9 @@ mod tests {
         assert!(fields.text("lone").unwrap().starts_with("a\u{fffd}"));
         assert_eq!((fields.number("lat"), fields.number("nan")), (Some(24.5), None));
         assert_eq!(fields.array("list").unwrap().len(), 2);
-        assert!(fields.object("list").is_none() && fields.array("a").is_none() && fields.text("list").is_none());
+        assert!(
+            fields.object("list").is_none() && fields.array("a").is_none() && fields.text("list").is_none()
+        );
         for other in ["[]", "1", "\"x\"", "null", "true"] {
             assert!(Fields::of(&raw(other)).is_none(), "{other}");
         }

@@ -97,8 +97,14 @@ mod tests {
         refusals.count(Some(&route(1)), Refusal::WrongSignature, now);
         refusals.count(Some(&route(1)), Refusal::WrongSignature, now);
         let all = refusals.all();
-        assert_eq!((all[0].inbound_route_id.as_str(), all[0].reason.as_str(), all[0].count), ("", "unknown_token", 1));
-        assert_eq!((all[1].inbound_route_id.as_str(), all[1].reason.as_str(), all[1].count), ("route-1", "wrong_signature", 2));
+        assert_eq!(
+            (all[0].inbound_route_id.as_str(), all[0].reason.as_str(), all[0].count),
+            ("", "unknown_token", 1)
+        );
+        assert_eq!(
+            (all[1].inbound_route_id.as_str(), all[1].reason.as_str(), all[1].count),
+            ("route-1", "wrong_signature", 2)
+        );
         for number in 0..2 * PAIRS_MAX {
             refusals.count(Some(&route(number)), Refusal::MissingSignature, now);
         }

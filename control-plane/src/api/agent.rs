@@ -71,7 +71,8 @@ impl AgentService for AgentApi {
         request: Request<v1::ListAgentsRequest>,
     ) -> Result<Response<v1::ListAgentsResponse>, Status> {
         let request = request.into_inner();
-        let page = Page::read("ListAgents", &[request.region.as_str()], request.page_size, &request.page_token)?;
+        let page =
+            Page::read("ListAgents", &[request.region.as_str()], request.page_size, &request.page_token)?;
         let region = (!request.region.is_empty()).then_some(request.region.as_str());
         let mut rows = agents::list(&self.state.store, region, page.after.as_deref(), page.limit()).await?;
         let next_page_token = page.cut(&mut rows, |row| &row.id);
@@ -88,7 +89,8 @@ impl AgentService for AgentApi {
         if id.is_empty() {
             return Err(status::missing_field("id"));
         }
-        let row = agents::get(&self.state.store, &id).await?.ok_or_else(|| status::not_found("agent", &id))?;
+        let row =
+            agents::get(&self.state.store, &id).await?.ok_or_else(|| status::not_found("agent", &id))?;
         Ok(Response::new(v1::GetAgentResponse { agent: Some(self.agent(row)) }))
     }
 
@@ -103,14 +105,19 @@ impl AgentService for AgentApi {
         let ttl = jiff::SignedDuration::try_from(ttl).expect("seven days fit a signed duration");
         let expire_time = now.checked_add(ttl).map_err(|error| status::internal(&error))?;
         let join_token = secret("join_");
-        agents::create_join_token(&self.state.store, &hash(&join_token), &request.region, now, expire_time).await?;
+        agents::create_join_token(&self.state.store, &hash(&join_token), &request.region, now, expire_time)
+            .await?;
         let expire_time = Some(time::to_proto(expire_time));
         Ok(Response::new(v1::CreateJoinTokenResponse { join_token, expire_time }))
     }
 }
 
 fn check_region(region: &str) -> Result<(), Status> {
-    if is_region(region) { Ok(()) } else { Err(status::invalid_field("region", "must match [a-z0-9][a-z0-9_-]{0,62}")) }
+    if is_region(region) {
+        Ok(())
+    } else {
+        Err(status::invalid_field("region", "must match [a-z0-9][a-z0-9_-]{0,62}"))
+    }
 }
 
 fn ttl(ttl: Option<&prost_types::Duration>) -> Result<Duration, Status> {

@@ -4,19 +4,16 @@
 //! and dropping the stream ends it, puts the agent offline and frees its leases. [`config`] sends
 //! configuration, [`report`] takes logs, [`work`] hands out work.
 
-use std::pin::Pin;
+use std::{pin::Pin, sync::Arc};
 
 use futures_util::{Stream, StreamExt as _};
-use gateway_core::id;
 use gateway_proto::v1::{self, agent_sync_service_server::AgentSyncService};
 use gateway_runtime::clock;
-use rand::RngExt as _;
-use std::sync::Arc;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{
     agent::{hash, secret},
-    authorize, status,
+    authorize, new_id, status,
 };
 use crate::{
     app::State,
@@ -31,8 +28,6 @@ mod config;
 mod report;
 mod work;
 
-/// Largest message of `ReportLogs`; more ends the stream with OUT_OF_RANGE.
-pub const REPORT_BYTES_MAX: usize = 8 * 1_024 * 1_024;
 /// Longest `build`.
 const BUILD_BYTES_MAX: usize = 128;
 
@@ -68,17 +63,17 @@ impl AgentSyncService for AgentSyncApi {
         let region = agents::consume_join_token(tx.connection(), &hash(&request.join_token), now)
             .await
             .map_err(StoreError::from)?
-            .ok_or_else(|| status::unauthenticated("the join token is unknown, used or expired; make a new one with CreateJoinToken"))?;
+            .ok_or_else(|| {
+                status::unauthenticated(
+                    "the join token is unknown, used or expired; make a new one with CreateJoinToken",
+                )
+            })?;
         // Dropping the transaction here gives the token back.
         if !request.region.is_empty() && request.region != region {
             return Err(status::invalid_field("region", format!("the join token is for region `{region}`")));
         }
-        let agent = NewAgent {
-            id: format!("agt_{}", id::base32(&rand::rng().random::<[u8; 10]>())),
-            region,
-            build: request.build,
-            credential_hash: hash(&credential),
-        };
+        let agent =
+            NewAgent { id: new_id("agt_"), region, build: request.build, credential_hash: hash(&credential) };
         agents::create_agent(tx.connection(), &agent, now).await.map_err(StoreError::from)?;
         tx.commit().await?;
         tracing::info!(gateway.agent.id = agent.id, region = agent.region, "agent enrolled");
@@ -92,7 +87,12 @@ impl AgentSyncService for AgentSyncApi {
         request: Request<Streaming<v1::StreamConfigRequest>>,
     ) -> Result<Response<Self::StreamConfigStream>, Status> {
         let identity = authorize::agent(&request)?;
-        let stream = config::ConfigStream::new(self.state.clone(), Arc::clone(&self.publisher), identity, request.into_inner());
+        let stream = config::ConfigStream::new(
+            self.state.clone(),
+            Arc::clone(&self.publisher),
+            identity,
+            request.into_inner(),
+        );
         Ok(Response::new(stream.into_stream().boxed()))
     }
 

@@ -81,14 +81,17 @@ async fn identify(state: &State, path: &str, headers: &HeaderMap) -> Result<Call
     let hash: [u8; 32] = Sha256::digest(credential).into();
     if bool::from(hash.ct_eq(&state.admin_key_hash)) {
         if for_agents {
-            let message = "this method is for agents: call it with an agent credential, not with the admin key";
+            let message =
+                "this method is for agents: call it with an agent credential, not with the admin key";
             return Err(status::permission_denied(message));
         }
         return Ok(Caller::Operator);
     }
     match agents::find_by_credential_hash(&state.store, &hash).await? {
         Some(agent) if for_agents => Ok(Caller::Agent(agent)),
-        Some(_) => Err(status::permission_denied("an agent credential cannot call this method: use the admin key")),
+        Some(_) => {
+            Err(status::permission_denied("an agent credential cannot call this method: use the admin key"))
+        }
         None => Err(status::unauthenticated(UNKNOWN)),
     }
 }
@@ -160,7 +163,8 @@ where
                 Ok(Caller::Agent(agent)) => drop(request.extensions_mut().insert(agent)),
                 Err(refusal) => {
                     let denied = refusal.code() == tonic::Code::PermissionDenied;
-                    let outcome = if denied { Admission::PermissionDenied } else { Admission::Unauthenticated };
+                    let outcome =
+                        if denied { Admission::PermissionDenied } else { Admission::Unauthenticated };
                     state.metrics.admitted(outcome);
                     return Ok(refusal.into_http());
                 }
@@ -184,7 +188,9 @@ mod tests {
     fn one_bearer_token_is_read() {
         assert_eq!(bearer(&headers(&["Bearer abc"])), Some(b"abc".as_slice()));
         assert_eq!(bearer(&headers(&["bearer abc"])), Some(b"abc".as_slice()));
-        for values in [&[][..], &["abc"], &["Basic abc"], &["Bearer "], &["Bearer"], &["Bearer a", "Bearer b"]] {
+        for values in
+            [&[][..], &["abc"], &["Basic abc"], &["Bearer "], &["Bearer"], &["Bearer a", "Bearer b"]]
+        {
             assert_eq!(bearer(&headers(values)), None, "{values:?}");
         }
     }

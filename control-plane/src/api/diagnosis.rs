@@ -79,7 +79,11 @@ fn findings(facts: &Facts<'_>) -> Vec<v1::DiagnosisFinding> {
     } else if fleet.current < fleet.online {
         findings.push(finding(
             "AGENTS_BEHIND",
-            format!("{} of {} online agents do not use the newest configuration yet", fleet.online - fleet.current, fleet.online),
+            format!(
+                "{} of {} online agents do not use the newest configuration yet",
+                fleet.online - fleet.current,
+                fleet.online
+            ),
             "wait a moment; if it stays, look at `refused` of ListAgents",
         ));
     }
@@ -109,7 +113,10 @@ fn findings(facts: &Facts<'_>) -> Vec<v1::DiagnosisFinding> {
         if subscription.state() == v1::WebhookSubscriptionState::Paused {
             findings.push(finding(
                 "WEBHOOK_SUBSCRIPTION_PAUSED",
-                format!("webhook subscription `{}` is paused: {}", subscription.id, subscription.pause_reason),
+                format!(
+                    "webhook subscription `{}` is paused: {}",
+                    subscription.id, subscription.pause_reason
+                ),
                 "mend the destination and call ResumeWebhookSubscription; what was held is delivered then",
             ));
         }
@@ -141,8 +148,7 @@ mod tests {
         let mut paused = active.clone();
         paused.set_state(v1::WebhookSubscriptionState::Paused);
         let healthy = FleetDiagnosis { online: 2, current: 2, refusals: vec![] };
-        let facts =
-            Facts { fleet: &healthy, has_event: true, has_unrouted: false, subscriptions: &[active] };
+        let facts = Facts { fleet: &healthy, has_event: true, has_unrouted: false, subscriptions: &[active] };
         assert_eq!(findings(&facts), []);
         let refusal = v1::CallbackRefusal { reason: "wrong_signature".into(), count: 3, last_time: None };
         let ill = FleetDiagnosis { online: 0, current: 0, refusals: vec![refusal] };

@@ -24,8 +24,10 @@ pub fn read(mask: Option<&FieldMask>, allowed: &[&'static str]) -> Result<Vec<&'
     for path in paths {
         let Some(field) = allowed.iter().find(|field| *field == path) else {
             let shown: String = path.chars().filter(|character| !character.is_control()).take(100).collect();
-            let description =
-                format!("names `{shown}`, which cannot be changed here; allowed are {}, and `*` alone", list());
+            let description = format!(
+                "names `{shown}`, which cannot be changed here; allowed are {}, and `*` alone",
+                list()
+            );
             return Err(status::invalid_field("update_mask", description));
         };
         fields.push(*field);

@@ -44,9 +44,15 @@ impl InboundLogService for InboundLogApi {
             tenant_id: Some(tenant_id),
             start_time: timestamp("start_time", request.start_time.as_ref())?,
             end_time: timestamp("end_time", request.end_time.as_ref())?,
-            ..filter(&request.instance_id, &request.events, &request.from_phone, &request.external_message_id)?
+            ..filter(
+                &request.instance_id,
+                &request.events,
+                &request.from_phone,
+                &request.external_message_id,
+            )?
         };
-        let times = [request.start_time, request.end_time].map(|time| time.map_or_else(String::new, |time| time.to_string()));
+        let times = [request.start_time, request.end_time]
+            .map(|time| time.map_or_else(String::new, |time| time.to_string()));
         let events = request.events.join(",");
         let filters = [
             request.instance_id.as_str(),
@@ -119,7 +125,10 @@ impl InboundLogService for InboundLogApi {
             .await?
             .ok_or_else(|| status::not_found("inbound log", &event_id))?;
         let next_page_token = found.next.map_or_else(String::new, |seq| page.token_after(&seq.to_string()));
-        Ok(Response::new(v1::ListDeliveryAttemptsResponse { delivery_attempts: found.attempts, next_page_token }))
+        Ok(Response::new(v1::ListDeliveryAttemptsResponse {
+            delivery_attempts: found.attempts,
+            next_page_token,
+        }))
     }
 }
 
@@ -152,7 +161,10 @@ fn filter(
     let from_phone = optional(from_phone)
         .map(|phone| {
             normalize_phone(phone).ok_or_else(|| {
-                status::invalid_field("from_phone", "must be a phone number in E.164, for example +966500000001")
+                status::invalid_field(
+                    "from_phone",
+                    "must be a phone number in E.164, for example +966500000001",
+                )
             })
         })
         .transpose()?;
@@ -177,12 +189,15 @@ fn optional(value: &str) -> Option<&str> {
 
 fn timestamp(field: &str, value: Option<&prost_types::Timestamp>) -> Result<Option<Timestamp>, Status> {
     value
-        .map(|value| time::from_proto(value).ok_or_else(|| status::invalid_field(field, "is not a valid time")))
+        .map(|value| {
+            time::from_proto(value).ok_or_else(|| status::invalid_field(field, "is not a valid time"))
+        })
         .transpose()
 }
 
 fn place(page: &Page) -> Result<Option<i64>, Status> {
-    let parse = |key: &String| key.parse().map_err(|_| status::invalid_field("page_token", "is not a page token"));
+    let parse =
+        |key: &String| key.parse().map_err(|_| status::invalid_field("page_token", "is not a page token"));
     page.after.as_ref().map(parse).transpose()
 }
 

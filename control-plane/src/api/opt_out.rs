@@ -46,7 +46,11 @@ impl OptOutApi {
     }
 
     /// The policy of an instance as callers see it; the default one when none was set.
-    async fn policy_of(&self, connection: &mut SqliteConnection, id: &str) -> Result<v1::OptOutPolicy, Status> {
+    async fn policy_of(
+        &self,
+        connection: &mut SqliteConnection,
+        id: &str,
+    ) -> Result<v1::OptOutPolicy, Status> {
         if let Some(policy) = opt_out_policies::find(connection, id).await? {
             return Ok(policy);
         }
@@ -72,7 +76,9 @@ impl OptOutService for OptOutApi {
         if let Err(error) = &purpose {
             violations.add("purpose", error.to_string());
         }
-        let (Some(contact), Ok(purpose)) = (contact, purpose) else { return Err(status::invalid(violations)) };
+        let (Some(contact), Ok(purpose)) = (contact, purpose) else {
+            return Err(status::invalid(violations));
+        };
         let policy = self.policy_of(&mut connection, &request.instance_id).await?;
         let policy = OptOutPolicy::try_from(&policy).map_err(|violations| status::internal(&violations))?;
         let scope = (!policy.tenant_wide).then_some(request.instance_id.as_str());
@@ -128,7 +134,12 @@ impl OptOutService for OptOutApi {
         let phone_key = match normalize_phone(&request.phone) {
             Some(phone) => Some(phone.match_key()),
             None if request.phone.is_empty() => None,
-            None => return Err(status::invalid_field("phone", "must be a phone number in E.164, or empty for all")),
+            None => {
+                return Err(status::invalid_field(
+                    "phone",
+                    "must be a phone number in E.164, or empty for all",
+                ));
+            }
         };
         let state = match v1::OptOutState::try_from(request.state) {
             Ok(v1::OptOutState::Unspecified) => None,
@@ -204,7 +215,11 @@ impl OptOutService for OptOutApi {
     }
 }
 
-async fn find(connection: &mut SqliteConnection, tenant_id: &TenantId, id: &str) -> Result<v1::OptOut, Status> {
+async fn find(
+    connection: &mut SqliteConnection,
+    tenant_id: &TenantId,
+    id: &str,
+) -> Result<v1::OptOut, Status> {
     if id.is_empty() {
         return Err(status::missing_field("id"));
     }
@@ -265,7 +280,8 @@ async fn operator_opt_out(
         }
         _ => None,
     };
-    Decision::operator_opt_out(wanted, tenant_id.clone(), existing.as_ref(), clock::now()).map_err(status::invalid)
+    Decision::operator_opt_out(wanted, tenant_id.clone(), existing.as_ref(), clock::now())
+        .map_err(status::invalid)
 }
 
 /// Queues, in the same transaction, that an agent tells the customer of a change of state.

@@ -78,7 +78,8 @@ fn scope(list: &str, filters: &[&str]) -> [u8; SCOPE_BYTES] {
 
 fn open(token: &str, scope: &[u8; SCOPE_BYTES]) -> Result<String, Status> {
     let bad = || {
-        let description = "must be the `next_page_token` of the page before, of the same list with the same filters";
+        let description =
+            "must be the `next_page_token` of the page before, of the same list with the same filters";
         status::invalid_field("page_token", description)
     };
     if token.len() > TOKEN_BYTES_MAX {

@@ -65,7 +65,8 @@ pub fn failed_precondition(reason: &str, message: impl Into<String>) -> Status {
 
 /// ABORTED: the resource changed since the caller read it.
 pub fn stale_etag(resource: &str, id: &str) -> Status {
-    let message = format!("{resource} `{id}` has changed since that etag; read it again and repeat the change");
+    let message =
+        format!("{resource} `{id}` has changed since that etag; read it again and repeat the change");
     with_reason(Code::Aborted, "STALE_ETAG", message, &[("resource", resource), ("id", id)])
 }
 

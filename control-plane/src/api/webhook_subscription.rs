@@ -44,7 +44,8 @@ impl WebhookSubscriptionApi {
     }
 
     fn check(&self, subscription: &v1::WebhookSubscription) -> Result<WebhookSubscription, Status> {
-        WebhookSubscription::from_proto(subscription, &self.state.config.destinations).map_err(status::invalid)
+        WebhookSubscription::from_proto(subscription, &self.state.config.destinations)
+            .map_err(status::invalid)
     }
 
     async fn create(
@@ -336,9 +337,13 @@ fn set_headers(
             (false, _) => value,
             (true, Some((_, kept))) => kept.clone(),
             (true, None) => {
-                let shown: String = name.chars().filter(|character| !character.is_control()).take(64).collect();
+                let shown: String =
+                    name.chars().filter(|character| !character.is_control()).take(64).collect();
                 let field = format!("webhook_subscription.headers[{shown}]");
-                return Err(status::invalid_field(field, "must have a value: there is no stored one to keep"));
+                return Err(status::invalid_field(
+                    field,
+                    "must have a value: there is no stored one to keep",
+                ));
             }
         };
         subscription.headers.insert(name, value);
@@ -347,7 +352,8 @@ fn set_headers(
 }
 
 fn new_signing_secret(now: Timestamp) -> v1::SigningSecret {
-    let secret = WebhookSecret::from_key(&rand::random::<[u8; 32]>()).expect("32 bytes are enough and not too many");
+    let secret =
+        WebhookSecret::from_key(&rand::random::<[u8; 32]>()).expect("32 bytes are enough and not too many");
     v1::SigningSecret { value: secret.reveal(), expire_time: None, create_time: Some(time::to_proto(now)) }
 }
 

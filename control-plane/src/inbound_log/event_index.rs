@@ -67,22 +67,33 @@ pub(super) struct EventIndex {
 
 impl EventIndex {
     /// Reads the newest segments and every row after them.
-    pub(super) async fn load(connection: &mut SqliteConnection, segment_rows: usize) -> Result<Self, sqlx::Error> {
-        let newest: Option<(i64, i64, i64)> =
-            sqlx::query_as("SELECT segment, seq_last, change_seq_first FROM log_segments ORDER BY segment DESC LIMIT 1")
-                .fetch_optional(&mut *connection)
-                .await?;
+    pub(super) async fn load(
+        connection: &mut SqliteConnection,
+        segment_rows: usize,
+    ) -> Result<Self, sqlx::Error> {
+        let newest: Option<(i64, i64, i64)> = sqlx::query_as(
+            "SELECT segment, seq_last, change_seq_first FROM log_segments ORDER BY segment DESC LIMIT 1",
+        )
+        .fetch_optional(&mut *connection)
+        .await?;
         let (last_segment, last_seq, last_change) = newest.unwrap_or((-1, 0, 0));
-        let mut index =
-            Self { segment_rows, tail: Tail::default(), sealed: VecDeque::new(), next_segment: last_segment + 1 };
+        let mut index = Self {
+            segment_rows,
+            tail: Tail::default(),
+            sealed: VecDeque::new(),
+            next_segment: last_segment + 1,
+        };
         let kept = i64::try_from(SEGMENTS_IN_MEMORY).expect("a small constant fits i64");
         for segment in (last_segment + 1 - kept).max(0)..=last_segment {
-            let keys: Vec<(Vec<u8>, i64)> =
-                sqlx::query_as("SELECT event_key, log_seq FROM log_event_ids WHERE segment = ? ORDER BY event_key")
-                    .bind(segment)
-                    .fetch_all(&mut *connection)
-                    .await?;
-            index.sealed.push_back(keys.into_iter().filter_map(|(key, seq)| Some((key.try_into().ok()?, seq))).collect());
+            let keys: Vec<(Vec<u8>, i64)> = sqlx::query_as(
+                "SELECT event_key, log_seq FROM log_event_ids WHERE segment = ? ORDER BY event_key",
+            )
+            .bind(segment)
+            .fetch_all(&mut *connection)
+            .await?;
+            index.sealed.push_back(
+                keys.into_iter().filter_map(|(key, seq)| Some((key.try_into().ok()?, seq))).collect(),
+            );
         }
         let change_seq = sqlx::query_scalar(
             "SELECT change_seq FROM log_changes WHERE change_seq > ? AND log_seq > ? AND subscription_id IS NULL \
@@ -165,7 +176,11 @@ pub(super) struct FullTail {
 impl FullTail {
     /// Writes the segment, inside the caller's transaction. Keys come sorted, so pages fill one after the
     /// other.
-    pub(super) async fn write(&self, connection: &mut SqliteConnection, insert: &RowInsert) -> Result<(), sqlx::Error> {
+    pub(super) async fn write(
+        &self,
+        connection: &mut SqliteConnection,
+        insert: &RowInsert,
+    ) -> Result<(), sqlx::Error> {
         insert
             .run(connection, &self.keys, |(key, seq), row| {
                 row.bind(self.segment)?;
@@ -187,7 +202,10 @@ impl FullTail {
 }
 
 /// The row of an event in sealed segments, newest segment first.
-pub(super) async fn find_sealed(executor: impl SqliteExecutor<'_>, key: &EventKey) -> Result<Option<i64>, sqlx::Error> {
+pub(super) async fn find_sealed(
+    executor: impl SqliteExecutor<'_>,
+    key: &EventKey,
+) -> Result<Option<i64>, sqlx::Error> {
     // CROSS JOIN fixes the order of the loops: one seek in each segment instead of a scan over all ids.
     sqlx::query_scalar(
         "SELECT ids.log_seq FROM log_segments CROSS JOIN log_event_ids AS ids \

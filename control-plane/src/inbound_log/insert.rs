@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use sqlx::{
-    Arguments as _, AssertSqlSafe, Encode, Sqlite, SqliteConnection, Type, error::BoxDynError, sqlite::SqliteArguments,
+    Arguments as _, AssertSqlSafe, Encode, Sqlite, SqliteConnection, Type, error::BoxDynError,
+    sqlite::SqliteArguments,
 };
 
 /// Rows of the prepared statements, largest first. A batch is cut into them, so that only four
@@ -20,8 +21,8 @@ impl RowInsert {
     /// `into` is what comes before `VALUES`, `conflict` what comes after the rows.
     pub(super) fn new(into: &str, columns: usize, conflict: &str) -> Self {
         let row = format!("({})", vec!["?"; columns].join(","));
-        let statements =
-            STATEMENT_ROWS.map(|rows| format!("{into} VALUES {} {conflict}", vec![row.as_str(); rows].join(",")).into());
+        let statements = STATEMENT_ROWS
+            .map(|rows| format!("{into} VALUES {} {conflict}", vec![row.as_str(); rows].join(",")).into());
         Self { statements, columns }
     }
 
@@ -53,7 +54,10 @@ pub(super) struct Row<'a>(&'a mut SqliteArguments);
 
 impl Row<'_> {
     /// Binds the next column.
-    pub(super) fn bind<'v, V: Encode<'v, Sqlite> + Type<Sqlite> + 'v>(&mut self, value: V) -> Result<(), BoxDynError> {
+    pub(super) fn bind<'v, V: Encode<'v, Sqlite> + Type<Sqlite> + 'v>(
+        &mut self,
+        value: V,
+    ) -> Result<(), BoxDynError> {
         self.0.add(value)
     }
 }

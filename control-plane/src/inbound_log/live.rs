@@ -61,7 +61,10 @@ impl LogStore {
                 filter.start_time = Some(time);
                 self.change_before(time).await?.unwrap_or(newest)
             }
-            WatchFrom::Cursor(text) => self.parse_cursor(text).filter(|cursor| *cursor <= newest).ok_or(LogStoreError::UnknownCursor)?,
+            WatchFrom::Cursor(text) => self
+                .parse_cursor(text)
+                .filter(|cursor| *cursor <= newest)
+                .ok_or(LogStoreError::UnknownCursor)?,
         };
         Ok(LogWatch { logs: self.clone(), filter, head, cursor, page: VecDeque::new() })
     }
@@ -89,7 +92,8 @@ impl LogStore {
         .fetch_optional(&self.inner.readers)
         .await
         .map_err(LogStoreError::read)?;
-        let tail = tail.filter(|bounds| bounds.receive_time_max >= time).map(|bounds| bounds.change_seq_first);
+        let tail =
+            tail.filter(|bounds| bounds.receive_time_max >= time).map(|bounds| bounds.change_seq_first);
         Ok(sealed.or(tail).map(|change_seq| change_seq - 1))
     }
 }
@@ -131,7 +135,8 @@ impl LogWatch {
         );
         sql.push_bind(self.cursor).push(" AND log_changes.change_seq <= ").push_bind(end);
         self.filter.push(&mut sql);
-        sql.push(" ORDER BY log_changes.change_seq LIMIT ").push_bind(i64::try_from(CHANGES_PAGE).unwrap_or(i64::MAX));
+        sql.push(" ORDER BY log_changes.change_seq LIMIT ")
+            .push_bind(i64::try_from(CHANGES_PAGE).unwrap_or(i64::MAX));
         let rows: Vec<(i64, Option<String>, Vec<u8>)> =
             sql.build_query_as().fetch_all(&self.logs.inner.readers).await.map_err(LogStoreError::read)?;
         let is_cut = rows.len() == CHANGES_PAGE;

@@ -53,7 +53,8 @@ impl LogFilter {
                 sql.push(condition).push_bind(value.to_owned());
             }
         }
-        let times = [(" AND logs.receive_time >= ", self.start_time), (" AND logs.receive_time < ", self.end_time)];
+        let times =
+            [(" AND logs.receive_time >= ", self.start_time), (" AND logs.receive_time < ", self.end_time)];
         for (condition, time) in times {
             if let Some(time) = time {
                 sql.push(condition).push_bind(time.as_microsecond());
@@ -129,7 +130,8 @@ impl LogStore {
         (first, last): (i64, i64),
         limit: usize,
     ) -> Result<Vec<(i64, Vec<u8>)>, LogStoreError> {
-        let mut sql = QueryBuilder::<Sqlite>::new("SELECT logs.seq, logs.record FROM logs WHERE logs.seq >= ");
+        let mut sql =
+            QueryBuilder::<Sqlite>::new("SELECT logs.seq, logs.record FROM logs WHERE logs.seq >= ");
         sql.push_bind(first).push(" AND logs.seq <= ").push_bind(last);
         filter.push(&mut sql);
         sql.push(" ORDER BY logs.seq DESC LIMIT ").push_bind(i64::try_from(limit).unwrap_or(i64::MAX));
@@ -251,12 +253,13 @@ impl LogStore {
     /// # Errors
     /// When the database cannot be read.
     pub async fn last_event_time(&self, instance_id: &str) -> Result<Option<Timestamp>, LogStoreError> {
-        let time: Option<i64> =
-            sqlx::query_scalar("SELECT receive_time FROM logs WHERE instance_id = ? ORDER BY seq DESC LIMIT 1")
-                .bind(instance_id)
-                .fetch_optional(&self.inner.readers)
-                .await
-                .map_err(LogStoreError::read)?;
+        let time: Option<i64> = sqlx::query_scalar(
+            "SELECT receive_time FROM logs WHERE instance_id = ? ORDER BY seq DESC LIMIT 1",
+        )
+        .bind(instance_id)
+        .fetch_optional(&self.inner.readers)
+        .await
+        .map_err(LogStoreError::read)?;
         Ok(time.and_then(|time| Timestamp::from_microsecond(time).ok()))
     }
 }

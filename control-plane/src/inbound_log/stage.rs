@@ -176,7 +176,11 @@ impl Stage {
         let staged = &mut self.logs[place];
         for attempt in reported {
             staged.is_changed = true;
-            self.attempts.push(StagedAttempt { log_seq: staged.seq, attempt_seq: staged.attempt_count, attempt });
+            self.attempts.push(StagedAttempt {
+                log_seq: staged.seq,
+                attempt_seq: staged.attempt_count,
+                attempt,
+            });
             staged.attempt_count += 1;
         }
     }

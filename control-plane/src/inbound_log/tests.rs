@@ -38,7 +38,12 @@ fn event_id(number: u32) -> String {
 }
 
 fn delivery(subscription_id: &str, state: v1::DeliveryState) -> v1::Delivery {
-    v1::Delivery { subscription_id: subscription_id.into(), state: state.into(), attempt_count: 1, ..Default::default() }
+    v1::Delivery {
+        subscription_id: subscription_id.into(),
+        state: state.into(),
+        attempt_count: 1,
+        ..Default::default()
+    }
 }
 
 fn log(number: u32) -> v1::InboundLog {
@@ -46,7 +51,7 @@ fn log(number: u32) -> v1::InboundLog {
         event_id: event_id(number),
         tenant_id: "default".into(),
         instance_id: format!("inst_{}", number % 3),
-        event: if number % 2 == 0 { "message.received".into() } else { "message.delivered".into() },
+        event: if number.is_multiple_of(2) { "message.received".into() } else { "message.delivered".into() },
         from_phone: format!("+9665000000{:02}", number % 7),
         external_message_id: format!("wamid.{number}"),
         receive_time: Some(ProtoTimestamp { seconds: 1_000 + i64::from(number), nanos: 0 }),
@@ -139,9 +144,14 @@ async fn an_event_of_two_agents_is_one_log() {
     assert_eq!(all(&running.logs, &LogFilter::default(), 10).await, newest_first(1..2));
     let merged = running.logs.get(None, &event_id(1)).await.unwrap().unwrap();
     assert_eq!((merged.agent_id.as_str(), merged.duplicate_count), ("agt_1", 1));
-    let states: Vec<_> = merged.deliveries.iter().map(|delivery| (delivery.subscription_id.as_str(), delivery.state())).collect();
+    let states: Vec<_> = merged
+        .deliveries
+        .iter()
+        .map(|delivery| (delivery.subscription_id.as_str(), delivery.state()))
+        .collect();
     assert_eq!(states, [("sub_1", v1::DeliveryState::Delivered), ("sub_2", v1::DeliveryState::Exhausted)]);
-    let of_two = running.logs.list_attempts(None, &event_id(1), Some("sub_2"), None, 10).await.unwrap().unwrap();
+    let of_two =
+        running.logs.list_attempts(None, &event_id(1), Some("sub_2"), None, 10).await.unwrap().unwrap();
     assert_eq!(of_two.attempts.len(), 1);
     running.close().await;
 }
@@ -181,7 +191,8 @@ async fn later_reports_change_their_log() {
     assert_eq!(changed.deliveries[0].state(), v1::DeliveryState::Delivered);
     let page = running.logs.list_attempts(None, &event_id(1), None, None, 2).await.unwrap().unwrap();
     let next = running.logs.list_attempts(None, &event_id(1), None, page.next, 2).await.unwrap().unwrap();
-    let numbers: Vec<_> = page.attempts.iter().chain(&next.attempts).map(|attempt| attempt.attempt_number).collect();
+    let numbers: Vec<_> =
+        page.attempts.iter().chain(&next.attempts).map(|attempt| attempt.attempt_number).collect();
     assert_eq!((numbers, next.next), (vec![1, 2, 3], None));
     running.close().await;
 }
@@ -212,6 +223,9 @@ async fn event_ids_are_found_across_sealing() {
     running.close().await;
 }
 
+/// Which numbers a filter should let through.
+type Wanted = dyn Fn(&u32) -> bool;
+
 /// Filters narrow the list, over sealed segments and the tail.
 #[tokio::test]
 async fn filters_narrow_the_list() {
@@ -221,10 +235,19 @@ async fn filters_narrow_the_list() {
         running.logs.append(batch("agt_1", u64::from(number) + 1, vec![event(number)])).await.unwrap();
     }
     let time = |seconds: i64| jiff::Timestamp::from_second(1_000 + seconds).ok();
-    let cases: [(LogFilter, Box<dyn Fn(&u32) -> bool>); 6] = [
-        (LogFilter { instance_id: Some("inst_1".into()), ..Default::default() }, Box::new(|number| number % 3 == 1)),
-        (LogFilter { from_phone: Some("+966500000003".into()), ..Default::default() }, Box::new(|number| number % 7 == 3)),
-        (LogFilter { external_message_id: Some("wamid.42".into()), ..Default::default() }, Box::new(|number| *number == 42)),
+    let cases: [(LogFilter, Box<Wanted>); 6] = [
+        (
+            LogFilter { instance_id: Some("inst_1".into()), ..Default::default() },
+            Box::new(|number| number % 3 == 1),
+        ),
+        (
+            LogFilter { from_phone: Some("+966500000003".into()), ..Default::default() },
+            Box::new(|number| number % 7 == 3),
+        ),
+        (
+            LogFilter { external_message_id: Some("wamid.42".into()), ..Default::default() },
+            Box::new(|number| *number == 42),
+        ),
         (
             LogFilter {
                 events: gateway_core::filter::EventFilter::parse(&["message.received"]).ok(),
@@ -242,7 +265,8 @@ async fn filters_narrow_the_list() {
     ];
     for (filter, wanted) in cases {
         for page_size in [1, 7, 1_000] {
-            let expected = newest_first((0..100).filter(|number| wanted(number)).collect::<Vec<_>>().into_iter());
+            let expected =
+                newest_first((0..100).filter(|number| wanted(number)).collect::<Vec<_>>().into_iter());
             assert_eq!(all(&running.logs, &filter, page_size).await, expected, "{filter:?}");
         }
     }
@@ -287,8 +311,9 @@ async fn watch_resumes_from_its_cursor() {
     for _ in 0..20 {
         steps.push(step(&mut live).await);
     }
-    let expected: Vec<_> =
-        (0..10).flat_map(|number| [(event_id(number), None), (event_id(number), Some("sub_1".to_owned()))]).collect();
+    let expected: Vec<_> = (0..10)
+        .flat_map(|number| [(event_id(number), None), (event_id(number), Some("sub_1".to_owned()))])
+        .collect();
     let seen: Vec<_> = steps.iter().map(|(id, subscription, _)| (id.clone(), subscription.clone())).collect();
     assert_eq!(seen, expected);
     for (place, (_, _, cursor)) in steps.iter().enumerate().take(19) {
@@ -343,9 +368,14 @@ async fn unrouted_callbacks_are_kept_and_bounded() {
     let max = u64::try_from(UNROUTED_PER_ROUTE_MAX).unwrap();
     let many = (0..max + 5).map(|place| unrouted("route_1", "123", &place.to_string())).collect();
     running.logs.append(batch("agt_1", 1, many)).await.unwrap();
-    let few = vec![unrouted("route_2", "+966 11 000 0000", "a"), unrouted("route_2", "966110000000", "b"), unrouted("route_2", "", "c")];
+    let few = vec![
+        unrouted("route_2", "+966 11 000 0000", "a"),
+        unrouted("route_2", "966110000000", "b"),
+        unrouted("route_2", "", "c"),
+    ];
     running.logs.append(batch("agt_1", max + 100, few)).await.unwrap();
-    let number = |route_id: &str, key: &str| UnroutedNumber { route_id: route_id.into(), number_key: key.into() };
+    let number =
+        |route_id: &str, key: &str| UnroutedNumber { route_id: route_id.into(), number_key: key.into() };
     let oldest = running.logs.unrouted_of(&number("route_1", "123"), 1).await.unwrap();
     assert_eq!(oldest[0].callback.payload_json, "5");
     let (page, next) = running.logs.list_unrouted(Some("route_2"), None, 2).await.unwrap();

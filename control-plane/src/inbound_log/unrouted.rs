@@ -71,9 +71,16 @@ impl LogStore {
     ///
     /// # Errors
     /// When the database cannot be read.
-    pub async fn unrouted_of(&self, number: &UnroutedNumber, limit: usize) -> Result<Vec<Unrouted>, LogStoreError> {
-        let mut sql = QueryBuilder::<Sqlite>::new("SELECT seq, body FROM unrouted_callbacks WHERE route_id = ");
-        sql.push_bind(number.route_id.clone()).push(" AND number_key = ").push_bind(number.number_key.clone());
+    pub async fn unrouted_of(
+        &self,
+        number: &UnroutedNumber,
+        limit: usize,
+    ) -> Result<Vec<Unrouted>, LogStoreError> {
+        let mut sql =
+            QueryBuilder::<Sqlite>::new("SELECT seq, body FROM unrouted_callbacks WHERE route_id = ");
+        sql.push_bind(number.route_id.clone())
+            .push(" AND number_key = ")
+            .push_bind(number.number_key.clone());
         sql.push(" ORDER BY seq LIMIT ").push_bind(i64::try_from(limit).unwrap_or(i64::MAX));
         self.unrouted_rows(sql).await
     }
@@ -111,7 +118,11 @@ impl LogStore {
     /// When the transaction failed or the writer has ended.
     pub async fn delete_unrouted(&self, seqs: Vec<i64>) -> Result<(), LogStoreError> {
         let (answer, receiver) = oneshot::channel();
-        self.inner.jobs.send(Job::DeleteUnrouted { seqs, answer }).await.map_err(|_| LogStoreError::Closed)?;
+        self.inner
+            .jobs
+            .send(Job::DeleteUnrouted { seqs, answer })
+            .await
+            .map_err(|_| LogStoreError::Closed)?;
         receiver.await.map_err(|_| LogStoreError::Closed)?
     }
 

@@ -96,8 +96,10 @@ impl Writer {
             sqlx::query_as("SELECT agent_id, buffer_id, sequence FROM report_positions")
                 .fetch_all(&mut connection)
                 .await?;
-        let positions =
-            rows.into_iter().map(|(agent, buffer, sequence)| ((agent, buffer), sequence.cast_unsigned())).collect();
+        let positions = rows
+            .into_iter()
+            .map(|(agent, buffer, sequence)| ((agent, buffer), sequence.cast_unsigned()))
+            .collect();
         let (head, head_receiver) = watch::channel(change_seq);
         let (unrouted_head, unrouted_receiver) = watch::channel(unrouted_seq);
         let writer = Self {
@@ -277,7 +279,11 @@ impl Writer {
     }
 
     /// The transaction. Returns the sequence of the newest unrouted callback in it.
-    async fn write(&mut self, stage: &Stage, positions: &HashMap<Position, u64>) -> Result<Option<i64>, sqlx::Error> {
+    async fn write(
+        &mut self,
+        stage: &Stage,
+        positions: &HashMap<Position, u64>,
+    ) -> Result<Option<i64>, sqlx::Error> {
         let mut tx = self.connection.begin_with("BEGIN IMMEDIATE").await?;
         self.inserts
             .logs
@@ -312,12 +318,14 @@ impl Writer {
             .await?;
         let unrouted_seq = write_unrouted(&mut tx, &stage.unrouted).await?;
         for ((agent_id, buffer_id), sequence) in positions {
-            sqlx::query("INSERT OR REPLACE INTO report_positions (agent_id, buffer_id, sequence) VALUES (?, ?, ?)")
-                .bind(agent_id)
-                .bind(buffer_id)
-                .bind(sequence.cast_signed())
-                .execute(&mut *tx)
-                .await?;
+            sqlx::query(
+                "INSERT OR REPLACE INTO report_positions (agent_id, buffer_id, sequence) VALUES (?, ?, ?)",
+            )
+            .bind(agent_id)
+            .bind(buffer_id)
+            .bind(sequence.cast_signed())
+            .execute(&mut *tx)
+            .await?;
         }
         tx.commit().await?;
         Ok(unrouted_seq)
@@ -326,7 +334,9 @@ impl Writer {
     /// Makes a committed group visible.
     fn committed(&mut self, stage: &Stage, positions: HashMap<Position, u64>, unrouted_seq: Option<i64>) {
         let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
-        for StagedLog { key, seq, receive_time, change_seq, .. } in stage.logs.iter().filter(|staged| staged.is_new) {
+        for StagedLog { key, seq, receive_time, change_seq, .. } in
+            stage.logs.iter().filter(|staged| staged.is_new)
+        {
             index.insert(IndexedRow {
                 key: *key,
                 seq: *seq,
@@ -378,12 +388,13 @@ async fn write_unrouted(
     let mut newest = None;
     let mut routes = std::collections::HashSet::new();
     for callback in callbacks {
-        let inserted = sqlx::query("INSERT INTO unrouted_callbacks (route_id, number_key, body) VALUES (?, ?, ?)")
-            .bind(&callback.inbound_route_id)
-            .bind(canonical_number(&callback.provider_number_id))
-            .bind(callback.encode_to_vec())
-            .execute(&mut *connection)
-            .await?;
+        let inserted =
+            sqlx::query("INSERT INTO unrouted_callbacks (route_id, number_key, body) VALUES (?, ?, ?)")
+                .bind(&callback.inbound_route_id)
+                .bind(canonical_number(&callback.provider_number_id))
+                .bind(callback.encode_to_vec())
+                .execute(&mut *connection)
+                .await?;
         newest = Some(inserted.last_insert_rowid());
         routes.insert(callback.inbound_route_id.as_str());
     }

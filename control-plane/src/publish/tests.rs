@@ -20,7 +20,8 @@ fn subscription(id: &str, instance_id: &str, padding: usize) -> v1::ConfigResour
         display_name: "x".repeat(padding),
         ..Default::default()
     };
-    let config = v1::WebhookSubscriptionConfig { webhook_subscription: Some(subscription), ..Default::default() };
+    let config =
+        v1::WebhookSubscriptionConfig { webhook_subscription: Some(subscription), ..Default::default() };
     v1::ConfigResource { version: 1, resource: Some(Resource::WebhookSubscription(config)) }
 }
 
@@ -77,7 +78,8 @@ fn large_changes_are_cut() {
     for number in 0..40 {
         let instance_id = format!("inst_{number:02}");
         upserts.push(instance_in(&instance_id, &[]));
-        upserts.extend((0..5).map(|place| subscription(&format!("sub_{number}_{place}"), &instance_id, 50_000)));
+        upserts
+            .extend((0..5).map(|place| subscription(&format!("sub_{number}_{place}"), &instance_id, 50_000)));
     }
     // One instance that does not fit into any response.
     upserts.push(instance_in("inst_large", &[]));

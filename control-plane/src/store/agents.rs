@@ -128,10 +128,11 @@ pub async fn find_by_credential_hash(
     store: &Store,
     credential_hash: &[u8; 32],
 ) -> Result<Option<AgentIdentity>, StoreError> {
-    let row: Option<(String, String)> = sqlx::query_as("SELECT id, region FROM agents WHERE credential_hash = ?")
-        .bind(credential_hash.as_slice())
-        .fetch_optional(store.pool())
-        .await?;
+    let row: Option<(String, String)> =
+        sqlx::query_as("SELECT id, region FROM agents WHERE credential_hash = ?")
+            .bind(credential_hash.as_slice())
+            .fetch_optional(store.pool())
+            .await?;
     Ok(row.map(|(agent_id, region)| AgentIdentity { agent_id, region }))
 }
 
@@ -139,7 +140,12 @@ pub async fn find_by_credential_hash(
 ///
 /// # Errors
 /// When the database cannot be written.
-pub async fn record_connection(store: &Store, id: &str, build: &str, now: Timestamp) -> Result<(), StoreError> {
+pub async fn record_connection(
+    store: &Store,
+    id: &str,
+    build: &str,
+    now: Timestamp,
+) -> Result<(), StoreError> {
     let mut tx = store.begin_write().await?;
     sqlx::query("UPDATE agents SET build = ?, last_seen_time = ? WHERE id = ?")
         .bind(build)

@@ -22,7 +22,6 @@ CREATE TABLE IF NOT EXISTS inbound_routes (
 CREATE INDEX IF NOT EXISTS inbound_routes_version ON inbound_routes (version);
 ";
 
-const TABLE: &str = "inbound_routes";
 const TYPE: &str = "inbound_route";
 
 /// A route as operators see it, and as agents get it.
@@ -50,11 +49,15 @@ pub async fn find(
 ///
 /// # Errors
 /// When the database cannot be read.
-pub async fn find_any(connection: &mut SqliteConnection, id: &str) -> Result<Option<StoredRoute>, StoreError> {
-    let row: Option<(Vec<u8>, Vec<u8>)> = sqlx::query_as("SELECT body, config FROM inbound_routes WHERE id = ?1")
-        .bind(id)
-        .fetch_optional(connection)
-        .await?;
+pub async fn find_any(
+    connection: &mut SqliteConnection,
+    id: &str,
+) -> Result<Option<StoredRoute>, StoreError> {
+    let row: Option<(Vec<u8>, Vec<u8>)> =
+        sqlx::query_as("SELECT body, config FROM inbound_routes WHERE id = ?1")
+            .bind(id)
+            .fetch_optional(connection)
+            .await?;
     let stored = |(body, config): (Vec<u8>, Vec<u8>)| {
         let route = decode(&body)?;
         Ok(StoredRoute { route, config: decode(&config)? })

@@ -3,7 +3,7 @@
 use gateway_core::id::TenantId;
 use gateway_proto::v1::{self, config_resource::Resource};
 use prost::Message as _;
-use sqlx::SqliteConnection;
+use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
 
 use super::{StoreError, WriteTx, decode, from_sql, schema, to_sql};
 
@@ -21,12 +21,7 @@ CREATE TABLE IF NOT EXISTS instances (
 CREATE INDEX IF NOT EXISTS instances_version ON instances (version);
 ";
 
-const TABLE: &str = "instances";
 const TYPE: &str = "instance";
-
-fn read(body: &[u8]) -> Result<v1::Instance, StoreError> {
-    decode(body)
-}
 
 /// An instance of one tenant.
 ///
@@ -44,10 +39,15 @@ pub async fn find(
 ///
 /// # Errors
 /// When the database cannot be read.
-pub async fn find_any(connection: &mut SqliteConnection, id: &str) -> Result<Option<v1::Instance>, StoreError> {
-    let body: Option<Vec<u8>> =
-        sqlx::query_scalar("SELECT body FROM instances WHERE id = ?1").bind(id).fetch_optional(connection).await?;
-    body.map(|body| read(&body)).transpose()
+pub async fn find_any(
+    connection: &mut SqliteConnection,
+    id: &str,
+) -> Result<Option<v1::Instance>, StoreError> {
+    let body: Option<Vec<u8>> = sqlx::query_scalar("SELECT body FROM instances WHERE id = ?1")
+        .bind(id)
+        .fetch_optional(connection)
+        .await?;
+    body.map(|body| decode(&body)).transpose()
 }
 
 /// The id of the instance that has a number on a route.
@@ -59,9 +59,10 @@ pub async fn holder_of_number(
     inbound_route_id: &str,
     number_key: &str,
 ) -> Result<Option<String>, StoreError> {
-    let holder = sqlx::query_scalar("SELECT id FROM instances WHERE inbound_route_id = ?1 AND number_key = ?2")
-        .bind(inbound_route_id)
-        .bind(number_key);
+    let holder =
+        sqlx::query_scalar("SELECT id FROM instances WHERE inbound_route_id = ?1 AND number_key = ?2")
+            .bind(inbound_route_id)
+            .bind(number_key);
     Ok(holder.fetch_optional(connection).await?)
 }
 
@@ -91,17 +92,15 @@ pub async fn list(
     after: Option<&str>,
     limit: i64,
 ) -> Result<Vec<v1::Instance>, StoreError> {
-    let bodies: Vec<Vec<u8>> = sqlx::query_scalar(
-        "SELECT body FROM instances
-         WHERE tenant_id = ?1 AND (?2 IS NULL OR inbound_route_id = ?2) AND id > ?3 ORDER BY id LIMIT ?4",
-    )
-    .bind(tenant_id.as_str())
-    .bind(inbound_route_id)
-    .bind(after.unwrap_or_default())
-    .bind(limit)
-    .fetch_all(connection)
-    .await?;
-    bodies.iter().map(|body| read(body)).collect()
+    let mut sql = QueryBuilder::<Sqlite>::new("SELECT body FROM instances WHERE tenant_id = ");
+    sql.push_bind(tenant_id.as_str());
+    if let Some(inbound_route_id) = inbound_route_id {
+        sql.push(" AND inbound_route_id = ").push_bind(inbound_route_id);
+    }
+    sql.push(" AND id > ").push_bind(after.unwrap_or_default());
+    sql.push(" ORDER BY id LIMIT ").push_bind(limit);
+    let bodies: Vec<Vec<u8>> = sql.build_query_scalar().fetch_all(connection).await?;
+    bodies.iter().map(|body| decode(body)).collect()
 }
 
 /// Writes a new or changed instance under a new version; sets its etag.
@@ -157,7 +156,7 @@ pub(super) async fn changed_since(
             .fetch_all(connection)
             .await?;
     let resource = |(version, body): (i64, Vec<u8>)| {
-        let resource = Some(Resource::Instance(read(&body)?));
+        let resource = Some(Resource::Instance(decode(&body)?));
         Ok(v1::ConfigResource { version: from_sql(version), resource })
     };
     rows.into_iter().map(resource).collect()

@@ -18,7 +18,6 @@ CREATE TABLE IF NOT EXISTS opt_out_policies (
 CREATE INDEX IF NOT EXISTS opt_out_policies_version ON opt_out_policies (version);
 ";
 
-const TABLE: &str = "opt_out_policies";
 const TYPE: &str = "opt_out_policy";
 
 /// The policy of an instance; None while it is the default.
@@ -29,10 +28,11 @@ pub async fn find(
     connection: &mut SqliteConnection,
     instance_id: &str,
 ) -> Result<Option<v1::OptOutPolicy>, StoreError> {
-    let body: Option<Vec<u8>> = sqlx::query_scalar("SELECT body FROM opt_out_policies WHERE instance_id = ?1")
-        .bind(instance_id)
-        .fetch_optional(connection)
-        .await?;
+    let body: Option<Vec<u8>> =
+        sqlx::query_scalar("SELECT body FROM opt_out_policies WHERE instance_id = ?1")
+            .bind(instance_id)
+            .fetch_optional(connection)
+            .await?;
     body.map(|body| decode(&body)).transpose()
 }
 

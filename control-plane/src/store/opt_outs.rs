@@ -11,7 +11,7 @@ use gateway_proto::v1;
 use gateway_runtime::clock;
 use jiff::Timestamp;
 use prost::Message as _;
-use sqlx::SqliteConnection;
+use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
 use tracing::warn;
 
 use super::{StoreError, WriteTx, decode, from_sql, instances, to_sql};
@@ -71,11 +71,12 @@ pub async fn find(
     tenant_id: &TenantId,
     id: &str,
 ) -> Result<Option<v1::OptOut>, StoreError> {
-    let body: Option<Vec<u8>> = sqlx::query_scalar("SELECT body FROM opt_outs WHERE id = ?1 AND tenant_id = ?2")
-        .bind(id)
-        .bind(tenant_id.as_str())
-        .fetch_optional(connection)
-        .await?;
+    let body: Option<Vec<u8>> =
+        sqlx::query_scalar("SELECT body FROM opt_outs WHERE id = ?1 AND tenant_id = ?2")
+            .bind(id)
+            .bind(tenant_id.as_str())
+            .fetch_optional(connection)
+            .await?;
     body.map(|body| decode(&body)).transpose()
 }
 
@@ -90,19 +91,20 @@ pub async fn list(
     after: Option<&str>,
     limit: i64,
 ) -> Result<Vec<v1::OptOut>, StoreError> {
-    let bodies: Vec<Vec<u8>> = sqlx::query_scalar(
-        "SELECT body FROM opt_outs
-         WHERE tenant_id = ?1 AND (?2 IS NULL OR instance_id = ?2) AND (?3 IS NULL OR phone_key = ?3)
-           AND (?4 IS NULL OR state = ?4) AND id > ?5 ORDER BY id LIMIT ?6",
-    )
-    .bind(tenant_id.as_str())
-    .bind(filter.instance_id)
-    .bind(filter.phone_key)
-    .bind(filter.state)
-    .bind(after.unwrap_or_default())
-    .bind(limit)
-    .fetch_all(connection)
-    .await?;
+    let mut sql = QueryBuilder::<Sqlite>::new("SELECT body FROM opt_outs WHERE tenant_id = ");
+    sql.push_bind(tenant_id.as_str());
+    if let Some(instance_id) = filter.instance_id {
+        sql.push(" AND instance_id = ").push_bind(instance_id);
+    }
+    if let Some(phone_key) = filter.phone_key {
+        sql.push(" AND phone_key = ").push_bind(phone_key);
+    }
+    if let Some(state) = filter.state {
+        sql.push(" AND state = ").push_bind(state);
+    }
+    sql.push(" AND id > ").push_bind(after.unwrap_or_default());
+    sql.push(" ORDER BY id LIMIT ").push_bind(limit);
+    let bodies: Vec<Vec<u8>> = sql.build_query_scalar().fetch_all(connection).await?;
     bodies.iter().map(|body| decode(body)).collect()
 }
 
@@ -117,25 +119,33 @@ pub async fn of_contact(
     contact: &ContactRef,
 ) -> Result<Vec<v1::OptOut>, StoreError> {
     let (phone_key, user_id) = keys(contact);
-    // Two queries, because SQLite would read the whole table for an OR over two indexes with NULLs.
-    let by_phone = sqlx::query_as(
-        "SELECT id, body FROM opt_outs WHERE phone_key = ?1 AND tenant_id = ?2
-         AND (?3 IS NULL OR instance_id = ?3) ORDER BY id",
-    );
-    let by_phone = by_phone.bind(phone_key).bind(tenant_id.as_str()).bind(instance_id);
-    let mut rows: Vec<(String, Vec<u8>)> = by_phone.fetch_all(&mut *connection).await?;
-    let by_user_id = sqlx::query_as(
-        "SELECT id, body FROM opt_outs WHERE user_id = ?1 AND tenant_id = ?2
-         AND (?3 IS NULL OR instance_id = ?3) ORDER BY id",
-    );
-    let by_user_id = by_user_id.bind(user_id).bind(tenant_id.as_str()).bind(instance_id);
-    let more: Vec<(String, Vec<u8>)> = by_user_id.fetch_all(connection).await?;
-    for row in more {
-        if rows.iter().all(|(id, _)| *id != row.0) {
+    // Two queries, because SQLite would read the whole table for an OR over two indexes.
+    let mut rows =
+        of_key(connection, tenant_id, instance_id, " AND phone_key = ", phone_key.as_deref()).await?;
+    for row in of_key(connection, tenant_id, instance_id, " AND user_id = ", user_id).await? {
+        if rows.iter().all(|known| known.id != row.id) {
             rows.push(row);
         }
     }
-    rows.iter().map(|(_, body)| decode(body)).collect()
+    Ok(rows)
+}
+
+async fn of_key(
+    connection: &mut SqliteConnection,
+    tenant_id: &TenantId,
+    instance_id: Option<&str>,
+    condition: &'static str,
+    key: Option<&str>,
+) -> Result<Vec<v1::OptOut>, StoreError> {
+    let Some(key) = key else { return Ok(Vec::new()) };
+    let mut sql = QueryBuilder::<Sqlite>::new("SELECT body FROM opt_outs WHERE tenant_id = ");
+    sql.push_bind(tenant_id.as_str()).push(condition).push_bind(key);
+    if let Some(instance_id) = instance_id {
+        sql.push(" AND instance_id = ").push_bind(instance_id);
+    }
+    sql.push(" ORDER BY id");
+    let bodies: Vec<Vec<u8>> = sql.build_query_scalar().fetch_all(connection).await?;
+    bodies.iter().map(|body| decode(body)).collect()
 }
 
 /// What is known of a contact at an instance: when phone and user id name different records, their merger.
@@ -205,7 +215,10 @@ async fn write_merged(
     }
     // The old rows go first, since a key belongs to one row.
     for row in &rows {
-        sqlx::query("DELETE FROM opt_outs WHERE id = ?1").bind(&row.id).execute(transaction.connection()).await?;
+        sqlx::query("DELETE FROM opt_outs WHERE id = ?1")
+            .bind(&row.id)
+            .execute(transaction.connection())
+            .await?;
     }
     let opt_out = put(transaction, &merged.record).await?;
     for old in &before {
@@ -220,7 +233,8 @@ async fn write_merged(
 /// Logs a record and writes it. Its etag names the place in the log.
 async fn put(transaction: &mut WriteTx, record: &OptOutRecord) -> Result<v1::OptOut, StoreError> {
     let mut opt_out = v1::OptOut::from(record);
-    let log = sqlx::query_scalar("INSERT INTO opt_out_log (opt_out_id, body) VALUES (?1, ?2) RETURNING cursor");
+    let log =
+        sqlx::query_scalar("INSERT INTO opt_out_log (opt_out_id, body) VALUES (?1, ?2) RETURNING cursor");
     let log = log.bind(&opt_out.id).bind(opt_out.encode_to_vec());
     let cursor: i64 = log.fetch_one(transaction.connection()).await?;
     transaction.logged_opt_out(from_sql(cursor));
@@ -272,7 +286,8 @@ fn keys_only_in(old: &ContactRef, successor: &ContactRef) -> ContactRef {
 }
 
 pub(super) async fn newest_cursor(connection: &mut SqliteConnection) -> Result<u64, StoreError> {
-    let newest: Option<i64> = sqlx::query_scalar("SELECT MAX(cursor) FROM opt_out_log").fetch_one(connection).await?;
+    let newest: Option<i64> =
+        sqlx::query_scalar("SELECT MAX(cursor) FROM opt_out_log").fetch_one(connection).await?;
     Ok(from_sql(newest.unwrap_or(0)))
 }
 
@@ -292,5 +307,5 @@ pub(super) async fn since(
     .await?;
     let newest = rows.last().map_or(cursor, |(newest, _)| from_sql(*newest));
     let bodies = rows.iter().filter_map(|(_, body)| body.as_deref());
-    Ok((bodies.map(|body| decode(body)).collect::<Result<_, _>>()?, newest))
+    Ok((bodies.map(decode).collect::<Result<_, _>>()?, newest))
 }

@@ -47,7 +47,12 @@ pub enum Recalled<M> {
 
 impl<'a> RequestKey<'a> {
     /// Names a request. `parts` are what makes its body, in a fixed order and encoding.
-    pub fn new(tenant_id: &'a TenantId, method: &'static str, request_id: &'a str, parts: &[Vec<u8>]) -> Self {
+    pub fn new(
+        tenant_id: &'a TenantId,
+        method: &'static str,
+        request_id: &'a str,
+        parts: &[Vec<u8>],
+    ) -> Self {
         let mut hash = Sha256::new();
         for part in parts {
             hash.update(u64::try_from(part.len()).unwrap_or(u64::MAX).to_be_bytes());

@@ -127,7 +127,8 @@ pub(super) async fn removed_since(
             .bind(version)
             .fetch_all(connection)
             .await?;
-    let mut removals: Vec<_> = rows.into_iter().map(|(r#type, id)| v1::ConfigRemoval { r#type, id }).collect();
+    let mut removals: Vec<_> =
+        rows.into_iter().map(|(r#type, id)| v1::ConfigRemoval { r#type, id }).collect();
     removals.sort_by_key(|removal| REMOVAL_ORDER.iter().position(|known| *known == removal.r#type));
     Ok(removals)
 }

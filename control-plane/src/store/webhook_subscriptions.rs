@@ -4,7 +4,7 @@ use gateway_core::{destination, id::TenantId, time};
 use gateway_proto::v1::{self, config_resource::Resource};
 use gateway_runtime::clock;
 use prost::Message as _;
-use sqlx::SqliteConnection;
+use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
 
 use super::{StoreError, WriteTx, decode, from_sql, schema, to_sql};
 
@@ -21,7 +21,6 @@ CREATE INDEX IF NOT EXISTS webhook_subscriptions_version ON webhook_subscription
 CREATE INDEX IF NOT EXISTS webhook_subscriptions_instance ON webhook_subscriptions (instance_id, id);
 ";
 
-const TABLE: &str = "webhook_subscriptions";
 const TYPE: &str = "webhook_subscription";
 
 /// A subscription of one tenant.
@@ -33,7 +32,10 @@ pub async fn find(
     tenant_id: &TenantId,
     id: &str,
 ) -> Result<Option<v1::WebhookSubscriptionConfig>, StoreError> {
-    Ok(find_any(connection, id).await?.filter(|config| subscription(config).tenant_id == tenant_id.as_str()))
+    let is_own = |config: &v1::WebhookSubscriptionConfig| {
+        config.webhook_subscription.as_ref().is_some_and(|found| found.tenant_id == tenant_id.as_str())
+    };
+    Ok(find_any(connection, id).await?.filter(is_own))
 }
 
 /// A subscription of any tenant.
@@ -44,15 +46,12 @@ pub async fn find_any(
     connection: &mut SqliteConnection,
     id: &str,
 ) -> Result<Option<v1::WebhookSubscriptionConfig>, StoreError> {
-    let config: Option<Vec<u8>> = sqlx::query_scalar("SELECT config FROM webhook_subscriptions WHERE id = ?1")
-        .bind(id)
-        .fetch_optional(connection)
-        .await?;
+    let config: Option<Vec<u8>> =
+        sqlx::query_scalar("SELECT config FROM webhook_subscriptions WHERE id = ?1")
+            .bind(id)
+            .fetch_optional(connection)
+            .await?;
     config.map(|config| decode(&config)).transpose()
-}
-
-fn subscription(config: &v1::WebhookSubscriptionConfig) -> v1::WebhookSubscription {
-    config.webhook_subscription.clone().unwrap_or_default()
 }
 
 /// Subscriptions in the order of their ids, after `after`.
@@ -66,17 +65,17 @@ pub async fn list(
     after: Option<&str>,
     limit: i64,
 ) -> Result<Vec<v1::WebhookSubscription>, StoreError> {
-    let configs: Vec<Vec<u8>> = sqlx::query_scalar(
-        "SELECT config FROM webhook_subscriptions
-         WHERE tenant_id = ?1 AND (?2 IS NULL OR instance_id = ?2) AND id > ?3 ORDER BY id LIMIT ?4",
-    )
-    .bind(tenant_id.as_str())
-    .bind(instance_id)
-    .bind(after.unwrap_or_default())
-    .bind(limit)
-    .fetch_all(connection)
-    .await?;
-    configs.iter().map(|config| Ok(subscription(&decode(&config)?))).collect()
+    let mut sql = QueryBuilder::<Sqlite>::new("SELECT config FROM webhook_subscriptions WHERE tenant_id = ");
+    sql.push_bind(tenant_id.as_str());
+    if let Some(instance_id) = instance_id {
+        sql.push(" AND instance_id = ").push_bind(instance_id);
+    }
+    sql.push(" AND id > ").push_bind(after.unwrap_or_default());
+    sql.push(" ORDER BY id LIMIT ").push_bind(limit);
+    let configs: Vec<Vec<u8>> = sql.build_query_scalar().fetch_all(connection).await?;
+    let subscription =
+        |config: v1::WebhookSubscriptionConfig| config.webhook_subscription.unwrap_or_default();
+    configs.iter().map(|config| decode(config).map(subscription)).collect()
 }
 
 /// Writes a new or changed subscription under a new version; sets its etag.
@@ -144,11 +143,12 @@ pub(super) async fn changed_since(
     connection: &mut SqliteConnection,
     version: i64,
 ) -> Result<Vec<v1::ConfigResource>, StoreError> {
-    let rows: Vec<(i64, Vec<u8>)> =
-        sqlx::query_as("SELECT version, config FROM webhook_subscriptions WHERE version > ?1 ORDER BY version, id")
-            .bind(version)
-            .fetch_all(connection)
-            .await?;
+    let rows: Vec<(i64, Vec<u8>)> = sqlx::query_as(
+        "SELECT version, config FROM webhook_subscriptions WHERE version > ?1 ORDER BY version, id",
+    )
+    .bind(version)
+    .fetch_all(connection)
+    .await?;
     let resource = |(version, config): (i64, Vec<u8>)| {
         let resource = Some(Resource::WebhookSubscription(decode(&config)?));
         Ok(v1::ConfigResource { version: from_sql(version), resource })

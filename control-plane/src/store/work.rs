@@ -53,7 +53,12 @@ pub async fn insert(
 ///
 /// # Errors
 /// When the database cannot be read.
-pub async fn list(store: &Store, region: &str, after: i64, limit: i64) -> Result<Vec<QueuedWork>, StoreError> {
+pub async fn list(
+    store: &Store,
+    region: &str,
+    after: i64,
+    limit: i64,
+) -> Result<Vec<QueuedWork>, StoreError> {
     let rows: Vec<(i64, Vec<u8>)> = sqlx::query_as::<Sqlite, _>(
         "SELECT seq, body FROM work WHERE seq > ? AND (regions = '' OR instr(regions, ?) > 0) ORDER BY seq LIMIT ?",
     )
@@ -62,7 +67,9 @@ pub async fn list(store: &Store, region: &str, after: i64, limit: i64) -> Result
     .bind(limit)
     .fetch_all(store.pool())
     .await?;
-    rows.into_iter().map(|(seq, body)| Ok(QueuedWork { seq, work: v1::Work::decode(body.as_slice())? })).collect()
+    rows.into_iter()
+        .map(|(seq, body)| Ok(QueuedWork { seq, work: v1::Work::decode(body.as_slice())? }))
+        .collect()
 }
 
 /// Removes work that is durable on an agent. Work that is gone already is skipped.

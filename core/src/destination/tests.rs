@@ -8,7 +8,8 @@ fn blocked(text: &str) -> Result<(), InvalidDestination> {
     DestinationUrl::parse(text, &AddressPolicy::default()).map(|_| ())
 }
 
-const NOT_PUBLIC: Result<(), InvalidDestination> = Err(InvalidDestination::Blocked(BlockedAddress::NotPublic));
+const NOT_PUBLIC: Result<(), InvalidDestination> =
+    Err(InvalidDestination::Blocked(BlockedAddress::NotPublic));
 const METADATA: Result<(), InvalidDestination> = Err(InvalidDestination::Blocked(BlockedAddress::Metadata));
 
 /// Public https destinations of every usual form are taken, and read back as they were given.
@@ -31,7 +32,8 @@ fn public_https_is_taken() {
         assert_eq!(url.as_str(), text);
         assert!(!url.is_http());
     }
-    let url = DestinationUrl::parse("https://example.com\\@evil.example/", &AddressPolicy::default()).unwrap();
+    let url =
+        DestinationUrl::parse("https://example.com\\@evil.example/", &AddressPolicy::default()).unwrap();
     assert_eq!(url.host_and_port(), (Host::Domain("example.com"), 443));
 }
 
@@ -39,10 +41,31 @@ fn public_https_is_taken() {
 #[test]
 fn loopback_is_refused_in_every_spelling() {
     for host in [
-        "127.0.0.1", "2130706433", "0x7f.1", "0177.0.0.1", "127.1", "127.0.1", "0x7f000001", "017700000001",
-        "①②⑦.0.0.1", "127。0。0。1", "127.0.0.1.", "%31%32%37.0.0.1", "[::1]", "[0:0:0:0:0:0:0:1]",
-        "[::ffff:127.0.0.1]", "[::ffff:7f00:1]", "[::127.0.0.1]", "localhost", "LOCALHOST", "localhost.",
-        "api.localhost", "api.localhost.", "0.0.0.0", "0", "[::]",
+        "127.0.0.1",
+        "2130706433",
+        "0x7f.1",
+        "0177.0.0.1",
+        "127.1",
+        "127.0.1",
+        "0x7f000001",
+        "017700000001",
+        "①②⑦.0.0.1",
+        "127。0。0。1",
+        "127.0.0.1.",
+        "%31%32%37.0.0.1",
+        "[::1]",
+        "[0:0:0:0:0:0:0:1]",
+        "[::ffff:127.0.0.1]",
+        "[::ffff:7f00:1]",
+        "[::127.0.0.1]",
+        "localhost",
+        "LOCALHOST",
+        "localhost.",
+        "api.localhost",
+        "api.localhost.",
+        "0.0.0.0",
+        "0",
+        "[::]",
     ] {
         assert_eq!(blocked(&format!("https://{host}/")), NOT_PUBLIC, "{host}");
     }
@@ -52,18 +75,64 @@ fn loopback_is_refused_in_every_spelling() {
 #[test]
 fn private_addresses_are_refused() {
     for host in [
-        "10.0.0.1", "10.255.255.255", "172.16.0.1", "172.31.255.255", "192.168.0.1", "100.64.0.1",
-        "100.127.255.255", "169.254.0.1", "192.0.0.1", "192.0.2.1", "192.88.99.1", "198.18.0.1",
-        "198.19.255.255", "198.51.100.1", "203.0.113.1", "224.0.0.1", "239.255.255.255", "240.0.0.1",
-        "255.255.255.255", "0.1.2.3", "3232235521", "[fc00::1]", "[fd12:3456::1]", "[fe80::1]", "[fec0::1]",
-        "[ff02::1]", "[64:ff9b::808:808]", "[64:ff9b:1::808:808]", "[2001::1]", "[2001:db8::1]",
-        "[2001:1ff::1]", "[2002:808:808::1]", "[3fff::1]", "[3fff:fff::1]", "[5f00::1]", "[100::1]",
-        "[::ffff:10.0.0.1]", "[::10.0.0.1]", "[4000::1]", "[1fff::1]",
+        "10.0.0.1",
+        "10.255.255.255",
+        "172.16.0.1",
+        "172.31.255.255",
+        "192.168.0.1",
+        "100.64.0.1",
+        "100.127.255.255",
+        "169.254.0.1",
+        "192.0.0.1",
+        "192.0.2.1",
+        "192.88.99.1",
+        "198.18.0.1",
+        "198.19.255.255",
+        "198.51.100.1",
+        "203.0.113.1",
+        "224.0.0.1",
+        "239.255.255.255",
+        "240.0.0.1",
+        "255.255.255.255",
+        "0.1.2.3",
+        "3232235521",
+        "[fc00::1]",
+        "[fd12:3456::1]",
+        "[fe80::1]",
+        "[fec0::1]",
+        "[ff02::1]",
+        "[64:ff9b::808:808]",
+        "[64:ff9b:1::808:808]",
+        "[2001::1]",
+        "[2001:db8::1]",
+        "[2001:1ff::1]",
+        "[2002:808:808::1]",
+        "[3fff::1]",
+        "[3fff:fff::1]",
+        "[5f00::1]",
+        "[100::1]",
+        "[::ffff:10.0.0.1]",
+        "[::10.0.0.1]",
+        "[4000::1]",
+        "[1fff::1]",
     ] {
         assert_eq!(blocked(&format!("https://{host}/")), NOT_PUBLIC, "{host}");
     }
-    for host in ["172.15.255.255", "172.32.0.1", "100.63.255.255", "100.128.0.1", "192.0.1.1", "198.17.255.255",
-        "198.20.0.1", "223.255.255.255", "1.1.1.1", "[2001:200::1]", "[2003::1]", "[2a00::1]", "[3ffe::1]"] {
+    for host in [
+        "172.15.255.255",
+        "172.32.0.1",
+        "100.63.255.255",
+        "100.128.0.1",
+        "192.0.1.1",
+        "198.17.255.255",
+        "198.20.0.1",
+        "223.255.255.255",
+        "1.1.1.1",
+        "[2001:200::1]",
+        "[2003::1]",
+        "[2a00::1]",
+        "[3ffe::1]",
+    ] {
         assert_eq!(blocked(&format!("https://{host}/")), Ok(()), "{host}");
     }
 }
@@ -73,13 +142,34 @@ fn private_addresses_are_refused() {
 fn metadata_is_never_allowed() {
     let everything = policy(&["0.0.0.0/0", "::/0"]);
     for host in [
-        "169.254.169.254", "2852039166", "0xa9fea9fe", "0251.0376.0251.0376", "169.254.43518",
-        "169。254。169。254", "169.254.169.254.", "169.254.170.2", "169.254.170.23", "100.100.100.200",
-        "168.63.129.16", "192.0.0.192", "[fd00:ec2::254]", "[fd00:ec2:0:0::254]", "[fd00:ec2::23]",
-        "[fd20:ce::254]", "[::ffff:169.254.169.254]", "[::ffff:a9fe:a9fe]", "[::a9fe:a9fe]",
-        "[64:ff9b::a9fe:a9fe]", "[64:ff9b::169.254.169.254]", "[64:ff9b:1::a9fe:a9fe]", "[2002:a9fe:a9fe::1]",
-        "[::ffff:100.100.100.200]", "[64:ff9b::168.63.129.16]", "metadata.google.internal",
-        "METADATA.google.internal.", "metadata.goog",
+        "169.254.169.254",
+        "2852039166",
+        "0xa9fea9fe",
+        "0251.0376.0251.0376",
+        "169.254.43518",
+        "169。254。169。254",
+        "169.254.169.254.",
+        "169.254.170.2",
+        "169.254.170.23",
+        "100.100.100.200",
+        "168.63.129.16",
+        "192.0.0.192",
+        "[fd00:ec2::254]",
+        "[fd00:ec2:0:0::254]",
+        "[fd00:ec2::23]",
+        "[fd20:ce::254]",
+        "[::ffff:169.254.169.254]",
+        "[::ffff:a9fe:a9fe]",
+        "[::a9fe:a9fe]",
+        "[64:ff9b::a9fe:a9fe]",
+        "[64:ff9b::169.254.169.254]",
+        "[64:ff9b:1::a9fe:a9fe]",
+        "[2002:a9fe:a9fe::1]",
+        "[::ffff:100.100.100.200]",
+        "[64:ff9b::168.63.129.16]",
+        "metadata.google.internal",
+        "METADATA.google.internal.",
+        "metadata.goog",
     ] {
         for scheme in ["https", "http"] {
             let text = format!("{scheme}://{host}/");
@@ -120,8 +210,17 @@ fn malformed_urls_are_refused() {
     ] {
         assert_eq!(blocked(text), Err(reason), "{text}");
     }
-    for text in ["example.com", "/hook", "https://", "https://[fe80::1%25eth0]/", "https://exa mple.com",
-        "https://example.com:99999/", "https://256.0.0.1/", "https://[::1", "https:// "] {
+    for text in [
+        "example.com",
+        "/hook",
+        "https://",
+        "https://[fe80::1%25eth0]/",
+        "https://exa mple.com",
+        "https://example.com:99999/",
+        "https://256.0.0.1/",
+        "https://[::1",
+        "https:// ",
+    ] {
         assert!(blocked(text).is_err(), "{text}");
     }
 }
@@ -132,8 +231,14 @@ fn allowed_networks_open_private_http() {
     let policy = policy(&["10.0.0.0/8", "127.0.0.0/8", "fd00::/8"]);
     let parse = |text: &str| DestinationUrl::parse(text, &policy).map(|_| ());
     for text in [
-        "http://10.1.2.3/hook", "https://10.1.2.3/hook", "http://127.0.0.1:8080/", "http://localhost:5678/",
-        "http://[fd00::1]/", "http://n8n:5678/", "https://example.com/", "http://[::ffff:10.0.0.1]/",
+        "http://10.1.2.3/hook",
+        "https://10.1.2.3/hook",
+        "http://127.0.0.1:8080/",
+        "http://localhost:5678/",
+        "http://[fd00::1]/",
+        "http://n8n:5678/",
+        "https://example.com/",
+        "http://[::ffff:10.0.0.1]/",
     ] {
         assert_eq!(parse(text), Ok(()), "{text}");
     }
@@ -162,6 +267,7 @@ fn addresses_are_judged_at_dial() {
 /// Path and query, which often hold a token, never show in debug output.
 #[test]
 fn debug_hides_path_and_query() {
-    let url = DestinationUrl::parse("https://example.com/s3cret?key=s3cret", &AddressPolicy::default()).unwrap();
+    let url =
+        DestinationUrl::parse("https://example.com/s3cret?key=s3cret", &AddressPolicy::default()).unwrap();
     assert_eq!(format!("{url:?}"), "https://example.com/…");
 }

@@ -43,10 +43,16 @@ fn each_bad_field_is_named() {
         (v1::WebhookSubscription { id: "x".into(), ..valid() }, "id"),
         (v1::WebhookSubscription { instance_id: "I".into(), ..valid() }, "instance_id"),
         (v1::WebhookSubscription { display_name: "a".repeat(101), ..valid() }, "display_name"),
-        (v1::WebhookSubscription { destination_url: "http://example.com".into(), ..valid() }, "destination_url"),
+        (
+            v1::WebhookSubscription { destination_url: "http://example.com".into(), ..valid() },
+            "destination_url",
+        ),
         (v1::WebhookSubscription { events: vec![], ..valid() }, "events"),
         (v1::WebhookSubscription { events: vec!["*".into(); 65], ..valid() }, "events"),
-        (v1::WebhookSubscription { events: vec!["*".into(), "message.recieved".into()], ..valid() }, "events[1]"),
+        (
+            v1::WebhookSubscription { events: vec!["*".into(), "message.recieved".into()], ..valid() },
+            "events[1]",
+        ),
         (v1::WebhookSubscription { attempt_timeout: seconds(0), ..valid() }, "attempt_timeout"),
         (v1::WebhookSubscription { attempt_timeout: seconds(31), ..valid() }, "attempt_timeout"),
         (v1::WebhookSubscription { attempt_timeout: seconds(-1), ..valid() }, "attempt_timeout"),
@@ -61,9 +67,27 @@ fn each_bad_field_is_named() {
 #[test]
 fn owned_headers_are_refused() {
     for name in [
-        "Host", "connection", "Content-Length", "content-type", "Content-Encoding", "transfer-encoding", "TE",
-        "trailer", "upgrade", "expect", "User-Agent", "traceparent", "webhook-id", "Webhook-Signature",
-        "proxy-authorization", "X-Forwarded-For", "", "a b", "a:b", "ä", "a\r\nb",
+        "Host",
+        "connection",
+        "Content-Length",
+        "content-type",
+        "Content-Encoding",
+        "transfer-encoding",
+        "TE",
+        "trailer",
+        "upgrade",
+        "expect",
+        "User-Agent",
+        "traceparent",
+        "webhook-id",
+        "Webhook-Signature",
+        "proxy-authorization",
+        "X-Forwarded-For",
+        "",
+        "a b",
+        "a:b",
+        "ä",
+        "a\r\nb",
     ] {
         assert_eq!(fields(&with_header(name, "v")).len(), 1, "{name}");
     }
@@ -72,9 +96,15 @@ fn owned_headers_are_refused() {
         assert_eq!(&*subscription.headers[0].0, name.to_ascii_lowercase());
     }
     let twice = [("X-A".to_owned(), "1".to_owned()), ("x-a".to_owned(), "2".to_owned())].into();
-    assert_eq!(fields(&v1::WebhookSubscription { headers: twice, ..valid() }), ["webhook_subscription.headers[x-a]"]);
+    assert_eq!(
+        fields(&v1::WebhookSubscription { headers: twice, ..valid() }),
+        ["webhook_subscription.headers[x-a]"]
+    );
     let many = (0..33).map(|index| (format!("x-{index}"), String::new())).collect();
-    assert_eq!(fields(&v1::WebhookSubscription { headers: many, ..valid() }), ["webhook_subscription.headers"]);
+    assert_eq!(
+        fields(&v1::WebhookSubscription { headers: many, ..valid() }),
+        ["webhook_subscription.headers"]
+    );
 }
 
 /// Header values cannot smuggle a line break, and never show in errors or debug output.

@@ -2,7 +2,6 @@
 
 use std::{
     collections::VecDeque,
-    path::PathBuf,
     sync::{Arc, PoisonError, atomic::Ordering},
     time::{Duration, Instant},
 };
@@ -82,19 +81,11 @@ impl Engine {
             }
         };
         let shared = Arc::clone(&engine.shared);
-        if opened.send(Ok(Arc::clone(&shared))).is_err() {
-            return;
+        let end = End { shared: Arc::clone(&shared), lock: Some(lock) };
+        if opened.send(Ok(shared)).is_ok() {
+            engine.work();
         }
-        engine.work();
-        shared.set_health(Health::Stopped);
-        shared.set_store(None);
-        shared.inbox.end();
-        drop(lock);
-        let replies = std::mem::take(&mut shared.inbox.lock().closed_replies);
-        for reply in replies {
-            // Whoever closed the buffer need not wait for it.
-            drop(reply.send(()));
-        }
+        drop(end);
     }
 
     fn open(config: Config, metrics: Metrics, disk: Box<dyn Disk>) -> Result<Self, StoreError> {
@@ -451,6 +442,22 @@ impl Engine {
     }
 }
 
+/// What happens when the thread ends, also by a panic: nobody waits for it any more.
+struct End {
+    shared: Arc<Shared>,
+    lock: Option<DirectoryLock>,
+}
+
+impl Drop for End {
+    fn drop(&mut self) {
+        self.shared.set_health(Health::Stopped);
+        self.shared.set_store(None);
+        self.lock = None;
+        self.shared.inbox.end();
+        self.shared.ended.cancel();
+    }
+}
+
 /// Opens the store and reads it. One that opens and then cannot be read is replaced as well.
 fn open_and_recover(disk: &dyn Disk, metrics: &Metrics) -> Result<(Arc<dyn Store>, Recovered), StoreError> {
     let (store, is_replaced) = open_or_replace(disk)?;
@@ -504,9 +511,4 @@ fn size_of(entry: &Entry) -> usize {
     let events: usize = entry.events.iter().map(|event| event.log.payload_json.len()).sum();
     let unrouted: usize = entry.unrouted.iter().map(|unrouted| unrouted.callback.payload_json.len()).sum();
     events + unrouted
-}
-
-/// Where the buffer's own directory is in the agent's data directory.
-pub(super) fn default_directory(data_dir: &std::path::Path) -> PathBuf {
-    data_dir.join("buffer")
 }

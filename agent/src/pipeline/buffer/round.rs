@@ -173,7 +173,7 @@ impl Round<'_> {
     }
 
     fn put_mark(&mut self, id: EventId, sequence: u64) {
-        let expire_day = record::day_of(self.now_ms) + MARK_DAYS + 1;
+        let expire_day = record::day_of(self.now_ms) + MARK_DAYS;
         let mark = Mark { expire_day, duplicates: 0, sequence };
         self.plan.ops.push(Op::Put(record::mark_key(&id), mark.encode()));
         self.plan.marks.insert(id, (mark, None));

@@ -11,6 +11,7 @@ use std::{
 
 use gateway_proto::v1;
 use tokio::sync::{Notify, Semaphore, oneshot};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     AppendError, Entry, OpenDelivery, Outcome, ReadError, Receipt,
@@ -50,6 +51,8 @@ pub(super) struct Shared {
     pub(super) reports_added: Notify,
     /// Events whose report is not written yet.
     pub(super) reports_planned: AtomicUsize,
+    /// Cancelled when the thread has ended.
+    pub(super) ended: CancellationToken,
     store: RwLock<Option<Arc<dyn Store>>>,
     health: AtomicU8,
 }
@@ -67,6 +70,7 @@ impl Shared {
             fresh_added: Notify::new(),
             reports_added: Notify::new(),
             reports_planned: AtomicUsize::new(0),
+            ended: CancellationToken::new(),
             store: RwLock::new(Some(store)),
             health: AtomicU8::new(Health::Good as u8),
         }
@@ -210,6 +214,9 @@ impl Inbox {
     }
 
     pub(super) fn close(&self, reply: Option<oneshot::Sender<()>>) {
+        if self.outcomes_free.is_closed() {
+            return;
+        }
         let mut queue = self.lock();
         queue.is_closing = true;
         queue.closed_replies.extend(reply);
@@ -226,8 +233,13 @@ impl Inbox {
         self.arrived.notify_one();
     }
 
-    /// Nobody reads outcomes any more: whoever waits is let go.
+    /// Nobody reads commands any more: whoever waits is let go.
     pub(super) fn end(&self) {
         self.outcomes_free.close();
+        let queue = std::mem::replace(&mut *self.lock(), Queue { is_closing: true, ..Queue::default() });
+        for reply in queue.closed_replies {
+            // Whoever closed the buffer need not wait for it.
+            drop(reply.send(()));
+        }
     }
 }

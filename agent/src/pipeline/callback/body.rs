@@ -53,7 +53,8 @@ impl BodyBudget {
         headers: &HeaderMap,
         mut body: Incoming,
     ) -> Result<(Bytes, Option<OwnedSemaphorePermit>), ReadBodyError> {
-        let announced = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+        let announced =
+            headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
         if announced.is_some_and(|length: u64| length > BODY_BYTES_MAX as u64) {
             discard(body).await;
             return Err(ReadBodyError::TooLarge);
@@ -83,7 +84,7 @@ impl BodyBudget {
         Ok((if rest.is_empty() { read } else { rest.freeze() }, room))
     }
 
-    fn take(&self, bytes: usize, room: &mut Option<OwnedSemaphorePermit>) -> bool {
+    pub(super) fn take(&self, bytes: usize, room: &mut Option<OwnedSemaphorePermit>) -> bool {
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
         let Ok(more) = Arc::clone(&self.0).try_acquire_many_owned(bytes) else { return false };
         match room {

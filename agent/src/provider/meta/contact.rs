@@ -47,7 +47,8 @@ impl Contacts {
 
     fn card(&self, phone: Option<&str>, user_id: Option<&str>, alone: bool) -> Option<&Card> {
         let by_phone = || self.0.iter().find(|card| phone.is_some() && card.wa_id.as_deref() == phone);
-        let by_user_id = || self.0.iter().find(|card| user_id.is_some() && card.user_id.as_deref() == user_id);
+        let by_user_id =
+            || self.0.iter().find(|card| user_id.is_some() && card.user_id.as_deref() == user_id);
         let the_only_one = || match self.0.as_slice() {
             [card] if alone || !card.is_somebody_else(phone, user_id) => Some(card),
             _ => None,
@@ -71,7 +72,8 @@ impl Card {
 
     fn is_somebody_else(&self, phone: Option<&str>, user_id: Option<&str>) -> bool {
         let key = |text: &str| normalize_phone(text).as_ref().map(Phone::match_key);
-        let differ = |ours: Option<&str>, theirs: Option<&str>| matches!((ours, theirs), (Some(a), Some(b)) if a != b);
+        let differ =
+            |ours: Option<&str>, theirs: Option<&str>| matches!((ours, theirs), (Some(a), Some(b)) if a != b);
         let phones_differ = match (self.wa_id.as_deref().and_then(key), phone.and_then(key)) {
             (Some(ours), Some(theirs)) => ours != theirs,
             _ => false,

@@ -10,7 +10,9 @@ use crate::provider::json::{Fields, kept};
 /// content is not what the type says.
 pub fn read(kind: &str, fields: &Fields<'_>, message: &mut Message) -> Option<()> {
     match kind {
-        "text" | "image" | "video" | "document" | "audio" | "voice" | "sticker" => plain(kind, fields, message)?,
+        "text" | "image" | "video" | "document" | "audio" | "voice" | "sticker" => {
+            plain(kind, fields, message)?
+        }
         "location" => {
             let location = location(&fields.object(kind)?);
             message.text = location.name.clone().or_else(|| location.address.clone());

@@ -161,7 +161,12 @@ impl<'a> Parts<'a> {
         if items.is_empty() { Ok(()) } else { self.add(Part { target, items, original: change.original() }) }
     }
 
-    fn odd(&mut self, target: Target, raw: &'a RawValue, original: Vec<&'a str>) -> Result<(), NormalizeError> {
+    fn odd(
+        &mut self,
+        target: Target,
+        raw: &'a RawValue,
+        original: Vec<&'a str>,
+    ) -> Result<(), NormalizeError> {
         let account = target.account_id.as_deref().unwrap_or_default();
         let notice = NoticeItem {
             field: UNKNOWN_FIELD.into(),

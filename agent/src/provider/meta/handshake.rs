@@ -23,12 +23,14 @@ pub fn answer(route: &RouteConfig, query: &str) -> Result<String, Refusal> {
     if mode != "subscribe" {
         return Err(Refusal::WrongMode);
     }
-    let mut tokens = route.secrets_of(RouteSecretKind::MetaVerifyToken).filter(|ours| !ours.is_empty()).peekable();
+    let mut tokens =
+        route.secrets_of(RouteSecretKind::MetaVerifyToken).filter(|ours| !ours.is_empty()).peekable();
     if tokens.peek().is_none() {
         return Err(Refusal::MissingSecret);
     }
     // Hashed first, so that neither content nor length of our tokens shows in the time it takes.
     let given = Sha256::digest(token.as_bytes());
-    let fits = tokens.fold(Choice::from(0), |fits, ours| fits | Sha256::digest(ours.as_bytes()).ct_eq(&given));
+    let fits =
+        tokens.fold(Choice::from(0), |fits, ours| fits | Sha256::digest(ours.as_bytes()).ct_eq(&given));
     if fits.into() { Ok(challenge.into_owned()) } else { Err(Refusal::WrongVerifyToken) }
 }

@@ -92,7 +92,9 @@ fn read(raw: &RawValue, fields: &Fields<'_>) -> Message {
     };
     let literal = fields.name("type");
     match literal.as_deref() {
-        Some(known) if content::read(known, fields, &mut message).is_some() => message.message_type = known.into(),
+        Some(known) if content::read(known, fields, &mut message).is_some() => {
+            message.message_type = known.into()
+        }
         _ => {
             message.message_type = UNSUPPORTED.into();
             // Of what Meta itself cannot show, `unsupported.type` says what it was.
@@ -117,7 +119,8 @@ fn system_item(system: &Fields<'_>, fields: &Fields<'_>, contact: &Contact) -> O
                 user_id: system.name("previous_user_id").or(from_user_id),
                 ..Contact::default()
             };
-            let to = Contact { phone: number.as_deref().and_then(normalize_phone), user_id, ..Contact::default() };
+            let to =
+                Contact { phone: number.as_deref().and_then(normalize_phone), user_id, ..Contact::default() };
             Some(Item::ContactChange(Box::new(ContactChange { from, to })))
         }
         "user_preference_changed" => {

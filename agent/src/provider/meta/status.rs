@@ -46,7 +46,8 @@ fn read(raw: &RawValue, contacts: &Contacts, alone: bool) -> StatusItem {
         let identity = identity(&[raw.get()]);
         return StatusItem { contact: Contact::default(), status, identity, event_type: None, time: None };
     };
-    let word = fields.text("status").map_or_else(|| "unknown".into(), |word| word.to_lowercase().into_boxed_str());
+    let word =
+        fields.text("status").map_or_else(|| "unknown".into(), |word| word.to_lowercase().into_boxed_str());
     let of_message = fields.text("type").is_none_or(|kind| kind == "message");
     let event_type = event_type(&word).filter(|_| of_message);
     let (contact, recipient, group_id) = recipient(&fields, contacts, alone);
@@ -100,7 +101,8 @@ pub fn first_error(errors: &RawValue) -> Option<ProviderError> {
     let error = Fields::of(elements(errors)?.first()?)?;
     let data = error.get("error_data");
     let details = data.and_then(Fields::of).and_then(|data| data.name("details"));
-    let details = details.or_else(|| data.and_then(json::text).map(Box::from)).or_else(|| error.name("details"));
+    let details =
+        details.or_else(|| data.and_then(json::text).map(Box::from)).or_else(|| error.name("details"));
     Some(ProviderError {
         code: error.integer("code"),
         title: error.name("title").or_else(|| error.name("message")),

@@ -32,9 +32,9 @@ pub fn change_part(change: &Change<'_>, items_max: usize) -> Result<(Target, Vec
     let value = Value { contacts: Contacts::of(value.get("contacts")), fields: value, items_max };
     let mut items = match field {
         "messages" => value.messages(&target)?,
-        "smb_message_echoes" => value.each("message_echoes", |raw, alone| {
-            message::echo(raw, &value.contacts, alone)
-        })?,
+        "smb_message_echoes" => {
+            value.each("message_echoes", |raw, alone| message::echo(raw, &value.contacts, alone))?
+        }
         "user_preferences" => value.each("user_preferences", |raw, alone| {
             let known = preference::preference(raw, &value.contacts, alone);
             vec![known.unwrap_or_else(|| notice(change, field, raw, None))]
@@ -85,7 +85,9 @@ impl<'a> Value<'a> {
         let is_unsupported = |item: &Item| matches!(item, Item::Message(item) if item.message.raw.is_some());
         match field {
             "messages" => {
-                let odd_list = ["messages", "statuses"].iter().any(|name| has(name) && self.fields.array(name).is_none());
+                let odd_list = ["messages", "statuses"]
+                    .iter()
+                    .any(|name| has(name) && self.fields.array(name).is_none());
                 odd_list || (has("errors") && !items.iter().any(is_unsupported))
             }
             "calls" => has("calls") || has("errors"),
@@ -96,7 +98,10 @@ impl<'a> Value<'a> {
     /// The time of the first call, group change, ….
     fn time(&self) -> Option<Timestamp> {
         let first = |name| Fields::of(self.fields.array(name)?.first()?)?.time("timestamp");
-        ["calls", "groups", "user_preferences"].into_iter().find_map(first).or_else(|| self.fields.time("timestamp"))
+        ["calls", "groups", "user_preferences"]
+            .into_iter()
+            .find_map(first)
+            .or_else(|| self.fields.time("timestamp"))
     }
 }
 

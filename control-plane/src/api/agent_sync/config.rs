@@ -25,7 +25,7 @@ const OPT_OUTS_PAGE: u32 = 1_000;
 const UNANSWERED_MAX: usize = 256;
 /// How often the store is looked at without being told of a change: a writer whose caller went away in
 /// mid-commit tells nobody.
-const LOOK_INTERVAL: Duration = Duration::from_secs(5);
+const LOOK_INTERVAL: Duration = Duration::from_secs(15);
 
 /// A stream before and after the hello.
 pub(super) struct ConfigStream {
@@ -74,19 +74,21 @@ impl ConfigStream {
             return Err(status::invalid_field("hello.agent_id", "must be the agent of the credential"));
         }
         if hello.region != self.identity.region {
-            let description = format!("must be `{}`, the region the agent enrolled for", self.identity.region);
+            let description =
+                format!("must be `{}`, the region the agent enrolled for", self.identity.region);
             return Err(status::invalid_field("hello.region", description));
         }
         check_build(&hello.build)?;
         let now = clock::now();
         agents::record_connection(&self.state.store, &hello.agent_id, &hello.build, now).await?;
-        let mut versions = self.state.store.watch_version();
-        versions.mark_changed();
-        let mut opt_out_cursors = self.state.store.watch_opt_out_cursor();
-        opt_out_cursors.mark_changed();
+        let versions = self.state.store.watch_version();
+        let opt_out_cursors = self.state.store.watch_opt_out_cursor();
         let version = self.state.store.version().await?;
         let is_ours = hello.store_epoch == self.state.store.store_epoch() && hello.version <= version;
         let (version, opt_out_cursor) = if is_ours { (hello.version, hello.opt_out_cursor) } else { (0, 0) };
+        // A cursor of the future is of a log that was cut, by a restore: everything is sent again.
+        let is_known = opt_out_cursor <= *opt_out_cursors.borrow();
+        let opt_out_cursor = if is_known { opt_out_cursor } else { 0 };
         let connection = self.state.fleet.connect(&hello.agent_id, &hello.region, &hello.build, version);
         tracing::info!(gateway.agent.id = hello.agent_id, version, "agent connected");
         Ok(ConnectedAgent {
@@ -100,6 +102,8 @@ impl ConfigStream {
             version: if version == 0 { None } else { Some(version) },
             opt_out_cursor,
             is_told: false,
+            may_differ: true,
+            may_have_opt_outs: true,
             parts: None,
             nonces: 0,
             unanswered: VecDeque::new(),
@@ -129,6 +133,10 @@ struct ConnectedAgent {
     opt_out_cursor: u64,
     /// Whether it was sent anything: even a configuration that has nothing is said.
     is_told: bool,
+    /// Whether the store may have another version than the agent.
+    may_differ: bool,
+    /// Whether there may be opt-outs after the agent's cursor.
+    may_have_opt_outs: bool,
     /// Changes being sent.
     parts: Option<Parts>,
     nonces: u64,
@@ -175,11 +183,17 @@ impl ConnectedAgent {
         tokio::select! {
             message = self.inbound.next() => Woken::Message(message),
             // The senders live as long as the store, which this stream holds.
-            _ = self.versions.changed() => Woken::Changed,
-            _ = self.opt_out_cursors.changed() => Woken::Changed,
+            _ = self.versions.changed() => {
+                self.may_differ = true;
+                Woken::Changed
+            }
+            _ = self.opt_out_cursors.changed() => {
+                self.may_have_opt_outs = true;
+                Woken::Changed
+            }
             () = tokio::time::sleep_until(self.look_at) => {
                 self.look_at = Instant::now() + LOOK_INTERVAL;
-                self.versions.mark_changed();
+                (self.may_differ, self.may_have_opt_outs) = (true, true);
                 Woken::Changed
             }
             () = self.connection.superseded().cancelled() => Woken::End,
@@ -192,10 +206,11 @@ impl ConnectedAgent {
         if let Some(part) = self.next_part() {
             return Ok(Some(part));
         }
-        let is_changed = self.versions.has_changed().unwrap_or(false);
-        if is_changed || !self.is_told {
-            let known = *self.versions.borrow_and_update();
-            let newest = known.max(self.state.store.version().await?);
+        if self.may_differ {
+            // Seen before it is read: what is committed in between wakes the stream again.
+            self.versions.mark_unchanged();
+            let newest = self.state.store.version().await?;
+            self.may_differ = false;
             if !self.is_told || self.version != Some(newest) {
                 let changes = self.publisher.changes(self.version.unwrap_or(0), newest).await?;
                 self.parts = Some(Parts::new(changes, &self.region));
@@ -222,27 +237,23 @@ impl ConnectedAgent {
         }
         let keys = part.keys();
         let Part { upserts, removals, begins_snapshot, .. } = part;
-        let response = v1::StreamConfigResponse { snapshot: begins_snapshot, upserts, removals, ..self.response() };
+        let response =
+            v1::StreamConfigResponse { snapshot: begins_snapshot, upserts, removals, ..self.response() };
         self.await_verdict(&response, keys);
         Some(response)
     }
 
     async fn opt_outs(&mut self) -> Result<Option<v1::StreamConfigResponse>, Status> {
-        let newest = *self.opt_out_cursors.borrow_and_update();
-        if self.opt_out_cursor == newest {
+        if !self.may_have_opt_outs {
             return Ok(None);
         }
-        if self.opt_out_cursor > newest {
-            self.opt_out_cursor = 0;
-        }
+        self.opt_out_cursors.mark_unchanged();
         let (opt_outs, cursor) = self.state.store.opt_outs_since(self.opt_out_cursor, OPT_OUTS_PAGE).await?;
-        if opt_outs.is_empty() && cursor == self.opt_out_cursor {
+        if cursor == self.opt_out_cursor {
+            self.may_have_opt_outs = false;
             return Ok(None);
         }
         self.opt_out_cursor = cursor;
-        if cursor < newest {
-            self.opt_out_cursors.mark_changed();
-        }
         let response = v1::StreamConfigResponse { opt_outs, ..self.response() };
         self.await_verdict(&response, Vec::new());
         Ok(Some(response))

@@ -14,6 +14,7 @@ use crate::{
     api::authorize::AgentIdentity,
     app::State,
     inbound_log::{LogStoreError, Record, ReportBatch, SequencedRecord},
+    store::Store,
 };
 
 /// Messages of one stream on their way to disk. When there are as many, the next one is not read.
@@ -46,8 +47,19 @@ enum Woken {
 }
 
 impl ReportStream {
-    pub(super) fn new(state: State, identity: AgentIdentity, inbound: Streaming<v1::ReportLogsRequest>) -> Self {
-        Self { state, identity, inbound, committing: FuturesOrdered::new(), end: None, tenants: HashMap::new() }
+    pub(super) fn new(
+        state: State,
+        identity: AgentIdentity,
+        inbound: Streaming<v1::ReportLogsRequest>,
+    ) -> Self {
+        Self {
+            state,
+            identity,
+            inbound,
+            committing: FuturesOrdered::new(),
+            end: None,
+            tenants: HashMap::new(),
+        }
     }
 
     pub(super) fn into_stream(self) -> impl Stream<Item = Result<v1::ReportLogsResponse, Status>> {
@@ -135,24 +147,10 @@ impl ReportStream {
             };
             batch.records.extend(record.map(|record| SequencedRecord { sequence, record }));
         }
-        self.decide(opt_outs, gone).await?;
+        decide(&self.state.store, opt_outs, gone).await?;
         let submitted = self.state.logs.submit(batch).await?;
         let buffer_id = message.buffer_id;
         self.committing.push_back(Box::pin(async move { (buffer_id, submitted.committed().await) }));
-        Ok(())
-    }
-
-    /// Records opt-outs, and pauses subscriptions whose destination is gone. Repeats change nothing.
-    async fn decide(&self, opt_outs: Vec<v1::OptOut>, gone: Vec<v1::DestinationGone>) -> Result<(), Status> {
-        if !opt_outs.is_empty() {
-            self.state.store.record_opt_outs(opt_outs).await?;
-        }
-        for report in gone {
-            let (id, url) = (&report.subscription_id, &report.destination_url);
-            if self.state.store.pause_subscription_gone(id, url, GONE_REASON).await? {
-                tracing::info!(gateway.subscription.id = id, "paused a subscription whose destination is gone");
-            }
-        }
         Ok(())
     }
 
@@ -190,6 +188,24 @@ impl ReportStream {
         self.tenants.insert(instance_id.to_owned(), tenant_id.clone());
         Ok(tenant_id)
     }
+}
+
+/// Records opt-outs, and pauses subscriptions whose destination is gone. Repeats change nothing.
+async fn decide(
+    store: &Store,
+    opt_outs: Vec<v1::OptOut>,
+    gone: Vec<v1::DestinationGone>,
+) -> Result<(), Status> {
+    if !opt_outs.is_empty() {
+        store.record_opt_outs(opt_outs).await?;
+    }
+    for report in gone {
+        let (id, url) = (&report.subscription_id, &report.destination_url);
+        if store.pause_subscription_gone(id, url, GONE_REASON).await? {
+            tracing::info!(gateway.subscription.id = id, "paused a subscription whose destination is gone");
+        }
+    }
+    Ok(())
 }
 
 /// A failed commit is the control plane's trouble: the agent keeps its records and comes back.

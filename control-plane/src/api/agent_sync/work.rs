@@ -28,7 +28,11 @@ enum Woken {
 }
 
 impl WorkResponses {
-    pub(super) fn new(state: &State, identity: &AgentIdentity, inbound: Streaming<v1::StreamWorkRequest>) -> Self {
+    pub(super) fn new(
+        state: &State,
+        identity: &AgentIdentity,
+        inbound: Streaming<v1::StreamWorkRequest>,
+    ) -> Self {
         let work = state.work.open(&identity.region);
         Self { work, inbound, stop: state.stop.clone(), leased: VecDeque::new() }
     }

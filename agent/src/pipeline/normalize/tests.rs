@@ -1,0 +1,334 @@
+use std::fmt::Write as _;
+
+use gateway_core::{event::Provider, snapshot::Snapshot};
+use jiff::Timestamp;
+use proptest::prelude::*;
+
+use super::*;
+use crate::{
+    pipeline::tests::{TOKEN, configuration, fixture, fixtures, origin},
+    provider::{NormalizeError, provider},
+};
+
+const EVERYTHING_BUT_UPDATES: &[&str] = &[
+    "message.received",
+    "message.sent",
+    "message.delivered",
+    "message.read",
+    "recipient.*",
+    "provider.event",
+];
+
+fn receive_time() -> Timestamp {
+    "2026-05-07T10:00:00.5Z".parse().unwrap()
+}
+
+fn normalize(snapshot: &Snapshot, body: &[u8]) -> Result<Normalized, NormalizeError> {
+    let origin = origin();
+    let route = snapshot.route_by_token(TOKEN).unwrap();
+    let normalizer =
+        Normalizer { route, snapshot, origin: &origin, receive_time: receive_time(), is_replay: false };
+    Ok(normalizer.normalize(provider(Provider::Meta).normalize(body)?))
+}
+
+fn describe(normalized: &Normalized) -> String {
+    let mut text = String::new();
+    for event in &normalized.entry.events {
+        let log = &event.log;
+        assert_eq!(
+            (log.event_id.as_str(), log.event.as_str()),
+            (&*event.id.to_string(), event.event_type.name())
+        );
+        writeln!(text, "{}", log.payload_json).unwrap();
+        writeln!(
+            text,
+            "    log: {} | from {:?} to {:?} user {:?} | {:?} {:?} {:?} | for {:?}",
+            log.instance_id,
+            log.from_phone,
+            log.to_phone,
+            log.contact_user_id,
+            log.message_type,
+            log.message_text,
+            log.external_message_id,
+            event.subscriptions
+        )
+        .unwrap();
+    }
+    for NewUnrouted { callback, .. } in &normalized.entry.unrouted {
+        let v1::UnroutedCallback { provider_number_id, provider_account_id, payload_json, .. } = callback;
+        writeln!(
+            text,
+            "unrouted: number {provider_number_id:?}, account {provider_account_id:?}: {payload_json}"
+        )
+        .unwrap();
+    }
+    for wish in &normalized.wishes {
+        let keys = |contact: &ContactRef| {
+            format!("{:?}/{:?}", contact.phone.as_ref().map(Phone::as_str), contact.user_id)
+        };
+        let kind = match &wish.kind {
+            WishKind::Decide(decision) => format!(
+                "{:?} of {:?} by {} at {}, {:?}, keyword {:?}",
+                decision.direction,
+                decision.scope,
+                keys(&decision.contact),
+                decision.event_time,
+                decision.reason,
+                decision.keyword
+            ),
+            WishKind::Follow { from, to } => format!("{} is now {}", keys(from), keys(to)),
+        };
+        writeln!(
+            text,
+            "wish: {} {kind} (text {:?}, with an event: {})",
+            wish.instance.id,
+            wish.message_text,
+            wish.trigger.is_some()
+        )
+        .unwrap();
+    }
+    if text.is_empty() { "nothing\n".to_owned() } else { text }
+}
+
+/// What becomes of every message type, status, field and oddity: bodies byte for byte, logs, unrouted parts
+/// and wishes.
+#[test]
+fn every_fixture_gives_its_events() {
+    let snapshot = configuration(&[("sub-one", EVERYTHING_BUT_UPDATES)]);
+    let mut settings = insta::Settings::clone_current();
+    settings.set_prepend_module_to_snapshot(false);
+    settings.set_omit_expression(true);
+    settings.set_snapshot_path("../snapshots");
+    settings.bind(|| {
+        for (name, body) in fixtures() {
+            let normalized = normalize(&snapshot, &body).unwrap_or_else(|error| panic!("{name}: {error}"));
+            insta::assert_snapshot!(name.as_str(), describe(&normalized));
+        }
+    });
+}
+
+/// Every webhook body can be parsed by an ordinary parser, whatever the provider sent.
+#[test]
+fn every_body_is_json_for_everybody() {
+    let snapshot = configuration(&[]);
+    for (name, body) in fixtures() {
+        for event in normalize(&snapshot, &body).unwrap().entry.events {
+            let parsed = serde_json::from_str::<serde_json::Value>(&event.log.payload_json);
+            assert!(parsed.is_ok_and(|body| body.is_object()), "{name}");
+        }
+    }
+}
+
+/// A part that was kept because nobody claimed its number gives, once claimed, the very events it would have
+/// given at first.
+#[test]
+fn kept_parts_give_the_same_events() {
+    let nobody = Snapshot::default();
+    let snapshot = configuration(&[]);
+    let route = snapshot.route_by_token(TOKEN).unwrap();
+    let origin = origin();
+    for (name, body) in fixtures() {
+        let at_once = normalize(&snapshot, &body).unwrap();
+        let normalizer = Normalizer {
+            route,
+            snapshot: &nobody,
+            origin: &origin,
+            receive_time: receive_time(),
+            is_replay: false,
+        };
+        let kept = normalizer.normalize(provider(Provider::Meta).normalize(&body).unwrap());
+        assert!(kept.entry.events.is_empty() && kept.wishes.is_empty(), "{name}");
+        let mut later = Normalized::default();
+        for unrouted in &kept.entry.unrouted {
+            let again = normalize(&snapshot, unrouted.callback.payload_json.as_bytes()).unwrap();
+            later.entry.events.extend(again.entry.events);
+            later.entry.unrouted.extend(again.entry.unrouted);
+            later.wishes.extend(again.wishes);
+        }
+        assert_eq!(describe(&later), describe(&at_once), "{name}");
+    }
+}
+
+/// A provider's retry names the same events, also with its JSON written in another way.
+#[test]
+fn ids_come_from_the_provider_alone() {
+    let snapshot = configuration(&[]);
+    for name in ["batch", "status_group", "echo"] {
+        let body = fixture(name);
+        let compact: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        let ids = |body: &[u8]| -> Vec<EventId> {
+            normalize(&snapshot, body).unwrap().entry.events.iter().map(|event| event.id).collect()
+        };
+        let all = ids(&body);
+        assert_eq!(ids(compact.to_string().as_bytes()), all, "{name}");
+        let different: std::collections::HashSet<_> = all.iter().collect();
+        assert_eq!(different.len(), all.len(), "{name}: different facts have different ids");
+    }
+    let text = normalize(&snapshot, &fixture("text_escaped")).unwrap().entry.events;
+    let parts = ["message.received", "meta", "support-line", "wamid.TEST1", "", "", ""];
+    assert_eq!(text[0].id, EventId::derive(&parts));
+    let failed = normalize(&snapshot, &fixture("status_failed")).unwrap().entry.events;
+    let parts = ["message.failed", "meta", "support-line", "wamid.OURS", "failed", "16505551234", "131026"];
+    assert_eq!(failed[0].id, EventId::derive(&parts));
+}
+
+/// A status that somebody selected as `message.status_updated` comes twice, under two ids; one without an
+/// event of its own comes once, selected or not.
+#[test]
+fn status_updates_come_to_those_who_select_them() {
+    let names = |events: &[&str], name| -> Vec<&'static str> {
+        let snapshot = configuration(&[("sub-one", events)]);
+        let events = normalize(&snapshot, &fixture(name)).unwrap().entry.events;
+        events.iter().map(|event| event.event_type.name()).collect()
+    };
+    assert_eq!(names(&["message.delivered"], "status_delivered"), ["message.delivered"]);
+    for selected in ["message.status_updated", "message.*", "*"] {
+        assert_eq!(names(&[selected], "status_delivered"), ["message.delivered", "message.status_updated"]);
+    }
+    assert_eq!(names(&[], "status_deleted"), ["message.status_updated"]);
+    assert_eq!(names(&["*"], "status_deleted"), ["message.status_updated"]);
+    assert_eq!(names(&["*"], "call_status"), ["message.status_updated"]);
+}
+
+/// What is about an account of one tenant is not shown to another tenant of the same route.
+#[test]
+fn account_events_do_not_cross_tenants() {
+    let instance = v1::Instance {
+        id: "other-line".to_owned(),
+        tenant_id: "another".to_owned(),
+        display_name: "Other".to_owned(),
+        inbound_route_id: "route-meta".to_owned(),
+        provider_number_id: "1".to_owned(),
+        ..v1::Instance::default()
+    };
+    let resource = Some(v1::config_resource::Resource::Instance(instance));
+    let delta = v1::StreamConfigResponse {
+        upserts: vec![v1::ConfigResource { version: 2, resource }],
+        ..v1::StreamConfigResponse::default()
+    };
+    let alone = configuration(&[]);
+    let (shared, _) = alone.apply(&delta);
+    let count = |snapshot: &Snapshot| {
+        let entry = normalize(snapshot, &fixture("account_review_update")).unwrap().entry;
+        (entry.events.len(), entry.unrouted.len())
+    };
+    assert_eq!(count(&alone), (2, 0));
+    assert_eq!(count(&shared), (0, 1));
+}
+
+/// More items than any provider sends are refused before they cost memory.
+#[test]
+fn items_are_limited() {
+    let body = |count: usize| {
+        let statuses = vec!["{}"; count].join(",");
+        format!(
+            r#"{{"object":"whatsapp_business_account","entry":[{{"id":"1","changes":[{{"field":"messages","value":{{"statuses":[{statuses}]}}}}]}}]}}"#
+        )
+    };
+    let meta = provider(Provider::Meta);
+    assert_eq!(meta.normalize(body(10_000).as_bytes()).unwrap()[0].items.len(), 10_000);
+    assert!(matches!(meta.normalize(body(10_001).as_bytes()), Err(NormalizeError::TooManyItems)));
+}
+
+/// The log's text column is cut at a character; the body has the whole text.
+#[test]
+fn long_texts_are_cut_in_the_column_only() {
+    let text = "é".repeat(LOG_TEXT_BYTES_MAX);
+    let body = String::from_utf8(fixture("text")).unwrap().replace("Does it come in another color?", &text);
+    let events = normalize(&configuration(&[]), body.as_bytes()).unwrap().entry.events;
+    assert_eq!(events[0].log.message_text.len(), LOG_TEXT_BYTES_MAX);
+    assert!(events[0].log.payload_json.contains(&text));
+}
+
+fn any_json() -> impl Strategy<Value = serde_json::Value> {
+    let leaf = prop_oneof![
+        Just(serde_json::Value::Null),
+        any::<bool>().prop_map(serde_json::Value::from),
+        any::<i64>().prop_map(serde_json::Value::from),
+        any::<f64>().prop_map(serde_json::Value::from),
+        ".{0,12}".prop_map(serde_json::Value::from),
+        Just("16505551234".into()),
+    ];
+    leaf.prop_recursive(4, 64, 8, |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..6).prop_map(serde_json::Value::from),
+            prop::collection::hash_map(key(), inner, 0..6)
+                .prop_map(|map| serde_json::Value::Object(map.into_iter().collect())),
+        ]
+    })
+}
+
+fn key() -> impl Strategy<Value = String> {
+    prop::sample::select(vec![
+        "object",
+        "entry",
+        "id",
+        "time",
+        "changes",
+        "field",
+        "value",
+        "metadata",
+        "contacts",
+        "messages",
+        "statuses",
+        "errors",
+        "from",
+        "from_user_id",
+        "type",
+        "timestamp",
+        "text",
+        "body",
+        "interactive",
+        "system",
+        "edit",
+        "message",
+        "context",
+        "recipient_id",
+        "status",
+        "code",
+        "user_preferences",
+        "wa_id",
+        "profile",
+        "x",
+    ])
+    .prop_map(str::to_owned)
+}
+
+proptest! {
+    /// Bytes of any kind are read or refused, and never panic.
+    #[test]
+    fn any_bytes_are_survived(body in prop::collection::vec(any::<u8>(), 0..512)) {
+        drop(normalize(&configuration(&[]), &body));
+    }
+
+    /// Any JSON in any place of a callback gives events, and their bodies are JSON.
+    #[test]
+    fn any_json_is_kept(
+        value in any_json(),
+        place in 0..8_usize,
+        field in prop::sample::select(vec!["messages", "smb_message_echoes", "user_preferences", "calls", "x"]),
+    ) {
+        let metadata = serde_json::json!({"phone_number_id": "106540352242922"});
+        let item = serde_json::json!({"id": "wamid.1", "type": "text", "text": value});
+        let value = match place {
+            0 => value,
+            1 => serde_json::json!({"metadata": metadata, "messages": value, "statuses": value}),
+            2 => serde_json::json!({"metadata": metadata, "messages": [value], "statuses": [value]}),
+            3 => serde_json::json!({"metadata": metadata, "messages": [item]}),
+            4 => serde_json::json!({"metadata": metadata, "contacts": value, "messages": [item]}),
+            5 => serde_json::json!({"metadata": value, "messages": [item]}),
+            6 => serde_json::json!({"metadata": metadata, "message_echoes": [value], "user_preferences": [value], "calls": value}),
+            _ => serde_json::json!({"metadata": metadata, "messages": [{"type": "interactive", "interactive": value, "system": value, "errors": value}]}),
+        };
+        let body = serde_json::json!({
+            "object": "whatsapp_business_account",
+            "entry": [{"id": "102290129340398", "changes": [{"field": field, "value": value}]}],
+        });
+        let normalized = normalize(&configuration(&[]), body.to_string().as_bytes()).unwrap();
+        let Entry { events, unrouted, .. } = normalized.entry;
+        prop_assert!(!events.is_empty() || !unrouted.is_empty() || !normalized.wishes.is_empty());
+        for event in events {
+            prop_assert!(serde_json::from_str::<serde_json::Value>(&event.log.payload_json).is_ok());
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! Enrollment and `StreamConfig`.
+
+use gateway_proto::v1::config_resource::Resource;
+
+use super::*;
+
+/// A join token enrolls one agent, in its region only; refused uses do not use it up.
+#[tokio::test]
+async fn join_token_is_used_once() {
+    let plane = ControlPlane::start().await;
+    let token = plane.join_token("eu").await;
+    assert_eq!(plane.enroll("join_unknown", "eu").await.unwrap_err().code(), Code::Unauthenticated);
+    assert_eq!(plane.enroll(&token, "us").await.unwrap_err().code(), Code::InvalidArgument);
+    let enrolled = plane.enroll(&token, "").await.unwrap();
+    assert!(enrolled.agent_id.starts_with("agt_") && enrolled.credential.starts_with("agent_"));
+    assert_eq!(enrolled.region, "eu");
+    assert_eq!(plane.enroll(&token, "eu").await.unwrap_err().code(), Code::Unauthenticated);
+    let request = v1::ListAgentsRequest { region: "eu".into(), ..Default::default() };
+    let listed = AgentServiceClient::new(plane.admin()).list_agents(request).await.unwrap().into_inner();
+    assert_eq!(listed.agents.len(), 1);
+    assert_eq!(
+        (listed.agents[0].state(), listed.agents[0].build.as_str()),
+        (v1::AgentState::Offline, "1.2.3")
+    );
+    plane.stop().await;
+}
+
+/// An agent is told that there is nothing, then of every change; its verdicts show in the fleet, and the
+/// end of its stream puts it offline.
+#[tokio::test]
+async fn config_changes_reach_an_agent() {
+    let plane = ControlPlane::start().await;
+    let mut agent = plane.agent("eu").await;
+    let hello = agent.hello();
+    let mut config = agent.config(hello).await;
+    let first = config.response().await;
+    assert!(first.snapshot && first.upserts.is_empty() && !first.store_epoch.is_empty());
+    plane.create_instance("inst-0", "122", None, &["us"]).await;
+    let first = config.response().await;
+    assert_eq!(first.upserts.len(), 1, "the route of an instance of another region: {first:?}");
+    plane.create_instance("inst-1", "123", None, &["eu"]).await;
+    let delta = config.response().await;
+    assert_eq!(delta.upserts.len(), 2, "{delta:?}");
+    assert!(!delta.snapshot && delta.version > first.version);
+    let refused =
+        v1::RefusedResource { r#type: "instance".into(), id: "inst-1".into(), ..Default::default() };
+    config.send(message(Message::Nack(v1::ConfigNack { nonce: delta.nonce, refused: vec![refused] }))).await;
+    config.send(message(Message::Applied(v1::ConfigApplied { version: delta.version }))).await;
+    let health = v1::AgentHealth { buffer_events: 7, ..Default::default() };
+    config.send(message(Message::Health(health))).await;
+    let shown = plane.agent_when(&agent.id, |agent| agent.buffer_events == 7).await;
+    assert_eq!((shown.state(), shown.build.as_str()), (v1::AgentState::Online, "1.2.4"));
+    assert_eq!((shown.accepted_version, shown.applied_version), (delta.version, delta.version));
+    assert_eq!(shown.refused.len(), 1);
+    plane.create_subscription("sub-1", "inst-1").await;
+    plane.create_subscription("sub-2", "inst-1").await;
+    for id in ["sub-1", "sub-2"] {
+        let subscribed = config.response().await;
+        let resource = subscribed.upserts[0].resource.as_ref();
+        let Some(Resource::WebhookSubscription(sent)) = resource else { panic!("{subscribed:?}") };
+        assert_eq!(sent.webhook_subscription.as_ref().unwrap().id, id);
+        assert_eq!(sent.signing_secrets.len(), 1);
+    }
+    drop(config);
+    plane.agent_when(&agent.id, |agent| agent.state() == v1::AgentState::Offline).await;
+    plane.stop().await;
+}
+
+/// An agent that comes back with a version of this store gets what changed since; with a version of
+/// another store, or of the future, everything.
+#[tokio::test]
+async fn reconnecting_agents_get_what_they_miss() {
+    let plane = ControlPlane::start().await;
+    let instance = plane.create_instance("inst-1", "123", None, &[]).await;
+    plane.create_subscription("sub-1", "inst-1").await;
+    let mut agent = plane.agent("eu").await;
+    let hello = agent.hello();
+    let snapshot = agent.config(hello.clone()).await.response().await;
+    assert!(snapshot.snapshot);
+    assert_eq!(snapshot.upserts.len(), 3);
+    plane.create_instance("inst-2", "456", Some(&instance.inbound_route_id), &[]).await;
+    let known = v1::ConfigHello {
+        version: snapshot.version,
+        store_epoch: snapshot.store_epoch.clone(),
+        ..hello.clone()
+    };
+    let delta = agent.config(known.clone()).await.response().await;
+    assert_eq!((delta.snapshot, delta.upserts.len()), (false, 1));
+    let current = v1::ConfigHello { version: delta.version, ..known.clone() };
+    let nothing = agent.config(current).await.response().await;
+    assert_eq!((nothing.snapshot, nothing.upserts.len(), nothing.version), (false, 0, delta.version));
+    for hello in [
+        v1::ConfigHello { store_epoch: "another".into(), ..known.clone() },
+        v1::ConfigHello { version: 1_000_000, ..known.clone() },
+    ] {
+        let everything = agent.config(hello).await.response().await;
+        assert_eq!((everything.snapshot, everything.upserts.len()), (true, 4));
+    }
+    plane.stop().await;
+}
+
+/// A hello that is missing, late or of somebody else is refused.
+#[tokio::test]
+async fn foreign_hellos_are_refused() {
+    let plane = ControlPlane::start().await;
+    let mut agent = plane.agent("eu").await;
+    let hello = agent.hello();
+    for bad in [
+        v1::ConfigHello { agent_id: "agt_other".into(), ..hello.clone() },
+        v1::ConfigHello { region: "us".into(), ..hello.clone() },
+        v1::ConfigHello { build: String::new(), ..hello.clone() },
+    ] {
+        let refused = agent.config(bad).await.next().await.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument);
+    }
+    let (requests, receiver) = mpsc::channel(1);
+    requests.send(message(Message::Applied(v1::ConfigApplied::default()))).await.unwrap();
+    let mut responses = agent.client.stream_config(ReceiverStream::new(receiver)).await.unwrap().into_inner();
+    assert_eq!(responses.message().await.unwrap_err().code(), Code::InvalidArgument);
+    let mut anonymous = AgentSyncServiceClient::new(plane.admin());
+    let (_requests, receiver) = mpsc::channel(1);
+    let refused = anonymous.stream_config(ReceiverStream::new(receiver)).await;
+    assert!(refused.is_err(), "the admin key is no agent credential");
+    plane.stop().await;
+}
+
+/// An opt-out that one agent reports reaches another agent, and comes again after a reconnect only when
+/// its cursor is unknown.
+#[tokio::test]
+async fn reported_opt_outs_reach_other_agents() {
+    let plane = ControlPlane::start().await;
+    plane.create_instance("inst-1", "123", None, &[]).await;
+    let (mut one, mut two) = (plane.agent("eu").await, plane.agent("us").await);
+    let hello = two.hello();
+    let mut config = two.config(hello.clone()).await;
+    let first = config.response().await;
+    let opt_out = v1::OptOut {
+        instance_id: "inst-1".into(),
+        phone: "+966500000001".into(),
+        state: v1::OptOutState::OptedOut.into(),
+        scope: v1::OptOutScope::NonEssential.into(),
+        reason: v1::OptOutReason::RecipientRequestedStop.into(),
+        event_time: Some(prost_types::Timestamp { seconds: 1_700_000_000, nanos: 0 }),
+        ..Default::default()
+    };
+    let mut stream = one.reports().await;
+    stream.send(reports(vec![report(1, v1::report::Report::OptOut(opt_out))])).await;
+    assert_eq!(stream.response().await.acked_sequence, 1);
+    let told = config.response().await;
+    assert_eq!((told.opt_outs.len(), told.version), (1, first.version));
+    assert_eq!(
+        (told.opt_outs[0].phone.as_str(), told.opt_outs[0].tenant_id.as_str()),
+        ("+966500000001", "default")
+    );
+    let known = v1::ConfigHello {
+        version: first.version,
+        store_epoch: first.store_epoch,
+        opt_out_cursor: told.opt_out_cursor,
+        ..hello
+    };
+    let mut config = two.config(known.clone()).await;
+    assert_eq!(config.response().await.opt_out_cursor, told.opt_out_cursor);
+    let mut config = two.config(v1::ConfigHello { opt_out_cursor: 0, ..known }).await;
+    assert!(config.response().await.opt_outs.is_empty());
+    assert_eq!(config.response().await.opt_outs.len(), 1);
+    plane.stop().await;
+}

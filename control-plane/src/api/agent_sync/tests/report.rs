@@ -1,0 +1,159 @@
+//! `ReportLogs`, what can be read of it, and `StreamWork`.
+
+use super::*;
+
+/// What an agent reports can be listed, read and watched, once, however often it is sent.
+#[tokio::test]
+async fn reported_events_are_listed_and_watched() {
+    let plane = ControlPlane::start().await;
+    plane.create_instance("inst-1", "123", None, &[]).await;
+    let mut agent = plane.agent("eu").await;
+    let mut logs = InboundLogServiceClient::new(plane.admin());
+    let filter = v1::WatchInboundLogsRequest { instance_id: "inst-1".into(), ..Default::default() };
+    let mut watch = logs.watch_inbound_logs(filter.clone()).await.unwrap().into_inner();
+    let mut stream = agent.reports().await;
+    let batch = reports(vec![
+        report(1, event("inst-1", 1)),
+        report(2, event("inst-1", 2)),
+        report(3, event("inst-9", 3)),
+    ]);
+    for _ in 0..2 {
+        stream.send(batch.clone()).await;
+        assert_eq!(stream.response().await.acked_sequence, 3);
+    }
+    let mut seen = Vec::new();
+    for _ in 0..4 {
+        let change = tokio::time::timeout(DEADLINE, watch.message()).await.unwrap().unwrap().unwrap();
+        seen.push((change.change(), change.inbound_log.unwrap().external_message_id, change.cursor));
+    }
+    let kinds: Vec<_> = seen.iter().map(|(kind, id, _)| (*kind, id.as_str())).collect();
+    let (recorded, delivery) = (v1::InboundLogChange::Recorded, v1::InboundLogChange::Delivery);
+    assert_eq!(
+        kinds,
+        [(recorded, "wamid.1"), (delivery, "wamid.1"), (recorded, "wamid.2"), (delivery, "wamid.2")]
+    );
+    let resumed = v1::WatchInboundLogsRequest { cursor: seen[1].2.clone(), ..filter };
+    let mut resumed = logs.watch_inbound_logs(resumed).await.unwrap().into_inner();
+    assert_eq!(resumed.message().await.unwrap().unwrap().cursor, seen[2].2);
+    let request = v1::ListInboundLogsRequest {
+        instance_id: "inst-1".into(),
+        events: vec!["message.*".into()],
+        from_phone: "966500000001".into(),
+        page_size: 1,
+        ..Default::default()
+    };
+    let page = logs.list_inbound_logs(request.clone()).await.unwrap().into_inner();
+    let newest = &page.inbound_logs[0];
+    assert_eq!((newest.external_message_id.as_str(), newest.tenant_id.as_str()), ("wamid.2", "default"));
+    assert_eq!((newest.agent_id.as_str(), newest.region.as_str()), (agent.id.as_str(), "eu"));
+    let next = v1::ListInboundLogsRequest { page_token: page.next_page_token.clone(), ..request.clone() };
+    let next = logs.list_inbound_logs(next).await.unwrap().into_inner();
+    assert_eq!(
+        (next.inbound_logs[0].external_message_id.as_str(), next.next_page_token.as_str()),
+        ("wamid.1", "")
+    );
+    let other = v1::ListInboundLogsRequest { page_token: page.next_page_token, ..Default::default() };
+    assert_eq!(logs.list_inbound_logs(other).await.unwrap_err().code(), Code::InvalidArgument);
+    let event_id = newest.event_id.clone();
+    let got = logs.get_inbound_log(v1::GetInboundLogRequest { event_id: event_id.clone() }).await.unwrap();
+    assert_eq!(got.into_inner().inbound_log.as_ref(), Some(newest));
+    let request = v1::ListDeliveryAttemptsRequest { event_id, ..Default::default() };
+    let attempts = logs.list_delivery_attempts(request).await.unwrap().into_inner().delivery_attempts;
+    assert_eq!((attempts.len(), attempts[0].agent_id.as_str()), (1, agent.id.as_str()));
+    let absent = v1::GetInboundLogRequest { event_id: "evt_absent".into() };
+    assert_eq!(logs.get_inbound_log(absent).await.unwrap_err().code(), Code::NotFound);
+    plane.stop().await;
+}
+
+/// Bad filters and cursors name their field.
+#[tokio::test]
+async fn bad_log_requests_are_refused() {
+    let plane = ControlPlane::start().await;
+    let mut logs = InboundLogServiceClient::new(plane.admin());
+    let bad_time = Some(prost_types::Timestamp { seconds: 0, nanos: -1 });
+    for (request, field) in [
+        (
+            v1::ListInboundLogsRequest { events: vec!["message.recieved".into()], ..Default::default() },
+            "events[0]",
+        ),
+        (v1::ListInboundLogsRequest { from_phone: "somebody".into(), ..Default::default() }, "from_phone"),
+        (v1::ListInboundLogsRequest { start_time: bad_time, ..Default::default() }, "start_time"),
+        (v1::ListInboundLogsRequest { page_size: -1, ..Default::default() }, "page_size"),
+    ] {
+        let refused = logs.list_inbound_logs(request).await.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument);
+        assert!(refused.message().contains(field), "{refused}");
+    }
+    let request = v1::WatchInboundLogsRequest { cursor: "other-1".into(), ..Default::default() };
+    let refused = logs.watch_inbound_logs(request).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument);
+    plane.stop().await;
+}
+
+/// Callbacks that nobody claimed come to an agent as work once an instance claims their number, also when
+/// they are reported after that; they come until they are acknowledged.
+#[tokio::test]
+async fn unrouted_callbacks_become_work() {
+    let plane = ControlPlane::start().await;
+    let first = plane.create_instance("inst-1", "111", None, &[]).await;
+    let route_id = first.inbound_route_id.as_str();
+    let mut agent = plane.agent("eu").await;
+    let mut stream = agent.reports().await;
+    stream.send(reports(vec![report(1, unrouted(route_id, "+966 50 000 0001", "a"))])).await;
+    assert_eq!(stream.response().await.acked_sequence, 1);
+    let mut routes = InboundRouteServiceClient::new(plane.admin());
+    let list = v1::ListUnroutedCallbacksRequest { inbound_route_id: route_id.into(), ..Default::default() };
+    let listed = routes.list_unrouted_callbacks(list.clone()).await.unwrap().into_inner().unrouted_callbacks;
+    assert_eq!((listed.len(), listed[0].agent_id.as_str()), (1, agent.id.as_str()));
+    let mut work = agent.work().await;
+    plane.create_instance("inst-2", "+966500000001", Some(route_id), &["eu"]).await;
+    let claimed = work.response().await;
+    assert_eq!(payloads(&claimed), ["a"]);
+    let listed = routes.list_unrouted_callbacks(list).await.unwrap().into_inner().unrouted_callbacks;
+    assert!(listed.is_empty());
+    stream.send(reports(vec![report(2, unrouted(route_id, "+966500000001", "b"))])).await;
+    assert_eq!(payloads(&work.response().await), ["b"]);
+    // Not acknowledged: the end of the stream gives both to the next agent, and to no other region.
+    drop(work);
+    let mut far = plane.agent("us").await;
+    let mut far_work = far.work().await;
+    let mut other = plane.agent("eu").await;
+    let mut other_work = other.work().await;
+    let mut again = Vec::new();
+    while again.len() < 2 {
+        again.extend(other_work.response().await.work);
+    }
+    let ids = again.iter().map(|work| work.id.clone()).collect();
+    other_work.send(v1::StreamWorkRequest { acked_work_ids: ids }).await;
+    drop(other_work);
+    plane.stop().await;
+    assert!(matches!(far_work.next().await, Ok(None) | Err(_)), "work of another region");
+}
+
+/// A destination that answers 410 pauses its subscription, unless it has another destination by now.
+#[tokio::test]
+async fn gone_destinations_pause_their_subscription() {
+    let plane = ControlPlane::start().await;
+    plane.create_instance("inst-1", "123", None, &[]).await;
+    plane.create_subscription("sub-1", "inst-1").await;
+    let mut agent = plane.agent("eu").await;
+    let mut stream = agent.reports().await;
+    let mut client = WebhookSubscriptionServiceClient::new(plane.admin());
+    for (sequence, url, state) in [
+        (1, "https://example.com/before", v1::WebhookSubscriptionState::Active),
+        (2, "https://example.com/hook", v1::WebhookSubscriptionState::Paused),
+    ] {
+        let gone = v1::DestinationGone {
+            subscription_id: "sub-1".into(),
+            destination_url: url.into(),
+            ..Default::default()
+        };
+        stream.send(reports(vec![report(sequence, v1::report::Report::DestinationGone(gone))])).await;
+        assert_eq!(stream.response().await.acked_sequence, sequence);
+        let request = v1::GetWebhookSubscriptionRequest { id: "sub-1".into() };
+        let subscription =
+            client.get_webhook_subscription(request).await.unwrap().into_inner().webhook_subscription;
+        assert_eq!(subscription.unwrap().state(), state);
+    }
+    plane.stop().await;
+}
