@@ -88,7 +88,7 @@ pub async fn start(config: Config, stop: CancellationToken) -> anyhow::Result<Ru
     let watched = buffer.clone();
     supervisor.spawn("buffer", OnEnd::Shutdown, |stop| async move { Ok(watched.watch(stop).await?) });
     let delivery = deliver::Config::of(&config, &identity);
-    let deliverer = deliver::Deliverer::new(delivery, buffer.clone(), handle.clone(), metrics.clone())?;
+    let deliverer = deliver::Deliverer::new(delivery, handle.clone(), buffer.clone(), metrics.clone())?;
     supervisor.spawn("deliver", OnEnd::Shutdown, |stop| deliverer.run(stop));
     let reporter = report::Reporter::new(client.clone(), buffer.clone());
     supervisor.spawn("report", OnEnd::Shutdown, |stop| reporter.run(stop));

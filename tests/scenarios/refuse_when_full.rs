@@ -107,7 +107,7 @@ async fn full_disk_refuses_until_there_is_space() {
     let mut world = world_with(&["--disk-free-bytes-min", "0"], &wrapper).await;
     let before = world.provider.say(FROM, "before").await.unwrap();
     world.delivered(&before).await.unwrap();
-    let filler = disk.fill(&mut world).unwrap();
+    let filler = SmallDisk::fill(&mut world).unwrap();
     let taken = post_until_refused(&world).await.unwrap();
     let client = http::client().unwrap();
     http::expect_ok(&client, &world.agent.admin_url("/livez")).await.unwrap();
@@ -153,28 +153,24 @@ async fn second_agent_on_the_same_directory_is_refused() {
     world.delivered(&wamid).await.unwrap();
 }
 
-/// A small file system of the agent's own. The agent runs in a mount namespace where it lies over
-/// [`SmallDisk::MOUNT_POINT`]; it goes away with the agent.
+/// A small file system over the agent's data directory. It is mounted in a namespace of the agent's own, so
+/// it goes away with the agent.
 struct SmallDisk {
     wrapper: Vec<String>,
 }
 
 impl SmallDisk {
-    /// The agent's data directory is put there by the wrapper. Every machine has it.
-    const MOUNT_POINT: &str = "/mnt";
-
     /// Finds a way to mount: as root in a mount namespace, otherwise in a user namespace.
     async fn new() -> anyhow::Result<Self> {
+        let mount = format!("mount -t tmpfs -o size={DISK_BYTES} tmpfs");
+        let directory = tempfile::tempdir()?;
         for namespaces in [vec!["--mount"], vec!["--user", "--map-root-user", "--mount"]] {
-            let script = format!("mount -t tmpfs -o size={DISK_BYTES} tmpfs {}", Self::MOUNT_POINT);
+            let script = format!("{mount} {}", directory.path().display());
             let probe = [namespaces.as_slice(), &["sh", "-c", &script]].concat();
             let probe = Command::new("unshare").args(&probe).output().await;
             if probe.is_ok_and(|output| output.status.success()) {
-                // `$1` is the program, the data directory follows `--data-dir`.
-                let script = format!(
-                    "{script} && data=\"$3\" && mkdir -p \"$data\" && mount --bind {} \"$data\" && exec \"$@\"",
-                    Self::MOUNT_POINT
-                );
+                // `$1` is the program, `$2` is `--data-dir`, `$3` the directory.
+                let script = format!("mkdir -p \"$3\" && {mount} \"$3\" && exec \"$@\"");
                 let wrapper = [&["unshare"], namespaces.as_slice(), &["sh", "-c", &script, "sh"]].concat();
                 return Ok(Self { wrapper: wrapper.into_iter().map(str::to_owned).collect() });
             }
@@ -187,9 +183,9 @@ impl SmallDisk {
     }
 
     /// Fills the disk to the last byte; gives the file that does it.
-    fn fill(&self, world: &mut World) -> anyhow::Result<PathBuf> {
+    fn fill(world: &mut World) -> anyhow::Result<PathBuf> {
         let pid = world.agent.process().pid();
-        let path = PathBuf::from(format!("/proc/{pid}/root{}/filler", Self::MOUNT_POINT));
+        let path = PathBuf::from(format!("/proc/{pid}/root{}/filler", world.agent.data_dir().display()));
         let mut file = File::create(&path).context("write into the agent's file system")?;
         let mut chunk = vec![0; 1 << 16];
         while !chunk.is_empty() {

@@ -164,7 +164,7 @@ fn verify(headers: &[String], secret: &str, body: &[u8], now: Timestamp) -> anyh
     };
     let (id, timestamp, signature) = (need(WEBHOOK_ID)?, need(WEBHOOK_TIMESTAMP)?, need(WEBHOOK_SIGNATURE)?);
     let verifier = WebhookVerifier::new(secret.split_whitespace()).context("read the secret")?;
-    let check = |body, now| verifier.verify_parts(id, timestamp, signature, body, now).map(|_| ());
+    let check = |body: &[u8], now| verifier.verify_parts(id, timestamp, signature, body, now).map(|_| ());
     match check(body, now) {
         Ok(()) => Ok(format!("genuine: webhook {id}, {} bytes", body.len())),
         Err(VerifyError::Timestamp) => {

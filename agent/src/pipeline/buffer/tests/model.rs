@@ -1,0 +1,213 @@
+//! The buffer against a model in memory, with random actions, kills and restarts.
+
+use std::collections::{BTreeMap, HashMap};
+
+use proptest::prelude::*;
+
+use super::*;
+
+#[derive(Debug, Clone)]
+enum Action {
+    /// Appends events of these numbers in one entry, for one or two subscriptions.
+    Append(Vec<u32>, bool),
+    /// Makes an attempt of the n-th open delivery.
+    Attempt { pick: usize, is_delivered: bool },
+    /// Takes reports and acks this share of them.
+    Report { share: f64 },
+    /// Stops and starts in good order.
+    Restart,
+    /// Kills and starts.
+    Kill,
+}
+
+fn action() -> impl Strategy<Value = Action> {
+    prop_oneof![
+        4 => (prop::collection::vec(0..40_u32, 1..5), any::<bool>())
+            .prop_map(|(numbers, both)| Action::Append(numbers, both)),
+        6 => (any::<usize>(), any::<bool>()).prop_map(|(pick, is_delivered)| Action::Attempt { pick, is_delivered }),
+        2 => (0.0..1.0).prop_map(|share| Action::Report { share }),
+        1 => Just(Action::Restart),
+        1 => Just(Action::Kill),
+    ]
+}
+
+/// What must be true, kept in memory.
+#[derive(Default)]
+struct Model {
+    /// Accepted events and how often they were repeated.
+    accepted: BTreeMap<u32, u32>,
+    /// Open deliveries by event and subscription.
+    open: BTreeMap<(u64, String), OpenDelivery>,
+    /// Deliveries settled since the last moment at which all outcomes were surely on disk.
+    settled_lately: BTreeMap<(u64, String), OpenDelivery>,
+    /// Every report seen, by sequence: a sequence means the same for ever.
+    reports: HashMap<u64, v1::Report>,
+    acked: u64,
+}
+
+struct World {
+    directory: tempfile::TempDir,
+    buffer: Buffer,
+    model: Model,
+}
+
+impl World {
+    async fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let buffer = open(directory.path()).await;
+        Self { directory, buffer, model: Model::default() }
+    }
+
+    fn key(&self, delivery: OpenDelivery) -> (u64, String) {
+        (delivery.event, self.buffer.subscription_id(delivery.subscription).as_str().to_owned())
+    }
+
+    async fn act(&mut self, action: Action) {
+        match action {
+            Action::Append(numbers, both) => self.append(numbers, both).await,
+            Action::Attempt { pick, is_delivered } => self.attempt(pick, is_delivered).await,
+            Action::Report { share } => self.report(share).await,
+            Action::Restart => {
+                self.buffer.close().await;
+                self.reopen(false).await;
+            }
+            Action::Kill => {
+                kill(self.buffer.clone()).await;
+                self.reopen(true).await;
+            }
+        }
+    }
+
+    async fn append(&mut self, numbers: Vec<u32>, both: bool) {
+        let subscriptions: &[&str] = if both { &["sub_a", "sub_b"] } else { &["sub_a"] };
+        let mut expected = Receipt { stored: 0, duplicates: 0 };
+        for number in &numbers {
+            match self.model.accepted.get_mut(number) {
+                Some(count) => {
+                    *count += 1;
+                    expected.duplicates += 1;
+                }
+                None => {
+                    self.model.accepted.insert(*number, 0);
+                    expected.stored += 1;
+                }
+            }
+        }
+        let entry = entry(numbers.iter().map(|number| event(*number, subscriptions)));
+        assert_eq!(self.buffer.append(entry).await.unwrap(), expected);
+        for delivery in deliveries(&self.buffer, expected.stored * subscriptions.len()).await {
+            self.model.open.insert(self.key(delivery), delivery);
+        }
+    }
+
+    async fn attempt(&mut self, pick: usize, is_delivered: bool) {
+        let Some(key) = self.model.open.keys().nth(pick % self.model.open.len().max(1)).cloned() else { return };
+        let delivery = self.model.open[&key];
+        if is_delivered {
+            attempt(&self.buffer, delivery, DeliveryState::Delivered, None).await;
+            self.model.open.remove(&key);
+            self.model.settled_lately.insert(key, delivery);
+        } else {
+            attempt(&self.buffer, delivery, DeliveryState::Pending, Some(1_000)).await;
+        }
+    }
+
+    async fn report(&mut self, share: f64) {
+        let batch = self.buffer.next_reports(Lane::Logs, self.model.acked, LIMITS).await.unwrap();
+        let mut last = self.model.acked;
+        for report in &batch.reports {
+            assert!(report.sequence > last, "sequences grow");
+            last = report.sequence;
+            let before = self.model.reports.insert(report.sequence, report.clone());
+            assert!(before.is_none_or(|before| before == *report), "a sequence means the same for ever");
+        }
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss, reason = "a share of a small count")]
+        let count = (batch.reports.len() as f64 * share) as usize;
+        if let Some(report) = batch.reports.get(count) {
+            self.model.acked = report.sequence;
+            self.buffer.acked(Lane::Logs, report.sequence);
+        }
+    }
+
+    /// After a start the open deliveries are those of the model; after a kill some outcomes of the last
+    /// moments may be forgotten, which costs a repeated webhook and nothing else.
+    async fn reopen(&mut self, was_killed: bool) {
+        self.buffer = open(self.directory.path()).await;
+        let found: BTreeMap<(u64, String), OpenDelivery> =
+            self.buffer.take_new_deliveries().into_iter().map(|delivery| (self.key(delivery), delivery)).collect();
+        let lately = std::mem::take(&mut self.model.settled_lately);
+        for key in self.model.open.keys() {
+            assert!(found.contains_key(key), "delivery {key:?} was lost");
+        }
+        for key in found.keys().filter(|key| !self.model.open.contains_key(*key)) {
+            assert!(was_killed && lately.contains_key(key), "delivery {key:?} came back");
+        }
+        self.model.open = found;
+    }
+
+    /// In the end everything is delivered and reported exactly once, and nothing is left.
+    async fn finish(mut self) {
+        while let Some((_, delivery)) = self.model.open.pop_first() {
+            attempt(&self.buffer, delivery, DeliveryState::Delivered, None).await;
+        }
+        self.buffer.close().await;
+        self.reopen(false).await;
+        assert!(self.model.open.is_empty());
+        let mut after = self.model.acked;
+        loop {
+            let batch = self.buffer.next_reports(Lane::Logs, after, LIMITS).await.unwrap();
+            if batch.last == after {
+                break;
+            }
+            after = batch.last;
+            for report in batch.reports {
+                self.model.reports.insert(report.sequence, report);
+            }
+        }
+        self.buffer.acked(Lane::Logs, after);
+        eventually("all is freed", || self.buffer.is_drained()).await;
+        assert_eq!(self.buffer.stats().bytes, 0);
+        self.check_reports();
+    }
+
+    fn check_reports(&self) {
+        let mut reported: BTreeMap<String, u32> = BTreeMap::new();
+        let mut duplicates: BTreeMap<String, u32> = BTreeMap::new();
+        for report in self.model.reports.values() {
+            match report.report.clone() {
+                Some(v1::report::Report::Event(event)) => {
+                    *reported.entry(event.inbound_log.unwrap().event_id).or_default() += 1;
+                }
+                Some(v1::report::Report::Duplicate(duplicate)) => {
+                    let count = duplicates.entry(duplicate.event_id).or_default();
+                    *count = duplicate.duplicate_count.max(*count);
+                }
+                _ => {}
+            }
+        }
+        let expected: BTreeMap<String, u32> =
+            self.model.accepted.keys().map(|number| (event_id(*number).to_string(), 1)).collect();
+        assert_eq!(reported, expected, "each event is reported once");
+        let repeated = self.model.accepted.iter().filter(|(_, count)| **count > 0);
+        let expected: BTreeMap<String, u32> =
+            repeated.map(|(number, count)| (event_id(*number).to_string(), *count)).collect();
+        assert_eq!(duplicates, expected);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, max_shrink_iters: 40, ..ProptestConfig::default() })]
+
+    /// Whatever happens in whatever order, what was accepted is delivered and reported, and nothing else.
+    #[test]
+    fn agrees_with_the_model(actions in prop::collection::vec(action(), 1..40)) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let mut world = World::new().await;
+            for action in actions {
+                world.act(action).await;
+            }
+            world.finish().await;
+        });
+    }
+}

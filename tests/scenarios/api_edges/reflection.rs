@@ -1,0 +1,92 @@
+//! `grpcurl` without proto files: list, describe, and the whole set-up of a number.
+
+use anyhow::Context as _;
+use gateway_tests::{
+    ControlPlane, DEADLINE, MetaProvider, Receiver, Within as _,
+    agent::{Agent, AgentOptions},
+    eventually,
+    python::{python_env, run},
+};
+use serde_json::{Value, json};
+
+/// `grpcurl` with the admin key.
+async fn grpcurl(control_plane: &ControlPlane, arguments: &[&str]) -> anyhow::Result<String> {
+    let header = format!("authorization: Bearer {}", control_plane.admin_key());
+    grpcurl_with(&["-H", &header], control_plane, arguments).await
+}
+
+/// `grpcurl` with these flags; data comes first in `arguments`.
+async fn grpcurl_with(flags: &[&str], control_plane: &ControlPlane, arguments: &[&str]) -> anyhow::Result<String> {
+    let program = python_env().await?.join("grpcurl");
+    let address = control_plane.url().trim_start_matches("http://").to_owned();
+    let (data, verb) = match arguments {
+        ["-d", data, verb @ ..] => (vec!["-d", data], verb),
+        verb => (Vec::new(), verb),
+    };
+    let all = [flags, &["-plaintext"], &data, &[address.as_str()], verb].concat();
+    run(program, all).await
+}
+
+async fn create(control_plane: &ControlPlane, method: &str, request: &Value) -> anyhow::Result<Value> {
+    let method = format!("whatsapp_gateway.v1.{method}");
+    let answer = grpcurl(control_plane, &["-d", &request.to_string(), &method]).await?;
+    serde_json::from_str(&answer).context(answer)
+}
+
+/// `list` names every service, `describe` shows fields with their comments' first word intact; without a
+/// key both are refused.
+#[tokio::test]
+async fn grpcurl_lists_and_describes_with_the_key() {
+    let directory = tempfile::tempdir().unwrap();
+    let control_plane = ControlPlane::start(directory.path()).await.unwrap();
+    let services = grpcurl(&control_plane, &["list"]).await.unwrap();
+    for service in ["Instance", "InboundRoute", "WebhookSubscription", "OptOut", "InboundLog", "Agent", "AgentSync"] {
+        assert!(services.contains(&format!("whatsapp_gateway.v1.{service}Service")), "{services}");
+    }
+    assert!(services.contains("grpc.health.v1.Health"), "{services}");
+    let described = grpcurl(&control_plane, &["describe", "whatsapp_gateway.v1.InstanceService"]).await.unwrap();
+    assert!(described.contains("rpc DiagnoseInstance"), "{described}");
+    let described = grpcurl(&control_plane, &["describe", "whatsapp_gateway.v1.WebhookSubscription"]).await.unwrap();
+    assert!(described.contains("destination_url") && described.contains("Required."), "{described}");
+    let refused = grpcurl_with(&[], &control_plane, &["list"]).await.unwrap_err();
+    assert!(format!("{refused:#}").contains("Unauthenticated"), "{refused:#}");
+}
+
+/// A customer's number is set up with grpcurl alone, field names as in the proto files, and an event goes
+/// all the way.
+#[tokio::test]
+async fn grpcurl_sets_up_a_number_that_works() {
+    let directory = tempfile::tempdir().unwrap();
+    let control_plane = ControlPlane::start(directory.path()).await.unwrap();
+    let agent = Agent::start(directory.path(), &control_plane, AgentOptions::default()).await.unwrap();
+    let receiver = Receiver::start().await.unwrap();
+    let route = json!({"inbound_route": {
+        "id": "my-route", "provider": "PROVIDER_META",
+        "meta": {"app_secrets": ["s"], "verify_tokens": ["v"]},
+    }});
+    let route = create(&control_plane, "InboundRouteService/CreateInboundRoute", &route).await.unwrap();
+    let path = route["inboundRoute"]["callbackPath"].as_str().unwrap();
+    assert!(path.starts_with("/callbacks/meta/"), "{route}");
+    assert!(!route.to_string().contains("app_secrets") && !route.to_string().contains("appSecrets"), "{route}");
+    let instance = json!({"instance": {
+        "id": "my-line", "display_name": "My Line", "inbound_route_id": "my-route", "provider_number_id": "1002003004005",
+    }});
+    create(&control_plane, "InstanceService/CreateInstance", &instance).await.unwrap();
+    let subscription = json!({"webhook_subscription": {
+        "id": "my-hook", "instance_id": "my-line", "destination_url": receiver.url("/mine"), "events": ["message.*"],
+    }});
+    create(&control_plane, "WebhookSubscriptionService/CreateWebhookSubscription", &subscription).await.unwrap();
+    let provider = MetaProvider::new(agent.callback_url(path), "s", "1002003004005").unwrap();
+    let wamid = eventually(DEADLINE, async || provider.say("966500000001", "by grpcurl").await).await.unwrap();
+    eventually(DEADLINE, async || {
+        let listed = grpcurl(&control_plane, &["whatsapp_gateway.v1.InboundLogService/ListInboundLogs"]).await?;
+        anyhow::ensure!(listed.contains(&wamid), "{listed}");
+        Ok(())
+    })
+    .await
+    .unwrap();
+    // The first message may have come before the subscription was in use.
+    let wamid = provider.say("966500000001", "and once more").await.unwrap();
+    let webhook = receiver.message(&wamid).within(DEADLINE).await.unwrap();
+    assert_eq!(webhook.text("instance_id"), "my-line");
+}
