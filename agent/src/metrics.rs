@@ -102,7 +102,8 @@ impl Metrics {
         self.callbacks.get_or_create(&CallbackLabels { provider, outcome }).inc();
     }
 
-    /// Counts events by what the buffer did with them: `stored`, `duplicate` or `unrouted`.
+    /// Counts events by what the buffer did with them: `stored`, `duplicate` or `refused`. Parts of
+    /// callbacks that nobody claims count like events.
     pub fn events(&self, outcome: &'static str, count: u64) {
         self.events.get_or_create(&EventLabels { outcome }).inc_by(count);
     }

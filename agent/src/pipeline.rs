@@ -132,7 +132,8 @@ impl Pipeline {
         };
         let receive_time = callback.receive_time.as_ref().and_then(from_proto).unwrap_or_else(clock::now);
         let origin = &self.0.origin;
-        let normalizer = Normalizer { route, snapshot: &snapshot, origin, receive_time, is_replay: true };
+        let normalizer =
+            Normalizer { route, snapshot: &snapshot, origin, receive_time, replay_time: Some(clock::now()) };
         let normalized = normalizer.normalize(parts);
         self.append(normalized).await?;
         Ok(())
@@ -154,18 +155,22 @@ impl Pipeline {
 
     /// Appends. Cancel safe: with wishes in it, it goes on in a task of its own.
     async fn append(&self, normalized: Normalized) -> Result<Receipt, AppendError> {
-        let unrouted = normalized.entry.unrouted.len();
-        let receipt = if normalized.wishes.is_empty() {
-            self.0.buffer.append(normalized.entry).await?
+        let offered = normalized.entry.events.len() + normalized.entry.unrouted.len();
+        let appended = if normalized.wishes.is_empty() {
+            self.0.buffer.append(normalized.entry).await
         } else {
             let pipeline = self.clone();
             let deciding = self.0.tasks.spawn(async move { pipeline.decide(normalized).await });
-            deciding.await.unwrap_or(Err(AppendError::Stopped))?
+            deciding.await.unwrap_or(Err(AppendError::Stopped))
         };
-        if unrouted > 0 {
-            self.0.metrics.events("unrouted", u64::try_from(unrouted).unwrap_or(u64::MAX));
+        let counts = match &appended {
+            Ok(receipt) => [("stored", receipt.stored), ("duplicate", receipt.duplicates)],
+            Err(_) => [("refused", offered), ("stored", 0)],
+        };
+        for (outcome, count) in counts.into_iter().filter(|(_, count)| *count > 0) {
+            self.0.metrics.events(outcome, u64::try_from(count).unwrap_or(u64::MAX));
         }
-        Ok(receipt)
+        appended
     }
 
     async fn decide(&self, normalized: Normalized) -> Result<Receipt, AppendError> {
@@ -191,7 +196,7 @@ impl Pipeline {
             })?;
         let origin = &self.0.origin;
         let normalizer =
-            Normalizer { route, snapshot: &snapshot, origin, receive_time: now, is_replay: false };
+            Normalizer { route, snapshot: &snapshot, origin, receive_time: now, replay_time: None };
         Ok(normalizer.normalize(parts))
     }
 

@@ -102,6 +102,7 @@ pub struct Target {
 }
 
 /// One thing that a provider says.
+#[derive(Clone)]
 pub enum Item {
     /// A contact or the business wrote.
     Message(Box<MessageItem>),
@@ -116,6 +117,7 @@ pub enum Item {
 }
 
 /// A message.
+#[derive(Clone)]
 pub struct MessageItem {
     /// The person: the sender, of an echo the recipient.
     pub contact: Contact,
@@ -132,6 +134,7 @@ pub struct MessageItem {
 }
 
 /// A status of a message of the business.
+#[derive(Clone)]
 pub struct StatusItem {
     /// The recipient.
     pub contact: Contact,
@@ -146,6 +149,7 @@ pub struct StatusItem {
 }
 
 /// A contact's decision about marketing messages.
+#[derive(Clone)]
 pub struct PreferenceItem {
     /// The person.
     pub contact: Contact,
@@ -160,6 +164,7 @@ pub struct PreferenceItem {
 }
 
 /// A contact is known by another phone number or user id.
+#[derive(Clone)]
 pub struct ContactChange {
     /// As known before.
     pub from: Contact,
@@ -168,6 +173,7 @@ pub struct ContactChange {
 }
 
 /// What is not about a message.
+#[derive(Clone)]
 pub struct NoticeItem {
     /// The provider's word for it.
     pub field: Box<str>,

@@ -168,6 +168,7 @@ impl Follower {
         outgoing.send(request(v1::stream_config_request::Message::Hello(self.hello()))).await?;
         let mut responses = client.stream_config(ReceiverStream::new(requests)).await?.into_inner();
         let mut health = tokio::time::interval(HEALTH_INTERVAL);
+        let mut staged = None;
         loop {
             tokio::select! {
                 response = responses.message() => {
@@ -176,7 +177,10 @@ impl Follower {
                         info!("the control plane is back");
                     }
                     backoff.reset();
-                    self.take(response, &outgoing).await?;
+                    match whole(&mut staged, response) {
+                        Ok(response) => self.take(response, &outgoing).await?,
+                        Err(nonce) => outgoing.send(request(verdict(nonce, &[]))).await?,
+                    }
                 }
                 _ = health.tick() => {
                     outgoing.send(request(v1::stream_config_request::Message::Health(self.health()))).await?;
@@ -261,6 +265,34 @@ impl Follower {
     }
 }
 
+/// Collects the parts of a snapshot that is too large for one response: all but the last have version 0.
+/// Using them one by one would mean a configuration that knows an instance and not its subscriptions.
+/// Ok with the whole response, or the nonce of a part to ack.
+fn whole(
+    staged: &mut Option<v1::StreamConfigResponse>,
+    response: v1::StreamConfigResponse,
+) -> Result<v1::StreamConfigResponse, String> {
+    let is_part = response.version == 0 && !response.upserts.is_empty();
+    let collected = match staged.take() {
+        None => response,
+        Some(mut collected) => {
+            collected.version = response.version;
+            collected.nonce = response.nonce;
+            collected.upserts.extend(response.upserts);
+            collected.removals.extend(response.removals);
+            collected.opt_outs.extend(response.opt_outs);
+            collected.opt_out_cursor = response.opt_out_cursor;
+            collected
+        }
+    };
+    if !is_part {
+        return Ok(collected);
+    }
+    let nonce = collected.nonce.clone();
+    *staged = Some(collected);
+    Err(nonce)
+}
+
 fn request(message: v1::stream_config_request::Message) -> v1::StreamConfigRequest {
     v1::StreamConfigRequest { message: Some(message) }
 }
@@ -282,3 +314,38 @@ fn refused_to_proto(refused: &Refused) -> v1::RefusedResource {
     }
 }
 
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn part(version: u64, nonce: &str, ids: &[&str]) -> v1::StreamConfigResponse {
+        let instance = |id: &&str| v1::ConfigResource {
+            version: 1,
+            resource: Some(v1::config_resource::Resource::Instance(v1::Instance {
+                id: (*id).to_owned(),
+                ..v1::Instance::default()
+            })),
+        };
+        v1::StreamConfigResponse {
+            version,
+            nonce: nonce.to_owned(),
+            snapshot: nonce == "1",
+            upserts: ids.iter().map(instance).collect(),
+            ..v1::StreamConfigResponse::default()
+        }
+    }
+
+    /// A snapshot in parts is used only when its last part is there, and then as one; an empty configuration
+    /// of version 0 is whole by itself.
+    #[test]
+    fn parts_are_used_together() {
+        let mut staged = None;
+        assert_eq!(whole(&mut staged, part(0, "1", &["one"])), Err("1".to_owned()));
+        assert_eq!(whole(&mut staged, part(0, "2", &["two"])), Err("2".to_owned()));
+        let all = whole(&mut staged, part(7, "3", &["three"])).unwrap();
+        assert!(all.snapshot && all.version == 7 && all.nonce == "3" && all.upserts.len() == 3);
+        assert!(staged.is_none());
+        assert!(whole(&mut staged, part(0, "1", &[])).is_ok());
+    }
+}

@@ -321,3 +321,68 @@ async fn claimant(store: &Store, number: &UnroutedNumber) -> Result<Option<v1::I
         None => Ok(None),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+
+    const DEADLINE: Duration = Duration::from_secs(10);
+
+    fn task(number: u32) -> Task {
+        Task::TestEvent(v1::TestEventWork { event_id: format!("evt_{number}"), ..Default::default() })
+    }
+
+    fn ids(work: &[v1::Work]) -> Vec<String> {
+        work.iter().map(|work| work.id.clone()).collect()
+    }
+
+    /// Work goes to one stream of its region at a time, oldest first; it is free again when the stream
+    /// ends, and gone for good when it is acknowledged, also after a restart.
+    #[tokio::test]
+    async fn work_is_leased_until_acknowledged() {
+        let dir = tempfile::tempdir().unwrap();
+        let supervisor = Supervisor::new(CancellationToken::new());
+        let store = Store::open(dir.path()).await.unwrap();
+        let logs = LogStore::open(dir.path(), &supervisor).await.unwrap();
+        let queue = WorkQueue::new(store.clone(), logs.clone());
+        let [mut one, mut two, mut far] = ["eu", "eu", "eu-2"].map(|region| queue.open(region));
+        queue.enqueue(&["eu".into(), "us".into()], task(1)).await.unwrap();
+        queue.enqueue(&[], task(2)).await.unwrap();
+        let leased = one.lease().await.unwrap();
+        assert_eq!(
+            leased.iter().map(|work| work.work.clone().unwrap()).collect::<Vec<_>>(),
+            [task(1), task(2)]
+        );
+        assert!(two.lease().await.unwrap().is_empty() && far.lease().await.unwrap().is_empty());
+        one.acknowledge(&ids(&leased[..1])).await.unwrap();
+        drop(one);
+        tokio::time::timeout(DEADLINE, two.available()).await.unwrap();
+        assert_eq!(ids(&two.lease().await.unwrap()), ids(&leased[1..]));
+        let restarted = WorkQueue::new(store, logs);
+        assert_eq!(ids(&restarted.open("us").lease().await.unwrap()), ids(&leased[1..]));
+        supervisor.stop().cancel();
+        supervisor.wait(DEADLINE).await.unwrap();
+    }
+
+    /// A stream holds a bounded amount of unacknowledged work; the rest waits for its acknowledgements.
+    #[tokio::test]
+    async fn leases_of_a_stream_are_bounded() {
+        let dir = tempfile::tempdir().unwrap();
+        let supervisor = Supervisor::new(CancellationToken::new());
+        let store = Store::open(dir.path()).await.unwrap();
+        let logs = LogStore::open(dir.path(), &supervisor).await.unwrap();
+        let queue = WorkQueue::new(store, logs);
+        let total = u32::try_from(LEASED_PER_STREAM_MAX).unwrap() + 10;
+        queue.enqueue_all(&[], (0..total).map(task).collect()).await.unwrap();
+        let mut stream = queue.open("eu");
+        let first = stream.lease().await.unwrap();
+        assert_eq!(first.len(), LEASED_PER_STREAM_MAX);
+        assert!(stream.lease().await.unwrap().is_empty());
+        stream.acknowledge(&ids(&first)).await.unwrap();
+        assert_eq!(stream.lease().await.unwrap().len(), 10);
+        supervisor.stop().cancel();
+        supervisor.wait(DEADLINE).await.unwrap();
+    }
+}

@@ -20,6 +20,16 @@ use crate::{
 /// How long the lifetime of a join token made by the harness is.
 const JOIN_TOKEN_TTL: Duration = Duration::from_secs(600);
 
+/// How a control plane is started; the default is a plain one.
+#[derive(Debug, Clone, Default)]
+pub struct ControlPlaneOptions {
+    /// Without `--allow-destination-cidr`: destinations must be public and https. Otherwise loopback is
+    /// allowed.
+    pub public_destinations_only: bool,
+    /// More arguments.
+    pub arguments: Vec<String>,
+}
+
 /// A running control plane.
 pub struct ControlPlane {
     process: Process,
@@ -34,7 +44,7 @@ struct Start {
     dir: PathBuf,
     grpc_port: u16,
     admin_port: u16,
-    arguments: Vec<String>,
+    options: ControlPlaneOptions,
 }
 
 impl ControlPlane {
@@ -43,16 +53,15 @@ impl ControlPlane {
     /// # Errors
     /// When it does not become ready.
     pub async fn start(dir: &Path) -> anyhow::Result<Self> {
-        Self::start_with(dir, Vec::new()).await
+        Self::start_with(dir, ControlPlaneOptions::default()).await
     }
 
-    /// The same with more arguments.
+    /// The same as `options` say.
     ///
     /// # Errors
     /// When it does not become ready.
-    pub async fn start_with(dir: &Path, arguments: Vec<String>) -> anyhow::Result<Self> {
-        let start =
-            Start { dir: dir.to_owned(), grpc_port: free_port()?, admin_port: free_port()?, arguments };
+    pub async fn start_with(dir: &Path, options: ControlPlaneOptions) -> anyhow::Result<Self> {
+        let start = Start { dir: dir.to_owned(), grpc_port: free_port()?, admin_port: free_port()?, options };
         let mut process = start.spawn().await?;
         let http = crate::http::client()?;
         start.wait_ready(&mut process, &http).await?;
@@ -158,8 +167,11 @@ impl Start {
             .arg(self.data_dir())
             .args(["--grpc-listen", &format!("127.0.0.1:{}", self.grpc_port)])
             .args(["--admin-listen", &format!("127.0.0.1:{}", self.admin_port)])
-            .args(["--allow-destination-cidr", "127.0.0.0/8", "--log-format", "json"])
-            .args(&self.arguments);
+            .args(["--log-format", "json"])
+            .args(&self.options.arguments);
+        if !self.options.public_destinations_only {
+            command.args(["--allow-destination-cidr", "127.0.0.0/8"]);
+        }
         Process::spawn("control plane", command, &self.dir.join("control-plane.log"))
     }
 

@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use crate::{
     agent::{Agent, AgentOptions},
     condition::{DEADLINE, Within as _, eventually},
-    control_plane::ControlPlane,
+    control_plane::{ControlPlane, ControlPlaneOptions},
     meta::MetaProvider,
     receiver::{Receiver, Webhook},
 };
@@ -38,8 +38,8 @@ pub struct WorldOptions {
     pub events: Vec<&'static str>,
     /// How the agent is started.
     pub agent: AgentOptions,
-    /// More arguments of the control plane.
-    pub control_plane_arguments: Vec<String>,
+    /// How the control plane is started.
+    pub control_plane: ControlPlaneOptions,
 }
 
 /// A whole gateway under test.
@@ -85,7 +85,7 @@ impl World {
     pub async fn start_with(options: WorldOptions) -> anyhow::Result<Self> {
         let directory = tempfile::tempdir()?;
         let receiver = Receiver::start().await?;
-        let control_plane = ControlPlane::start_with(directory.path(), options.control_plane_arguments).await?;
+        let control_plane = ControlPlane::start_with(directory.path(), options.control_plane).await?;
         let inbound_route = create_instance(control_plane.client()).await?;
         let events = match options.events.as_slice() {
             [] => &["message.received", "recipient.opted_out", "recipient.opted_in"],

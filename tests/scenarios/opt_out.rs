@@ -57,7 +57,10 @@ async fn stop_suppresses_and_start_ends_it() {
     let mut world = World::start().await.unwrap();
     assert!(check(&world, "+966500000001", Purpose::Marketing).await.unwrap().allowed);
     let wamid = write(&world, FROM, "STOP", NOON).await;
-    assert_eq!(world.delivered(&wamid).await.unwrap().event(), "message.received");
+    let received = world.receiver.find(|webhook| {
+        webhook.event() == "message.received" && webhook.text("external_message_id") == wamid
+    });
+    received.within(DEADLINE).await.unwrap().verify(&world.secret).unwrap();
     let webhook = told(&world, "recipient.opted_out", "+966500000001").await;
     webhook.verify(&world.secret).unwrap();
     assert_eq!(webhook.text("reason"), "recipient_requested_stop");

@@ -7,6 +7,7 @@ use gateway_proto::v1;
 use gateway_tests::{
     DEADLINE, Reply, Within as _, World,
     agent::AgentOptions,
+    control_plane::ControlPlaneOptions,
     eventually,
     meta::{Disguise, text_message, unique_wamid},
     world::{APP_SECRET, INSTANCE_ID, VERIFY_TOKEN, WorldOptions},
@@ -29,7 +30,7 @@ async fn canaries_never_reach_logs_or_metrics() {
     let mut world = World::start_with(WorldOptions {
         events: vec!["*"],
         agent: AgentOptions { arguments: arguments.clone(), ..AgentOptions::default() },
-        control_plane_arguments: arguments,
+        control_plane: ControlPlaneOptions { arguments, ..ControlPlaneOptions::default() },
     })
     .await
     .unwrap();

@@ -21,7 +21,7 @@ fn normalized(snapshot: &Snapshot, body: &[u8]) -> Normalized {
     let origin = origin();
     let route = snapshot.route_by_token(TOKEN).unwrap();
     let receive_time = NOW.parse().unwrap();
-    let normalizer = Normalizer { route, snapshot, origin: &origin, receive_time, is_replay: false };
+    let normalizer = Normalizer { route, snapshot, origin: &origin, receive_time, replay_time: None };
     normalizer.normalize(provider(Provider::Meta).normalize(body).unwrap())
 }
 

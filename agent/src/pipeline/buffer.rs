@@ -40,7 +40,7 @@ mod recover;
 mod engine;
 mod sweep;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 pub use record::Lane;
 
@@ -390,7 +390,7 @@ impl Buffer {
 
     /// What an attempt needs; none when the delivery is settled.
     pub(crate) async fn load(&self, event: u64, subscription: u32) -> Result<Option<Owed>, ReadError> {
-        let attempts = {
+        let stored = {
             let index = self.shared.index.read().unwrap_or_else(PoisonError::into_inner);
             let delivery = index.get(event).and_then(|slot| slot.deliveries.find(subscription).copied());
             match delivery {
@@ -398,6 +398,7 @@ impl Buffer {
                 _ => return Ok(None),
             }
         };
+        let attempts = self.shared.attempts(event, subscription, stored);
         let log = self.shared.log(event).await?;
         Ok(log.map(|log| Owed { log, attempts }))
     }
@@ -405,6 +406,7 @@ impl Buffer {
     /// Records what became of a delivery. Waits while too many outcomes wait for the disk; returns before
     /// the outcome is durable: lost in a crash, it costs one more webhook with the same id.
     pub(crate) async fn settle(&self, outcome: Outcome) {
+        self.shared.begin_outcome(&outcome);
         self.shared.inbox.outcome(outcome).await;
     }
 
@@ -439,6 +441,7 @@ impl Buffer {
     }
 
     /// Whether every accepted event is settled and every report acked.
+    #[cfg(test)]
     pub(crate) fn is_drained(&self) -> bool {
         let index = self.shared.index.read().unwrap_or_else(PoisonError::into_inner);
         index.len() == 0 && Lane::ALL.iter().all(|lane| self.shared.lane(*lane).is_empty())

@@ -19,7 +19,7 @@ use tokio::{
     time::timeout,
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, warn};
+use tracing::{Instrument as _, debug, debug_span, warn};
 
 use super::authenticate::Address;
 use crate::{metrics::Metrics, provider::CallbackRequest};
@@ -250,12 +250,17 @@ impl<A: Accept> Handler<A> {
     async fn handle(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
         let (parts, body) = request.into_parts();
         let path = parts.uri.path().to_owned();
+        let span = debug_span!("callback", http.request.method = parts.method.as_str());
         let (provider, answer) = match address(&path) {
             None => ("unknown", Answer::NotFound),
-            Some(address) => (provider_label(address.provider), self.answer(address, parts, body).await),
+            Some(address) => {
+                let answering = self.answer(address, parts, body).instrument(span.clone());
+                (provider_label(address.provider), answering.await)
+            }
         };
-        self.metrics.callback(provider, answer.outcome());
-        debug!(provider, outcome = answer.outcome(), "answered a callback");
+        let (outcome, status) = (answer.outcome(), answer.status().as_u16());
+        self.metrics.callback(provider, outcome);
+        debug!(parent: &span, provider, outcome, http.response.status_code = status, "answered a callback");
         answer.into_response()
     }
 

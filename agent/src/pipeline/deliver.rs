@@ -111,16 +111,16 @@ impl Deliverer {
     /// When the HTTP clients cannot be set up.
     pub fn new(
         config: Config,
-        buffer: Buffer,
         snapshot: SnapshotHandle,
+        buffer: Buffer,
         metrics: Metrics,
     ) -> Result<Self, ClientError> {
         let attempter =
             Attempter::new(config.address_policy, &[], &config.agent_id, metrics, retry::next_attempt)?;
-        Ok(Self::with_attempter(attempter, buffer, snapshot))
+        Ok(Self::with_attempter(attempter, snapshot, buffer))
     }
 
-    fn with_attempter(attempter: Attempter, buffer: Buffer, snapshot: SnapshotHandle) -> Self {
+    fn with_attempter(attempter: Attempter, snapshot: SnapshotHandle, buffer: Buffer) -> Self {
         Self {
             buffer,
             snapshot,

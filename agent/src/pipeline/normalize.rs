@@ -57,8 +57,9 @@ pub struct Normalizer<'a> {
     pub origin: &'a Origin,
     /// When the callback was taken.
     pub receive_time: Timestamp,
-    /// Set for a callback that was kept and comes again: what nobody claims is then new once more.
-    pub is_replay: bool,
+    /// Set for a callback that was kept and comes again, now: what still nobody claims is then new once
+    /// more, because the control plane has forgotten it.
+    pub replay_time: Option<Timestamp>,
 }
 
 impl Normalizer<'_> {
@@ -66,26 +67,33 @@ impl Normalizer<'_> {
     pub fn normalize(&self, parts: Vec<Part<'_>>) -> Normalized {
         let mut normalized = Normalized::default();
         for part in parts {
-            let instances = self.instances(&part);
-            if instances.is_empty() {
-                normalized.entry.unrouted.push(self.unrouted(&part));
-            }
-            for (index, instance) in instances.iter().enumerate() {
-                let business_phone = part.target.display_phone.as_deref().and_then(normalize_phone);
-                let mut of_instance = OfInstance {
-                    normalizer: self,
-                    instance,
-                    business_phone: business_phone.or_else(|| instance.phone.clone()),
-                    newest_event: None,
-                    normalized: &mut normalized,
-                };
-                debug_assert!(index == 0 || part.items.iter().all(|item| matches!(item, Item::Notice(_))));
-                for item in &part.items {
-                    of_instance.item(item);
+            match self.instances(&part).split_last() {
+                None => normalized.entry.unrouted.push(self.unrouted(&part)),
+                Some((last, others)) => {
+                    for instance in others {
+                        self.take(instance, &part.target, part.items.clone(), &mut normalized);
+                    }
+                    self.take(last, &part.target, part.items, &mut normalized);
                 }
             }
         }
         normalized
+    }
+
+    fn take(
+        &self,
+        instance: &Arc<InstanceConfig>,
+        target: &Target,
+        items: Vec<Item>,
+        normalized: &mut Normalized,
+    ) {
+        let business_phone = target.display_phone.as_deref().and_then(normalize_phone);
+        let business_phone = business_phone.or_else(|| instance.phone.clone());
+        let mut of_instance =
+            OfInstance { normalizer: self, instance, business_phone, newest_event: None, normalized };
+        for item in items {
+            of_instance.item(item);
+        }
     }
 
     /// Whom a part is about. A number belongs to one instance. What is about an account and carries no
@@ -102,7 +110,9 @@ impl Normalizer<'_> {
         let one_tenant = of_route.windows(2).all(|pair| pair[0].tenant_id == pair[1].tenant_id);
         let only_notices = part.items.iter().all(|item| matches!(item, Item::Notice(_)));
         if number.is_none() && account_fits && one_tenant && (only_notices || of_route.len() == 1) {
-            of_route.to_vec()
+            let mut all = of_route.to_vec();
+            all.sort_unstable_by(|one, two| one.id.cmp(&two.id));
+            all
         } else {
             Vec::new()
         }
@@ -124,7 +134,7 @@ impl Normalizer<'_> {
     fn unrouted(&self, part: &Part<'_>) -> NewUnrouted {
         let body = part.original.concat();
         let hash = identity(&[&body]);
-        let again = if self.is_replay { self.receive_time.to_string() } else { String::new() };
+        let again = self.replay_time.map(|time| time.to_string()).unwrap_or_default();
         let mark = EventId::derive(&["unrouted", self.route.id.as_str(), &hash, &again]);
         let text = |value: &Option<Box<str>>| value.as_deref().unwrap_or_default().to_owned();
         let callback = v1::UnroutedCallback {
@@ -151,62 +161,66 @@ struct OfInstance<'a> {
 }
 
 impl OfInstance<'_> {
-    fn item(&mut self, item: &Item) {
+    fn item(&mut self, item: Item) {
         match item {
-            Item::Message(item) => self.message(item),
-            Item::Status(item) => self.status(item),
-            Item::Preference(item) => self.preference(item),
+            Item::Message(item) => self.message(*item),
+            Item::Status(item) => self.status(*item),
+            Item::Preference(item) => self.preference(&item),
             Item::ContactChange(change) => {
                 let kind = WishKind::Follow { from: contact_ref(&change.from), to: contact_ref(&change.to) };
-                self.wish(kind, self.newest_event, &change.to, None);
+                self.wish(kind, self.newest_event, change.to, None);
             }
-            Item::Notice(item) => self.notice(item),
+            Item::Notice(item) => self.notice(*item),
         }
     }
 
-    fn message(&mut self, item: &MessageItem) {
+    fn message(&mut self, item: MessageItem) {
         let event_type = if item.is_echo { EventType::MessageSent } else { EventType::MessageReceived };
         let id = self.event_id(event_type, [&item.identity, "", "", ""]);
-        let business_phone = item.business_phone.clone().or_else(|| self.business_phone.clone());
-        self.push(Event {
-            business_phone,
-            contact: item.contact.clone(),
-            event_time: self.time(item.time),
-            ..self.event(id, event_type, Content::Message(Box::new(item.message.clone())))
-        });
         self.newest_event = Some(id);
-        if item.is_echo {
-            return;
+        let wish = if item.is_echo { None } else { self.keyword_wish(&item) };
+        let business_phone = item.business_phone.or_else(|| self.business_phone.clone());
+        let event_time = self.time(item.time);
+        let (contact, text) = match &wish {
+            Some(_) => (item.contact.clone(), item.message.text.clone()),
+            None => (Contact::default(), None),
+        };
+        let content = Content::Message(Box::new(item.message));
+        let event = self.event(id, event_type, content);
+        self.push(Event { business_phone, contact: item.contact, event_time, ..event });
+        if let Some(decision) = wish {
+            self.wish(WishKind::Decide(decision), Some(id), contact, text);
         }
+    }
+
+    /// What a contact's own message asks for, if it is a keyword.
+    fn keyword_wish(&self, item: &MessageItem) -> Option<Decision> {
         let policy = self.normalizer.snapshot.policy(&self.instance.id);
-        let Some(found) = find_keyword(&policy.keywords, &keyword_texts(&item.message)) else { return };
+        let found = find_keyword(&policy.keywords, &keyword_texts(&item.message))?;
         let reason = match found.direction {
             OptOutDirection::OptOut => OptOutReason::RecipientRequestedStop,
             OptOutDirection::OptIn => OptOutReason::RecipientRequestedStart,
         };
-        let decision = Decision {
+        Some(Decision {
             keyword: Some(found.keyword.into()),
             external_message_id: item.message.external_message_id.clone(),
             ..self.decision(&item.contact, found.direction, found.scope, reason, item.time)
-        };
-        self.wish(WishKind::Decide(decision), Some(id), &item.contact, item.message.text.clone());
+        })
     }
 
-    fn status(&mut self, item: &StatusItem) {
-        let code = item.status.error.as_ref().and_then(|error| error.code).map(|code| code.to_string());
-        let parts =
-            [&*item.identity, &*item.status.status, &*item.status.recipient, code.as_deref().unwrap_or("")];
-        self.newest_event = None;
+    fn status(&mut self, item: StatusItem) {
+        let StatusItem { contact, status, identity, event_type, time } = item;
+        let code = status.error.as_ref().and_then(|error| error.code).map(|code| code.to_string());
         let every = EventType::MessageStatusUpdated;
         let is_wanted = || is_selected(self.normalizer.snapshot, &self.instance.id, every);
-        let again = (item.event_type.is_none() || is_wanted()).then_some(every);
-        for event_type in item.event_type.into_iter().chain(again) {
+        let again = (event_type.is_none() || is_wanted()).then_some(every);
+        self.newest_event = None;
+        for event_type in event_type.into_iter().chain(again) {
+            let parts =
+                [&*identity, &*status.status, &*status.recipient, code.as_deref().unwrap_or_default()];
             let id = self.event_id(event_type, parts);
-            self.push(Event {
-                contact: item.contact.clone(),
-                event_time: self.time(item.time),
-                ..self.event(id, event_type, Content::Status(Box::new(item.status.clone())))
-            });
+            let event = self.event(id, event_type, Content::Status(Box::new(status.clone())));
+            self.push(Event { contact: contact.clone(), event_time: self.time(time), ..event });
             self.newest_event.get_or_insert(id);
         }
     }
@@ -221,17 +235,17 @@ impl OfInstance<'_> {
             external_message_id: item.external_message_id.clone(),
             ..self.decision(&item.contact, direction, OptOutScope::Marketing, reason, item.time)
         };
-        self.wish(WishKind::Decide(decision), trigger, &item.contact, None);
+        self.wish(WishKind::Decide(decision), trigger, item.contact.clone(), None);
     }
 
-    fn notice(&mut self, item: &NoticeItem) {
+    fn notice(&mut self, item: NoticeItem) {
         let id = self.event_id(EventType::ProviderEvent, [&item.identity, "", "", ""]);
-        let content = Content::Provider(ProviderNotice { field: item.field.clone(), raw: item.raw.clone() });
+        let content = Content::Provider(ProviderNotice { field: item.field, raw: item.raw });
         let event_time = self.time(item.time);
         self.push(Event { event_time, ..self.event(id, EventType::ProviderEvent, content) });
     }
 
-    /// The id by `design.md` 4.9, from the provider's id, status, recipient and error code.
+    /// The id, from the provider's id, status, recipient and error code: a repeat of the item gives it again.
     fn event_id(&self, event_type: EventType, [id, status, recipient, code]: [&str; 4]) -> EventId {
         let provider = self.normalizer.route.provider.name();
         EventId::derive(&[
@@ -290,12 +304,12 @@ impl OfInstance<'_> {
         &mut self,
         kind: WishKind,
         trigger: Option<EventId>,
-        contact: &Contact,
+        contact: Contact,
         message_text: Option<Box<str>>,
     ) {
         self.normalized.wishes.push(Wish {
             instance: Arc::clone(self.instance),
-            contact: contact.clone(),
+            contact,
             business_phone: self.business_phone.clone(),
             trigger,
             message_text,

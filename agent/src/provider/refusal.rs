@@ -51,7 +51,9 @@ impl Refusal {
 
 /// How many callbacks were refused since the start, by route and reason. Cheap to clone.
 #[derive(Clone, Default)]
-pub struct Refusals(Arc<Mutex<BTreeMap<(Option<InboundRouteId>, Refusal), Count>>>);
+pub struct Refusals(Arc<Mutex<Counts>>);
+
+type Counts = BTreeMap<(Option<InboundRouteId>, Refusal), Count>;
 
 struct Count {
     callbacks: u64,

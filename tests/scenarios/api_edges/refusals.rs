@@ -4,6 +4,7 @@ use gateway_proto::v1;
 use gateway_sdk::{Client, client::error::CallError};
 use gateway_tests::{
     ControlPlane, World,
+    control_plane::ControlPlaneOptions,
     world::{INSTANCE_ID, create_instance, meta_route, subscribe},
 };
 use prost_types::FieldMask;
@@ -18,8 +19,12 @@ struct Api {
 
 impl Api {
     async fn start() -> Self {
+        Self::start_with(ControlPlaneOptions::default()).await
+    }
+
+    async fn start_with(options: ControlPlaneOptions) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let control_plane = ControlPlane::start(directory.path()).await.unwrap();
+        let control_plane = ControlPlane::start_with(directory.path(), options).await.unwrap();
         let client = control_plane.client().clone();
         create_instance(&client).await.unwrap();
         Self { client, _control_plane: control_plane, _directory: directory }
@@ -33,7 +38,9 @@ fn refused<T: std::fmt::Debug>(answer: Result<Response<T>, Status>) -> CallError
 /// The refusal is INVALID_ARGUMENT and names the field.
 fn assert_names(error: &CallError, field: &str, input: &str) {
     assert_eq!(error.code, Code::InvalidArgument, "{input}: {error:?}");
-    let named = error.violations.iter().any(|violation| violation.field.ends_with(field));
+    // An element of a repeated field has its index: `events[0]`.
+    let path = |named: &str| named.trim_end_matches(|end: char| end == ']' || end == '[' || end.is_ascii_digit()).to_owned();
+    let named = error.violations.iter().any(|violation| path(&violation.field).ends_with(field));
     assert!(named, "{input} does not name {field}: {error:?}");
     assert!(error.violations.iter().all(|violation| !violation.description.is_empty()), "{input}: {error:?}");
 }
@@ -50,34 +57,49 @@ fn subscription(destination_url: &str, events: &[&str]) -> v1::CreateWebhookSubs
     }
 }
 
-/// Destinations that must not be: user info, http where it is not allowed, private and metadata addresses in
-/// every spelling that URL parsers know.
+/// Never allowed, whatever the operator allows: malformed URLs, user info, other schemes and ports, metadata
+/// addresses in every spelling, private addresses outside of the allowed networks.
+const NEVER: [&str; 38] = [
+    "", "not a url", "ftp://example.com/x", "file:///etc/passwd", "//example.com", "https://", "https://:443/",
+    "https://user@example.com/", "https://user:password@example.com/", "https://example.com/#fragment",
+    "https://example.com:22/", "https://example.com/a b", "https://exam\tple.com/",
+    "https://10.0.0.1/", "http://10.0.0.1/", "https://172.16.0.1/", "https://192.168.1.1/", "https://100.64.0.1/",
+    "https://0.0.0.0/", "https://224.0.0.1/", "https://192.0.2.1/",
+    "https://167772161/", "https://0xa.1/", "https://012.0.0.1/", "https://①⓪.0.0.1/", "https://10。0。0。1/",
+    "https://169.254.169.254/latest/meta-data/", "http://169.254.169.254/", "https://2852039166/",
+    "https://0xa9fea9fe/", "https://[::ffff:169.254.169.254]/", "https://[::ffff:a9fe:a9fe]/",
+    "https://[fe80::1]/", "https://[fc00::1]/", "https://[64:ff9b::10.0.0.1]/", "https://[2002:a00:1::]/",
+    "https://[::10.0.0.1]/", "https://metadata.google.internal/",
+];
+/// Only where the operator allows loopback.
+const LOOPBACK: [&str; 14] = [
+    "http://127.0.0.1:9999/", "https://127.0.0.1/", "https://2130706433/", "https://0x7f.1/", "https://0177.0.0.1/",
+    "https://127.1/", "https://0x7f000001/", "https://①②⑦.0.0.1/", "https://127。0。0。1/", "https://127.0.0.1./",
+    "https://[::ffff:127.0.0.1]/", "https://localhost/", "https://localhost./", "https://hook.localhost/",
+];
+/// Allowed everywhere.
+const PUBLIC: [&str; 3] =
+    ["https://example.com/hook?key=value", "https://example.com:8443/", "https://93.184.215.14/hook"];
+
+/// Destinations that must not be are refused with the field: with nothing allowed, plain http and loopback in
+/// every spelling that URL parsers know as well.
 #[tokio::test]
 async fn bad_destinations_are_refused() {
-    const BAD: [&str; 44] = [
-        "", "not a url", "ftp://example.com/x", "file:///etc/passwd", "//example.com", "https://", "https://:443/",
-        "https://user@example.com/", "https://user:password@example.com/", "https://example.com/#fragment",
-        "http://example.com/", "https://example.com:22/", "https://example.com/a b", "https://exam\tple.com/",
-        "https://10.0.0.1/", "http://10.0.0.1/", "https://172.16.0.1/", "https://192.168.1.1/", "https://100.64.0.1/",
-        "https://0.0.0.0/", "https://224.0.0.1/", "https://255.255.255.255/", "https://192.0.2.1/",
-        "https://167772161/", "https://0xa.1/", "https://012.0.0.1/", "https://0x0a000001/", "https://10.1/",
-        "https://①⓪.0.0.1/", "https://10。0。0。1/", "https://10.0.0.1./",
-        "https://169.254.169.254/latest/meta-data/", "http://169.254.169.254/", "https://2852039166/",
-        "https://0xa9fea9fe/", "https://[::ffff:169.254.169.254]/", "https://[::ffff:a9fe:a9fe]/",
-        "https://[::1]/", "https://[fe80::1]/", "https://[fc00::1]/", "https://[64:ff9b::10.0.0.1]/",
-        "https://[2002:a00:1::]/", "https://[::10.0.0.1]/", "https://metadata.google.internal/",
-    ];
-    let api = Api::start().await;
-    let mut subscriptions = api.client.webhook_subscriptions();
-    for url in BAD {
-        let error = refused(subscriptions.create_webhook_subscription(subscription(url, &["*"])).await);
-        assert_names(&error, "destination_url", url);
-    }
-    let long = format!("https://example.com/{}", "x".repeat(2_048));
-    let error = refused(subscriptions.create_webhook_subscription(subscription(&long, &["*"])).await);
-    assert_names(&error, "destination_url", "a long url");
-    for url in ["https://example.com/hook?key=value", "https://example.com:8443/", "http://127.0.0.1:9999/"] {
-        subscriptions.create_webhook_subscription(subscription(url, &["*"])).await.unwrap();
+    let options = |public_destinations_only| ControlPlaneOptions { public_destinations_only, ..Default::default() };
+    for (strict, refused_too) in [(true, LOOPBACK.as_slice()), (false, &[])] {
+        let api = Api::start_with(options(strict)).await;
+        let mut subscriptions = api.client.webhook_subscriptions();
+        let long = format!("https://example.com/{}", "x".repeat(2_048));
+        let plain: &[&str] = if strict { &["http://example.com/", "https://[::1]/"] } else { &["https://[::1]/"] };
+        for url in NEVER.iter().chain(refused_too).chain(plain).chain([&long.as_str()]) {
+            let error = refused(subscriptions.create_webhook_subscription(subscription(url, &["*"])).await);
+            assert_names(&error, "destination_url", url);
+        }
+        let allowed: &[&str] = if strict { &[] } else { &LOOPBACK };
+        for url in PUBLIC.iter().chain(allowed) {
+            let created = subscriptions.create_webhook_subscription(subscription(url, &["*"])).await;
+            assert!(created.is_ok(), "{url}: {created:?}");
+        }
     }
 }
 

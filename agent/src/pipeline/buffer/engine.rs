@@ -234,6 +234,13 @@ impl Engine {
         for event in expired {
             round.report_event(*event)?;
         }
+        if work.is_closing {
+            // Outcomes that came with the last commands are not kept for later.
+            let with_outcomes: Vec<u64> = round.plan.young.keys().copied().collect();
+            for event in with_outcomes {
+                round.report_event(event)?;
+            }
+        }
         round.finish()
     }
 
@@ -280,7 +287,7 @@ impl Engine {
         }
         for (reply, answer) in plan.replies {
             // A caller that went away has its entry stored all the same.
-            drop(reply.send(answer));
+            let _ = reply.send(answer);
         }
         if !fresh.is_empty() {
             shared.fresh.lock().unwrap_or_else(PoisonError::into_inner).extend(fresh);
@@ -289,7 +296,7 @@ impl Engine {
         if has_reports {
             shared.reports_added.notify_one();
         }
-        shared.inbox.free_outcomes(plan.outcomes.len());
+        shared.end_outcomes(&plan.outcomes);
     }
 
     fn publish_logs(
@@ -338,7 +345,7 @@ impl Engine {
         queue.has_acks = true;
         drop(queue);
         for (reply, _) in plan.replies {
-            drop(reply.send(Err(refusal)));
+            let _ = reply.send(Err(refusal));
         }
         self.next_tick = now + TICK;
     }
@@ -350,7 +357,7 @@ impl Engine {
             _ => AppendError::Broken,
         };
         for (_, reply) in work.appends {
-            drop(reply.send(Err(refusal)));
+            let _ = reply.send(Err(refusal));
         }
         let mut queue = self.shared.inbox.lock();
         for outcome in work.outcomes.into_iter().rev() {

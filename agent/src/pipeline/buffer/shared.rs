@@ -51,6 +51,8 @@ pub(super) struct Shared {
     pub(super) reports_added: Notify,
     /// Events whose report is not written yet.
     pub(super) reports_planned: AtomicUsize,
+    /// Attempts whose outcome waits for the disk, by event and subscription. Bounded as outcomes are.
+    attempts_ahead: Mutex<HashMap<(u64, u32), u32>>,
     /// Cancelled when the thread has ended.
     pub(super) ended: CancellationToken,
     store: RwLock<Option<Arc<dyn Store>>>,
@@ -70,6 +72,7 @@ impl Shared {
             fresh_added: Notify::new(),
             reports_added: Notify::new(),
             reports_planned: AtomicUsize::new(0),
+            attempts_ahead: Mutex::default(),
             ended: CancellationToken::new(),
             store: RwLock::new(Some(store)),
             health: AtomicU8::new(Health::Good as u8),
@@ -100,6 +103,34 @@ impl Shared {
 
     pub(super) fn set_health(&self, health: Health) {
         self.health.store(health as u8, Ordering::Release);
+    }
+
+    /// Attempts of a delivery, those included whose outcome waits for the disk; `stored` of them do not.
+    pub(super) fn attempts(&self, event: u64, subscription: u32, stored: u32) -> u32 {
+        let ahead = self.attempts_ahead.lock().unwrap_or_else(PoisonError::into_inner);
+        ahead.get(&(event, subscription)).map_or(stored, |ahead| stored.max(*ahead))
+    }
+
+    /// An outcome begins to wait for the disk.
+    pub(super) fn begin_outcome(&self, outcome: &Outcome) {
+        if let Some(attempt) = &outcome.attempt {
+            let mut ahead = self.attempts_ahead.lock().unwrap_or_else(PoisonError::into_inner);
+            ahead.insert((outcome.event, outcome.subscription), attempt.attempt_number);
+        }
+    }
+
+    /// Outcomes are on disk, or in memory together with the rest of their event.
+    pub(super) fn end_outcomes(&self, outcomes: &[Arc<Outcome>]) {
+        let mut ahead = self.attempts_ahead.lock().unwrap_or_else(PoisonError::into_inner);
+        for outcome in outcomes {
+            let key = (outcome.event, outcome.subscription);
+            let made = outcome.attempt.as_ref().map_or(0, |attempt| attempt.attempt_number);
+            if ahead.get(&key).is_some_and(|ahead| *ahead <= made) {
+                ahead.remove(&key);
+            }
+        }
+        drop(ahead);
+        self.inbox.free_outcomes(outcomes.len());
     }
 
     pub(super) fn oldest_report_ms(&self) -> Option<i64> {
@@ -199,7 +230,7 @@ impl Inbox {
     }
 
     /// Room for this many more outcomes.
-    pub(super) fn free_outcomes(&self, count: usize) {
+    fn free_outcomes(&self, count: usize) {
         self.outcomes_free.add_permits(count);
     }
 
@@ -239,7 +270,7 @@ impl Inbox {
         let queue = std::mem::replace(&mut *self.lock(), Queue { is_closing: true, ..Queue::default() });
         for reply in queue.closed_replies {
             // Whoever closed the buffer need not wait for it.
-            drop(reply.send(()));
+            let _ = reply.send(());
         }
     }
 }

@@ -15,28 +15,28 @@ mod faults;
 mod reports;
 
 /// Longest wait for something that must happen.
-const DEADLINE: Duration = Duration::from_secs(20);
+pub(in crate::pipeline) const DEADLINE: Duration = Duration::from_secs(20);
 
 fn config(directory: &Path) -> Config {
     Config { directory: directory.join("buffer"), bytes_max: 64 << 20, disk_free_bytes_min: 0 }
 }
 
-async fn open(directory: &Path) -> Buffer {
+pub(in crate::pipeline) async fn open(directory: &Path) -> Buffer {
     Buffer::open(config(directory), Metrics::new()).await.unwrap()
 }
 
 /// Ends the buffer's thread as a kill of the process would.
-async fn kill(buffer: Buffer) {
+pub(in crate::pipeline) async fn kill(buffer: Buffer) {
     let (reply, ended) = oneshot::channel();
     buffer.shared.inbox.kill(reply);
     ended.await.unwrap();
 }
 
-fn event_id(number: u32) -> EventId {
+pub(in crate::pipeline) fn event_id(number: u32) -> EventId {
     EventId::derive(&["event", &number.to_string()])
 }
 
-fn event(number: u32, subscriptions: &[&str]) -> NewEvent {
+pub(in crate::pipeline) fn event(number: u32, subscriptions: &[&str]) -> NewEvent {
     let id = event_id(number);
     NewEvent {
         id,
@@ -51,7 +51,7 @@ fn event(number: u32, subscriptions: &[&str]) -> NewEvent {
     }
 }
 
-fn entry(events: impl IntoIterator<Item = NewEvent>) -> Entry {
+pub(in crate::pipeline) fn entry(events: impl IntoIterator<Item = NewEvent>) -> Entry {
     Entry { events: events.into_iter().collect(), ..Entry::default() }
 }
 
@@ -96,7 +96,7 @@ async fn deliveries(buffer: &Buffer, count: usize) -> Vec<OpenDelivery> {
 const LIMITS: ReportLimits = ReportLimits { bytes: 1 << 20, count: 100 };
 
 /// Reports of a lane after `after`, once there are some.
-async fn reports_after(buffer: &Buffer, lane: Lane, after: u64) -> ReportBatch {
+pub(in crate::pipeline) async fn reports_after(buffer: &Buffer, lane: Lane, after: u64) -> ReportBatch {
     let some = async {
         loop {
             let batch = buffer.next_reports(lane, after, LIMITS).await.unwrap();
@@ -110,7 +110,7 @@ async fn reports_after(buffer: &Buffer, lane: Lane, after: u64) -> ReportBatch {
 }
 
 /// Waits for a condition on the buffer.
-async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+pub(in crate::pipeline) async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let started = Instant::now();
     let mut look = tokio::time::interval(Duration::from_millis(2));
     while !condition() {

@@ -24,6 +24,7 @@ struct FrontDoor {
     address: SocketAddr,
     buffer: Buffer,
     refusals: Refusals,
+    pipeline: Pipeline,
     snapshot: SnapshotHandle,
     stop: CancellationToken,
     server: JoinSet<anyhow::Result<()>>,
@@ -53,9 +54,9 @@ impl FrontDoor {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let mut server = JoinSet::new();
-        server.spawn(pipeline.serve(listener, stop.clone()));
+        server.spawn(pipeline.clone().serve(listener, stop.clone()));
         let client = reqwest::Client::builder().no_proxy().timeout(DEADLINE).build().unwrap();
-        Self { address, buffer, refusals, snapshot, stop, server, client, _directory: directory }
+        Self { address, buffer, refusals, pipeline, snapshot, stop, server, client, _directory: directory }
     }
 
     fn url(&self, path: &str) -> String {
@@ -256,6 +257,32 @@ async fn handshake_is_answered() {
     }
     let reasons: Vec<String> = door.refused().into_iter().map(|(_, reason, _)| reason).collect();
     assert_eq!(reasons, ["unknown_token", "missing_parameter", "wrong_mode", "wrong_verify_token"]);
+}
+
+/// A callback for nobody's number is accepted and kept; when it comes back, claimed, its events are taken
+/// once, and while it is unclaimed it is kept again.
+#[tokio::test]
+async fn claimed_callbacks_are_taken() {
+    let number = "106540352242922";
+    let door = FrontDoor::open().await;
+    let body = String::from_utf8(fixture("text_escaped")).unwrap();
+    let of_nobody = body.replace(number, "777").replace("15550783881", "15550000000");
+    assert_eq!(status(door.post(of_nobody.clone())).await, 200);
+    let id = EventId::derive(&["message.received", "meta", "support-line", "wamid.TEST1", "", "", ""]);
+    assert!(!door.buffer.contains(&id));
+    let callback = |payload_json: String| gateway_proto::v1::UnroutedCallback {
+        inbound_route_id: "route-meta".to_owned(),
+        payload_json,
+        ..gateway_proto::v1::UnroutedCallback::default()
+    };
+    door.pipeline.replay_unrouted(callback(of_nobody)).await.unwrap();
+    assert!(!door.buffer.contains(&id));
+    for _ in 0..2 {
+        door.pipeline.replay_unrouted(callback(body.clone())).await.unwrap();
+        assert!(door.buffer.contains(&id));
+    }
+    assert_eq!(door.buffer.stats().events, 2, "the message and its opt-out");
+    door.pipeline.replay_unrouted(callback("no json".to_owned())).await.unwrap();
 }
 
 /// Other paths and methods are not ours.

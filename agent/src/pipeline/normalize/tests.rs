@@ -27,7 +27,7 @@ fn normalize(snapshot: &Snapshot, body: &[u8]) -> Result<Normalized, NormalizeEr
     let origin = origin();
     let route = snapshot.route_by_token(TOKEN).unwrap();
     let normalizer =
-        Normalizer { route, snapshot, origin: &origin, receive_time: receive_time(), is_replay: false };
+        Normalizer { route, snapshot, origin: &origin, receive_time: receive_time(), replay_time: None };
     Ok(normalizer.normalize(provider(Provider::Meta).normalize(body)?))
 }
 
@@ -134,7 +134,7 @@ fn kept_parts_give_the_same_events() {
             snapshot: &nobody,
             origin: &origin,
             receive_time: receive_time(),
-            is_replay: false,
+            replay_time: None,
         };
         let kept = normalizer.normalize(provider(Provider::Meta).normalize(&body).unwrap());
         assert!(kept.entry.events.is_empty() && kept.wishes.is_empty(), "{name}");

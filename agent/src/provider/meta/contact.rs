@@ -49,11 +49,15 @@ impl Contacts {
         let by_phone = || self.0.iter().find(|card| phone.is_some() && card.wa_id.as_deref() == phone);
         let by_user_id =
             || self.0.iter().find(|card| user_id.is_some() && card.user_id.as_deref() == user_id);
+        let by_variant = || {
+            let key = phone.and_then(match_key)?;
+            self.0.iter().find(|card| card.wa_id.as_deref().and_then(match_key).as_ref() == Some(&key))
+        };
         let the_only_one = || match self.0.as_slice() {
-            [card] if alone || !card.is_somebody_else(phone, user_id) => Some(card),
+            [card] if alone => Some(card),
             _ => None,
         };
-        by_phone().or_else(by_user_id).or_else(the_only_one)
+        by_phone().or_else(by_user_id).or_else(by_variant).or_else(the_only_one)
     }
 }
 
@@ -69,15 +73,9 @@ impl Card {
             username: of_profile("username"),
         })
     }
+}
 
-    fn is_somebody_else(&self, phone: Option<&str>, user_id: Option<&str>) -> bool {
-        let key = |text: &str| normalize_phone(text).as_ref().map(Phone::match_key);
-        let differ =
-            |ours: Option<&str>, theirs: Option<&str>| matches!((ours, theirs), (Some(a), Some(b)) if a != b);
-        let phones_differ = match (self.wa_id.as_deref().and_then(key), phone.and_then(key)) {
-            (Some(ours), Some(theirs)) => ours != theirs,
-            _ => false,
-        };
-        phones_differ || differ(self.user_id.as_deref(), user_id)
-    }
+/// A number in the form in which its national variants are equal.
+fn match_key(phone: &str) -> Option<String> {
+    normalize_phone(phone).as_ref().map(Phone::match_key)
 }

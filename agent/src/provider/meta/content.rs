@@ -10,9 +10,6 @@ use crate::provider::json::{Fields, kept};
 /// content is not what the type says.
 pub fn read(kind: &str, fields: &Fields<'_>, message: &mut Message) -> Option<()> {
     match kind {
-        "text" | "image" | "video" | "document" | "audio" | "voice" | "sticker" => {
-            plain(kind, fields, message)?
-        }
         "location" => {
             let location = location(&fields.object(kind)?);
             message.text = location.name.clone().or_else(|| location.address.clone());
@@ -48,17 +45,20 @@ pub fn read(kind: &str, fields: &Fields<'_>, message: &mut Message) -> Option<()
         "revoke" => message.original_message_id = fields.object(kind)?.name("original_message_id"),
         // The contact opened the chat for the first time; there is no content.
         "request_welcome" => {}
-        _ => return None,
+        _ => plain(kind, fields, message)?,
     }
     Some(())
 }
 
-/// Text and media: also what an edit can carry.
+/// Text and media: also what an edit can carry. None for everything else.
 fn plain(kind: &str, fields: &Fields<'_>, message: &mut Message) -> Option<()> {
     let object = fields.object(kind)?;
     if kind == "text" {
         message.text = Some(object.text("body")?.into());
         return Some(());
+    }
+    if !matches!(kind, "image" | "video" | "document" | "audio" | "voice" | "sticker") {
+        return None;
     }
     message.text = object.name("caption");
     message.media = Some(Media {

@@ -8,10 +8,10 @@ use std::{
 
 use anyhow::Context as _;
 use axum::{
-    Json, Router,
+    Router,
     body::Bytes,
     extract::{DefaultBodyLimit, Path, State},
-    http::{HeaderMap, StatusCode},
+    http::{HeaderMap, StatusCode, header::CONTENT_TYPE},
     response::{IntoResponse, Response},
     routing::get,
 };
@@ -20,11 +20,13 @@ use gateway_sdk::{
     Client, Timestamp, v1,
     webhook::{VerifyError, WebhookVerifier},
 };
-use serde_json::{json, value::RawValue};
+use serde::Serialize;
+use serde_json::value::RawValue;
 use tokio::{net::TcpListener, sync::mpsc, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::programs::all;
+use crate::json;
 use kept::{Kept, Webhook};
 
 const PATH: &str = "/webhooks";
@@ -143,20 +145,32 @@ async fn receive(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: By
     status
 }
 
+/// Everything kept, as it is shown.
+#[derive(Serialize)]
+struct Webhooks<'a> {
+    webhooks: Vec<&'a Webhook>,
+}
+
 async fn list(State(shared): State<Arc<Shared>>) -> Response {
     let kept = shared.kept.lock().unwrap_or_else(PoisonError::into_inner);
-    Json(json!({ "webhooks": kept.newest_first().collect::<Vec<_>>() })).into_response()
+    shown(StatusCode::OK, &Webhooks { webhooks: kept.newest_first().collect() })
 }
 
 async fn show(State(shared): State<Arc<Shared>>, Path(event_id): Path<String>) -> Response {
     let kept = shared.kept.lock().unwrap_or_else(PoisonError::into_inner);
     match kept.get(&event_id) {
-        Some(webhook) => Json(webhook).into_response(),
+        Some(webhook) => shown(StatusCode::OK, webhook),
         None => {
-            let answer = Json(json!({ "error": "no such webhook came, or it was too long ago" }));
-            (StatusCode::NOT_FOUND, answer).into_response()
+            let error = "no such webhook came, or it was too long ago";
+            shown(StatusCode::NOT_FOUND, &BTreeMap::from([("error", error)]))
         }
     }
+}
+
+/// JSON for people: bodies keep the order of their keys.
+fn shown<T: Serialize>(status: StatusCode, value: &T) -> Response {
+    let text = serde_json::to_string(value).expect("these types have string keys and plain values");
+    (status, [(CONTENT_TYPE, "application/json")], json::pretty(&text) + "\n").into_response()
 }
 
 impl Shared {

@@ -113,7 +113,7 @@ fn handshake(dev: &Dev) -> Vec<String> {
     vec![
         format!("CALLBACK_URL={}", dev.session.callback_url),
         format!(
-            "curl -s \"$CALLBACK_URL?hub.mode=subscribe&hub.challenge=12345&hub.verify_token={}\"",
+            "curl -s \"$CALLBACK_URL?hub.mode=subscribe&hub.challenge=12345&hub.verify_token={}\"; echo",
             dev.demo.secrets.verify_token
         ),
     ]
