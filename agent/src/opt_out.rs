@@ -221,8 +221,11 @@ impl Round<'_> {
     fn keep(&mut self, merged: Merged, entry: &mut Entry) {
         if merged.changed {
             self.decided.insert(&merged.record);
-            entry.opt_outs.push(v1::OptOut::from(&merged.record));
-            self.records.push(merged.record);
+            // What a key without its contact keeps is written as well, or a restart would forget it.
+            for record in merged.left_over.into_iter().chain([merged.record]) {
+                entry.opt_outs.push(v1::OptOut::from(&record));
+                self.records.push(record);
+            }
         }
     }
 }

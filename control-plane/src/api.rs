@@ -112,6 +112,8 @@ fn routes(state: &State) -> anyhow::Result<(HealthReporter, Routes)> {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(gateway_proto::DESCRIPTORS)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            // So that clients without proto files can show the details of an error.
+            .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
     };
     let (health, health_service) = tonic_health::server::health_reporter();
     let mut routes = Routes::new(health_service)

@@ -21,6 +21,8 @@ use crate::{
 pub struct AgentOptions {
     /// Where it runs; empty means `test-region`.
     pub region: String,
+    /// Its join token; unset means a new one.
+    pub join_token: Option<String>,
     /// The network of `--allow-destination-cidr`; unset means loopback.
     pub destinations: Option<String>,
     /// More arguments.
@@ -51,7 +53,11 @@ impl Agent {
     ///
     /// # Errors
     /// When it does not become ready.
-    pub async fn start(dir: &Path, control_plane: &ControlPlane, options: AgentOptions) -> anyhow::Result<Self> {
+    pub async fn start(
+        dir: &Path,
+        control_plane: &ControlPlane,
+        options: AgentOptions,
+    ) -> anyhow::Result<Self> {
         let mut agent = Self::launch(dir, control_plane, options).await?;
         agent.wait_ready().await?;
         Ok(agent)
@@ -69,7 +75,10 @@ impl Agent {
         if options.region.is_empty() {
             options.region = "test-region".to_owned();
         }
-        let join_token = control_plane.join_token(&options.region).await?;
+        let join_token = match &options.join_token {
+            Some(join_token) => join_token.clone(),
+            None => control_plane.join_token(&options.region).await?,
+        };
         fs::create_dir_all(dir)?;
         fs::write(dir.join("join-token"), join_token)?;
         let start = Start {

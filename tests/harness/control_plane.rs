@@ -97,10 +97,8 @@ impl ControlPlane {
     /// # Errors
     /// When the control plane refuses.
     pub async fn join_token(&self, region: &str) -> anyhow::Result<String> {
-        let request = v1::CreateJoinTokenRequest {
-            region: region.to_owned(),
-            ttl: Some(JOIN_TOKEN_TTL.try_into()?),
-        };
+        let request =
+            v1::CreateJoinTokenRequest { region: region.to_owned(), ttl: Some(JOIN_TOKEN_TTL.try_into()?) };
         Ok(self.client.agents().create_join_token(request).await?.into_inner().join_token)
     }
 
@@ -109,7 +107,8 @@ impl ControlPlane {
     /// # Errors
     /// When nothing answers.
     pub async fn metrics(&self) -> anyhow::Result<String> {
-        crate::http::get_text(&self.http, &format!("http://127.0.0.1:{}/metrics", self.start.admin_port)).await
+        crate::http::get_text(&self.http, &format!("http://127.0.0.1:{}/metrics", self.start.admin_port))
+            .await
     }
 
     /// What it has logged since its last start.

@@ -61,6 +61,7 @@ pub async fn send_raw(address: SocketAddr, request: &[u8]) -> anyhow::Result<(u1
         }
     }
     let text = String::from_utf8_lossy(&answer).into_owned();
-    let status = text.strip_prefix("HTTP/1.1 ").and_then(|rest| rest.get(..3)).context("read the status line")?;
+    let status =
+        text.strip_prefix("HTTP/1.1 ").and_then(|rest| rest.get(..3)).context("read the status line")?;
     Ok((status.parse()?, text))
 }

@@ -208,7 +208,10 @@ impl Receiver {
     /// Waits until this many webhooks were recorded.
     pub async fn recorded(&self, count: usize) {
         let mut recorded = self.shared.recorded.subscribe();
-        recorded.wait_for(|recorded| *recorded >= count).await.expect("the sender lives as long as the receiver");
+        recorded
+            .wait_for(|recorded| *recorded >= count)
+            .await
+            .expect("the sender lives as long as the receiver");
     }
 
     /// The first webhook, past or to come, that `wanted` accepts.

@@ -96,16 +96,8 @@ impl World {
         let agent = Agent::start(directory.path(), &control_plane, options.agent).await?;
         let callback_url = agent.callback_url(&inbound_route.callback_path);
         let provider = MetaProvider::new(callback_url, APP_SECRET, PHONE_NUMBER_ID)?;
-        let world = Self {
-            agent,
-            control_plane,
-            receiver,
-            provider,
-            inbound_route,
-            subscription,
-            secret,
-            directory,
-        };
+        let world =
+            Self { agent, control_plane, receiver, provider, inbound_route, subscription, secret, directory };
         world.config_applied().await?;
         Ok(world)
     }
@@ -199,8 +191,7 @@ impl World {
     /// # Errors
     /// When they cannot be listed.
     pub async fn attempts(&self, event_id: &str) -> anyhow::Result<Vec<v1::DeliveryAttempt>> {
-        let request =
-            v1::ListDeliveryAttemptsRequest { event_id: event_id.to_owned(), ..Default::default() };
+        let request = v1::ListDeliveryAttemptsRequest { event_id: event_id.to_owned(), ..Default::default() };
         Ok(self.client().list(request).try_collect().await?)
     }
 }

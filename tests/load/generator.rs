@@ -110,5 +110,6 @@ fn template(target: &Target) -> String {
         "messages": [message],
     });
     let changes = [json!({"field": "messages", "value": value})];
-    json!({"object": "whatsapp_business_account", "entry": [{"id": "102290129340398", "changes": changes}]}).to_string()
+    json!({"object": "whatsapp_business_account", "entry": [{"id": "102290129340398", "changes": changes}]})
+        .to_string()
 }

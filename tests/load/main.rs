@@ -83,7 +83,16 @@ async fn measure(arguments: &Arguments) -> anyhow::Result<()> {
     let duration = Duration::from_secs(arguments.seconds);
     print(&format!(
         "{:>9} {:>5} {:>9} {:>17} {:>17} {:>9} {:>8} {:>13} {:>13} {:>8}",
-        "", "conn", "events/s", "answer p50/p99", "e2e p50/p99 ms", "all logs", "after s", "RSS agent/cp", "CPU agent/cp", "load"
+        "",
+        "conn",
+        "events/s",
+        "answer p50/p99",
+        "e2e p50/p99 ms",
+        "all logs",
+        "after s",
+        "RSS agent/cp",
+        "CPU agent/cp",
+        "load"
     ))?;
     for &connections in &arguments.connections {
         let gateway = run::gateway(connections, duration).await?;
@@ -103,7 +112,8 @@ fn show(what: &str, connections: usize, measured: &Measurement) -> anyhow::Resul
     let logs = measured.logs.map_or_else(
         || ("-".to_owned(), "-".to_owned()),
         |logs| {
-            let all = if logs.recorded == measured.answered { "yes".to_owned() } else { logs.recorded.to_string() };
+            let all =
+                if logs.recorded == measured.answered { "yes".to_owned() } else { logs.recorded.to_string() };
             (all, format!("{:.1}", logs.after.as_secs_f64()))
         },
     );

@@ -1,8 +1,7 @@
 //! One measurement, of the gateway or of the bare relay.
 
 use std::{
-    env,
-    fs,
+    env, fs,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -144,8 +143,16 @@ struct Driven {
 
 impl From<Driven> for Measurement {
     fn from(driven: Driven) -> Self {
-        let Driven { answered, duration, answer_milliseconds, end_to_end_milliseconds, load_cpu, logs, programs, .. } =
-            driven;
+        let Driven {
+            answered,
+            duration,
+            answer_milliseconds,
+            end_to_end_milliseconds,
+            load_cpu,
+            logs,
+            programs,
+            ..
+        } = driven;
         Self { answered, duration, answer_milliseconds, end_to_end_milliseconds, logs, programs, load_cpu }
     }
 }
@@ -162,7 +169,8 @@ async fn drive(
     let answered = posted.iter().map(|posted| posted.answered).sum();
     let arrived = tally.all_arrived(answered).within(DRAIN_MAX).await;
     arrived.with_context(|| format!("{} of {answered} webhooks have arrived", tally.arrived_count()))?;
-    let mut answers: Vec<Duration> = posted.iter().flat_map(|Posted { answers, .. }| answers).copied().collect();
+    let mut answers: Vec<Duration> =
+        posted.iter().flat_map(|Posted { answers, .. }| answers).copied().collect();
     // Connections end in any order, and each has answered about the same: the last ones of the first few.
     let least = posted.iter().map(|posted| posted.answered).min().unwrap_or_default();
     ensure!(least > 0, "a connection got no answer");
@@ -183,8 +191,10 @@ async fn drive(
 async fn logs(control_plane: &ControlPlane, tally: &Tally, last: &[String]) -> anyhow::Result<Logs> {
     let client = control_plane.client();
     for external_message_id in last {
-        let request =
-            v1::ListInboundLogsRequest { external_message_id: external_message_id.clone(), ..Default::default() };
+        let request = v1::ListInboundLogsRequest {
+            external_message_id: external_message_id.clone(),
+            ..Default::default()
+        };
         eventually(DRAIN_MAX, async || {
             let response = client.inbound_logs().list_inbound_logs(request.clone()).await?.into_inner();
             ensure!(!response.inbound_logs.is_empty(), "message {external_message_id} has no log");

@@ -50,7 +50,8 @@ async fn call(channel: &Channel, path: &str, authorization: Option<&str>) -> any
     }
     let answer = async {
         let codec: ProstCodec<(), ()> = ProstCodec::default();
-        let mut answers = grpc.streaming(request, path.parse().context("parse the path")?, codec).await?.into_inner();
+        let mut answers =
+            grpc.streaming(request, path.parse().context("parse the path")?, codec).await?.into_inner();
         while answers.message().await?.is_some() {}
         anyhow::Ok(Status::ok(""))
     };
@@ -110,11 +111,15 @@ async fn every_declared_method_is_served() {
     for path in declared_methods().unwrap() {
         let status = call(&channel, &path, Some(&bearer)).await.unwrap();
         let code = status.as_ref().map(Status::code);
-        assert!(!matches!(code, Some(Code::Unimplemented | Code::Internal | Code::Unknown)), "{path}: {status:?}");
+        assert!(
+            !matches!(code, Some(Code::Unimplemented | Code::Internal | Code::Unknown)),
+            "{path}: {status:?}"
+        );
         if path.contains("AgentSyncService") && !path.ends_with("EnrollAgent") {
             assert_eq!(code, Some(Code::PermissionDenied), "{path}: {status:?}");
         }
     }
-    let unknown = call(&channel, "/whatsapp_gateway.v1.InstanceService/Unheard", Some(&bearer)).await.unwrap();
+    let unknown =
+        call(&channel, "/whatsapp_gateway.v1.InstanceService/Unheard", Some(&bearer)).await.unwrap();
     assert_eq!(unknown.map(|status| status.code()), Some(Code::Unimplemented));
 }

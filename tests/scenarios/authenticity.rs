@@ -18,9 +18,11 @@ const BODY_BYTES_MAX: usize = 4 * 1024 * 1024;
 async fn forged_callbacks_are_refused_without_detail() {
     let world = World::start().await.unwrap();
     let provider = &world.provider;
-    let body = serde_json::to_vec(&provider.messages(&[text_message(&unique_wamid(), FROM, "forged")])).unwrap();
+    let body =
+        serde_json::to_vec(&provider.messages(&[text_message(&unique_wamid(), FROM, "forged")])).unwrap();
     let good = provider.sign(&body);
-    let reserialized = serde_json::to_vec_pretty(&serde_json::from_slice::<serde_json::Value>(&body).unwrap());
+    let reserialized =
+        serde_json::to_vec_pretty(&serde_json::from_slice::<serde_json::Value>(&body).unwrap());
     let signatures = [
         None,
         Some(String::new()),
@@ -68,7 +70,8 @@ async fn signature_is_over_the_raw_bytes() {
     let world = World::start().await.unwrap();
     let signed = || Disguise { signature: Some(Some(SIGNATURE.to_owned())), content_type: None };
     let reserialized: serde_json::Value = serde_json::from_str(BODY).unwrap();
-    let answer = world.provider.post_bytes(serde_json::to_vec(&reserialized).unwrap(), signed()).await.unwrap();
+    let answer =
+        world.provider.post_bytes(serde_json::to_vec(&reserialized).unwrap(), signed()).await.unwrap();
     assert_eq!(answer.status, 401);
     let answer = world.provider.post_bytes(BODY.into(), signed()).await.unwrap();
     assert_eq!(answer.status, 200);
@@ -88,7 +91,11 @@ async fn handshake_needs_the_verify_token() {
     let challenge = ("hub.challenge", "<b>1158201444</b>");
     let answer = world.provider.handshake(&[mode, challenge, token]).await.unwrap();
     assert_eq!((answer.status, answer.body.as_ref()), (200, challenge.1.as_bytes()));
-    assert!(answer.headers["content-type"].to_str().unwrap().starts_with("text/plain"), "{:?}", answer.headers);
+    assert!(
+        answer.headers["content-type"].to_str().unwrap().starts_with("text/plain"),
+        "{:?}",
+        answer.headers
+    );
     assert_eq!(answer.headers["x-content-type-options"], "nosniff");
     let refused: [&[(&str, &str)]; 7] = [
         &[],
@@ -161,7 +168,8 @@ async fn oversized_bodies_are_refused() {
     let (status, text) = http::send_raw(world.agent.callback_addr(), &chunked).await.unwrap();
     assert_eq!(status, 413, "{text}");
     let wamid = unique_wamid();
-    let mut body = serde_json::to_vec(&world.provider.messages(&[text_message(&wamid, FROM, "large")])).unwrap();
+    let mut body =
+        serde_json::to_vec(&world.provider.messages(&[text_message(&wamid, FROM, "large")])).unwrap();
     body.resize(BODY_BYTES_MAX, b' ');
     let answer = world.provider.post_bytes(body, Disguise::default()).await.unwrap();
     assert_eq!(answer.status, 200);
@@ -178,12 +186,15 @@ async fn genuine_oddities_are_taken_without_harm() {
         let answer = provider.post_bytes(body.into(), Disguise::default()).await.unwrap();
         assert_eq!(answer.status, 400, "{body:?}");
     }
-    for content_type in ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", ""] {
+    for content_type in
+        ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", ""]
+    {
         let disguise = Disguise { signature: None, content_type: Some(content_type.to_owned()) };
         let answer = provider.post_bytes(b"{}".to_vec(), disguise).await.unwrap();
         assert_eq!(answer.status, 415, "{content_type:?}");
     }
-    let disguise = Disguise { content_type: Some("Application/JSON; charset=UTF-8".to_owned()), ..Disguise::default() };
+    let disguise =
+        Disguise { content_type: Some("Application/JSON; charset=UTF-8".to_owned()), ..Disguise::default() };
     assert_eq!(provider.post_bytes(b"{}".to_vec(), disguise).await.unwrap().status, 200);
     let deep = |levels: usize| format!("{}{}", "[".repeat(levels), "]".repeat(levels));
     let inside = |value: &str| {
@@ -201,9 +212,13 @@ async fn genuine_oddities_are_taken_without_harm() {
         deep(200),
         deep(100_000),
         inside(&deep(5_000)),
-        inside(r#"{"id":"wamid.huge","from":"966500000001","timestamp":1e999,"type":"text","text":{"body":123456789012345678901234567890e99999}}"#),
+        inside(
+            r#"{"id":"wamid.huge","from":"966500000001","timestamp":1e999,"type":"text","text":{"body":123456789012345678901234567890e99999}}"#,
+        ),
         inside(r#"{"id":"wamid.wrong","from":["966500000001"],"timestamp":{},"type":7,"text":null}"#),
-        inside(r#"{"id":"wamid.surrogate","from":"966500000001","timestamp":"1749416383","type":"text","text":{"body":"\ud83d alone"}}"#),
+        inside(
+            r#"{"id":"wamid.surrogate","from":"966500000001","timestamp":"1749416383","type":"text","text":{"body":"\ud83d alone"}}"#,
+        ),
         inside("null"),
     ];
     for body in oddities {

@@ -3,11 +3,7 @@
 use std::fs;
 
 use anyhow::Context as _;
-use gateway_tests::{
-    DEADLINE,
-    process::Process,
-    programs::programs,
-};
+use gateway_tests::{DEADLINE, process::Process, programs::programs};
 use serde_json::Value;
 use tokio::process::Command;
 
@@ -49,7 +45,15 @@ async fn program(home: &tempfile::TempDir) -> anyhow::Result<Command> {
     let mut command = Command::new(&programs().await?.cli);
     let path = home.path();
     command.kill_on_drop(true).current_dir(path).env("NO_COLOR", "1");
-    for name in ["HOME", "TMPDIR", "XDG_RUNTIME_DIR", "XDG_STATE_HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME"] {
+    for name in [
+        "HOME",
+        "TMPDIR",
+        "XDG_RUNTIME_DIR",
+        "XDG_STATE_HOME",
+        "XDG_CACHE_HOME",
+        "XDG_CONFIG_HOME",
+        "XDG_DATA_HOME",
+    ] {
         command.env(name, path);
     }
     Ok(command)
@@ -61,7 +65,15 @@ async fn program(home: &tempfile::TempDir) -> anyhow::Result<Command> {
 async fn dev_and_trigger_work_and_leave_nothing() {
     let mut dev = Dev::start().await.unwrap();
     let welcome = dev.process.log_text().unwrap();
-    for expected in ["demo-support-line", "Demo Support Line", "/callbacks/meta/", "app secret", "verify token", "grpcurl", "curl"] {
+    for expected in [
+        "demo-support-line",
+        "Demo Support Line",
+        "/callbacks/meta/",
+        "app secret",
+        "verify token",
+        "grpcurl",
+        "curl",
+    ] {
         assert!(welcome.contains(expected), "{expected} is not in:\n{welcome}");
     }
     for (kind, events) in [

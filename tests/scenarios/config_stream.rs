@@ -41,7 +41,8 @@ async fn changed_destination_is_in_use_at_once() {
     let mut durations = Vec::new();
     for number in 0..CHANGES {
         let path = format!("/destination-{number}");
-        let change = v1::WebhookSubscription { destination_url: world.receiver.url(&path), ..Default::default() };
+        let change =
+            v1::WebhookSubscription { destination_url: world.receiver.url(&path), ..Default::default() };
         let request = update(&world.subscription.id, change, "destination_url");
         world.client().webhook_subscriptions().update_webhook_subscription(request).await.unwrap();
         let changed = Instant::now();
@@ -51,7 +52,9 @@ async fn changed_destination_is_in_use_at_once() {
     durations.sort();
     let (median, max) = (durations[CHANGES / 2], durations[CHANGES - 1]);
     // Shown by `cargo test -- --nocapture`, and by a failing run.
-    let line = format!("a change is in use and has delivered after {median:?} (median), {max:?} (max of {CHANGES})\n");
+    let line = format!(
+        "a change is in use and has delivered after {median:?} (median), {max:?} (max of {CHANGES})\n"
+    );
     drop(std::io::stderr().write_all(line.as_bytes()));
     assert!(max < IN_USE_MAX, "{line}");
 }
@@ -70,6 +73,10 @@ async fn every_kind_of_change_reaches_a_running_agent() {
     let heard = world.provider.say(FROM, "now they do").await.unwrap();
     world.delivered(&heard).await.unwrap();
     assert!(world.receiver.all().iter().all(|webhook| webhook.text("external_message_id") != unheard));
+    // What nobody selected is logged all the same, and owed to nobody.
+    let logs = world.logs().await.unwrap();
+    let unheard = logs.iter().find(|log| log.external_message_id == unheard).unwrap();
+    assert!(unheard.deliveries.is_empty(), "{unheard:?}");
 
     let request = v1::PauseWebhookSubscriptionRequest { id: id(), reason: "maintenance".to_owned() };
     let paused = subscriptions.pause_webhook_subscription(request).await.unwrap().into_inner();
@@ -83,7 +90,11 @@ async fn every_kind_of_change_reaches_a_running_agent() {
     subscriptions.resume_webhook_subscription(request).await.unwrap();
     assert_eq!(world.delivered(&held).await.unwrap().path, PATH);
 
-    let change = v1::Instance { id: world.subscription.instance_id.clone(), display_name: "New Name".to_owned(), ..Default::default() };
+    let change = v1::Instance {
+        id: world.subscription.instance_id.clone(),
+        display_name: "New Name".to_owned(),
+        ..Default::default()
+    };
     let request = v1::UpdateInstanceRequest {
         instance: Some(change),
         update_mask: Some(FieldMask { paths: vec!["display_name".to_owned()] }),
@@ -122,7 +133,10 @@ async fn fleet_shows_agents_and_their_versions() {
     let response = list().await.unwrap();
     let agent = &response.agents[0];
     assert_eq!(agent.state(), v1::AgentState::Online);
-    assert_eq!((agent.applied_version, agent.accepted_version), (response.config_version, response.config_version));
+    assert_eq!(
+        (agent.applied_version, agent.accepted_version),
+        (response.config_version, response.config_version)
+    );
     assert!(agent.id.starts_with("agt_") && !agent.build.is_empty() && agent.refused.is_empty(), "{agent:?}");
     let id = agent.id.clone();
     world.agent.stop().await.unwrap();

@@ -8,7 +8,7 @@ use gateway_proto::v1;
 use gateway_tests::{
     Agent, ControlPlane, DEADLINE, Receiver, World,
     agent::AgentOptions,
-    eventually,
+    eventually, http,
     world::{APP_SECRET, PATH, PHONE_NUMBER_ID, create_instance, subscribe},
 };
 use tokio::task::JoinSet;
@@ -31,7 +31,8 @@ async fn all_logged_once(world: &World, wamids: &BTreeSet<String>) -> anyhow::Re
     eventually(DEADLINE, async || {
         let mut logs = BTreeMap::<String, u32>::new();
         for log in world.logs().await? {
-            let delivered = log.deliveries.iter().all(|delivery| delivery.state() == v1::DeliveryState::Delivered);
+            let delivered =
+                log.deliveries.iter().all(|delivery| delivery.state() == v1::DeliveryState::Delivered);
             ensure!(delivered, "{} is not delivered", log.event_id);
             *logs.entry(log.external_message_id).or_default() += 1;
         }
@@ -42,7 +43,12 @@ async fn all_logged_once(world: &World, wamids: &BTreeSet<String>) -> anyhow::Re
     })
     .await?;
     let delivered = world.receiver.by_id();
-    ensure!(delivered.len() == wamids.len(), "{} events were delivered, not {}", delivered.len(), wamids.len());
+    ensure!(
+        delivered.len() == wamids.len(),
+        "{} events were delivered, not {}",
+        delivered.len(),
+        wamids.len()
+    );
     Ok(())
 }
 
@@ -94,7 +100,9 @@ async fn agent_starts_and_serves_without_control_plane() {
     world.config_applied().await.unwrap();
     world.subscribe("/later", &["message.received"]).await.unwrap();
     let wamid = world.provider.say(FROM, "after").await.unwrap();
-    let later = world.receiver.find(|webhook| webhook.path == "/later" && webhook.text("external_message_id") == wamid);
+    let later = world
+        .receiver
+        .find(|webhook| webhook.path == "/later" && webhook.text("external_message_id") == wamid);
     gateway_tests::Within::within(later, DEADLINE).await.unwrap();
 }
 
@@ -140,7 +148,8 @@ async fn agent_is_ready_with_an_empty_configuration() {
     let agent = Agent::start(directory.path(), &control_plane, AgentOptions::default()).await.unwrap();
     let url = |path: &str| agent.callback_url(path);
     let stranger =
-        gateway_tests::MetaProvider::new(url("/callbacks/meta/unknown"), APP_SECRET, PHONE_NUMBER_ID).unwrap();
+        gateway_tests::MetaProvider::new(url("/callbacks/meta/unknown"), APP_SECRET, PHONE_NUMBER_ID)
+            .unwrap();
     let body = stranger.messages(&[]);
     assert_eq!(stranger.post(&body).await.unwrap().status, 401);
     let route = create_instance(control_plane.client()).await.unwrap();
@@ -155,4 +164,29 @@ async fn agent_is_ready_with_an_empty_configuration() {
     })
     .await
     .unwrap();
+}
+
+/// A new agent whose control plane is not there yet lives and waits, not ready; it enrolls as soon as there is
+/// one. A join token that was used ends a second agent with a message that says what to do.
+#[tokio::test]
+async fn new_agent_waits_for_its_control_plane() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut control_plane = ControlPlane::start(directory.path()).await.unwrap();
+    let token = control_plane.join_token("test-region").await.unwrap();
+    control_plane.stop().await.unwrap();
+    let options = AgentOptions { join_token: Some(token.clone()), ..AgentOptions::default() };
+    let mut agent = Agent::launch(directory.path(), &control_plane, options.clone()).await.unwrap();
+    let client = http::client().unwrap();
+    let live = async || http::expect_ok(&client, &agent.admin_url("/livez")).await;
+    eventually(DEADLINE, live).await.unwrap();
+    let not_ready = http::expect_ok(&client, &agent.admin_url("/readyz")).await.unwrap_err();
+    assert!(not_ready.to_string().contains("503"), "{not_ready}");
+    control_plane.start_again().await.unwrap();
+    agent.wait_ready().await.unwrap();
+
+    let second = directory.path().join("second");
+    let mut second = Agent::launch(&second, &control_plane, options).await.unwrap();
+    assert!(!second.process().ended().await.unwrap().success());
+    let text = second.log_text().unwrap();
+    assert!(text.contains("join token") && !text.contains(&token) && !text.contains("panicked"), "{text}");
 }

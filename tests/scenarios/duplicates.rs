@@ -64,8 +64,12 @@ async fn repeats_are_known_after_a_crash() {
     let later = world.provider.say(FROM, "after the crash").await.unwrap();
     let later = world.delivered(&later).await.unwrap();
     world.log_in(later.id(), DeliveryState::Delivered).await.unwrap();
-    assert!(world.receiver.by_id().values().all(|webhooks| {
-        webhooks.iter().all(|again| again.body == webhooks[0].body)
-    }));
+    assert!(
+        world
+            .receiver
+            .by_id()
+            .values()
+            .all(|webhooks| { webhooks.iter().all(|again| again.body == webhooks[0].body) })
+    );
     assert_eq!(world.logs().await.unwrap().len(), 2);
 }

@@ -10,15 +10,18 @@ use std::{
 
 use anyhow::ensure;
 use gateway_tests::{
-    DEADLINE, MetaProvider, World, eventually,
+    DEADLINE, MetaProvider, Within as _, World, eventually,
     meta::{text_message, unique_wamid},
 };
 use tokio::{sync::watch, task::JoinSet};
 
 /// Connections that post at the same time.
 const CONNECTIONS: usize = 6;
-/// How many events are answered in a cycle before the agent is killed; the last cycle kills at once.
+/// How many events are answered in a cycle before the agent is killed, in turn; some cycles kill at once.
 const ANSWERED_BEFORE_KILL: [usize; 3] = [150, 60, 1];
+/// Sets how many cycles there are, for long runs by hand.
+const CYCLES_ENV: &str = "GATEWAY_TESTS_KILL_CYCLES";
+const CYCLES_DEFAULT: usize = 3;
 
 /// Ids of the messages that were answered 200, over all cycles.
 #[derive(Clone)]
@@ -28,6 +31,10 @@ struct Answered {
 }
 
 impl Answered {
+    fn new() -> Self {
+        Self { wamids: Arc::default(), count: watch::Sender::new(0) }
+    }
+
     fn add(&self, wamid: String) {
         self.wamids.lock().unwrap_or_else(PoisonError::into_inner).insert(wamid);
         self.count.send_modify(|count| *count += 1);
@@ -52,44 +59,74 @@ async fn post_until_killed(provider: MetaProvider, answered: Answered, posted: A
     }
 }
 
+/// Posts on several connections; returns once this many more were answered, while posting goes on.
+async fn post_until_answered(
+    world: &World,
+    answered: &Answered,
+    wanted: usize,
+) -> anyhow::Result<JoinSet<()>> {
+    let target = *answered.count.borrow() + wanted;
+    let numbers = Arc::new(AtomicUsize::new(0));
+    let mut posters = JoinSet::new();
+    for _ in 0..CONNECTIONS {
+        posters.spawn(post_until_killed(world.provider.clone(), answered.clone(), Arc::clone(&numbers)));
+    }
+    let mut count = answered.count.subscribe();
+    count.wait_for(|count| *count >= target).within(DEADLINE).await??;
+    Ok(posters)
+}
+
 /// The agent is killed with SIGKILL three times under load from several connections. Every message that
 /// was answered 200 arrives at the receiver and in the logs; what arrives twice has the same id and body.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn kill_9_under_load_loses_nothing_answered_200() {
     let mut world = World::start().await.unwrap();
-    let answered = Answered { wamids: Arc::default(), count: watch::Sender::new(0) };
-    let posted = Arc::new(AtomicUsize::new(0));
-    for wanted in ANSWERED_BEFORE_KILL {
-        let target = *answered.count.borrow() + wanted;
-        let mut posters = JoinSet::new();
-        for _ in 0..CONNECTIONS {
-            posters.spawn(post_until_killed(world.provider.clone(), answered.clone(), Arc::clone(&posted)));
-        }
-        let mut count = answered.count.subscribe();
-        let reached = count.wait_for(|count| *count >= target);
-        tokio::time::timeout(DEADLINE, reached).await.unwrap().unwrap();
+    let answered = Answered::new();
+    let cycles = std::env::var(CYCLES_ENV).map_or(CYCLES_DEFAULT, |cycles| cycles.parse().unwrap());
+    for wanted in ANSWERED_BEFORE_KILL.into_iter().cycle().take(cycles) {
+        let posters = post_until_answered(&world, &answered, wanted).await.unwrap();
         world.agent.kill().await.unwrap();
         posters.join_all().await;
         world.agent.start_again().await.unwrap();
     }
-    let answered = answered.all();
-    let arrived = eventually(DEADLINE, async || {
+    assert_arrived(&world, &answered.all()).await.unwrap();
+    assert_logged(&world, &answered.all()).await.unwrap();
+}
+
+/// The agent is asked to stop under load: it ends with success within its time, and what it had answered 200
+/// arrives, whatever it had to leave for its next start.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sigterm_under_load_loses_nothing_answered_200() {
+    let mut world = World::start().await.unwrap();
+    let answered = Answered::new();
+    let posters = post_until_answered(&world, &answered, 150).await.unwrap();
+    let status = world.agent.stop().await.unwrap();
+    assert!(status.success(), "the agent ended with {status}");
+    posters.join_all().await;
+    world.agent.start_again().await.unwrap();
+    assert_arrived(&world, &answered.all()).await.unwrap();
+    assert_logged(&world, &answered.all()).await.unwrap();
+}
+
+/// Every answered message has arrived, signed, and what arrived twice is the same twice.
+async fn assert_arrived(world: &World, answered: &BTreeSet<String>) -> anyhow::Result<()> {
+    eventually(DEADLINE, async || {
         let arrived: BTreeSet<String> =
             world.receiver.all().iter().map(|webhook| webhook.text("external_message_id")).collect();
         let missing = answered.difference(&arrived).count();
         ensure!(missing == 0, "{missing} of {} answered messages have not arrived", answered.len());
-        Ok(arrived)
-    });
-    arrived.await.unwrap();
+        Ok(())
+    })
+    .await?;
     for (id, webhooks) in world.receiver.by_id() {
-        assert!(webhooks.iter().all(|webhook| webhook.body == webhooks[0].body), "{id} changed its body");
-        assert!(webhooks.iter().all(|webhook| webhook.verify(&world.secret).is_ok()), "{id} is not signed");
+        ensure!(webhooks.iter().all(|webhook| webhook.body == webhooks[0].body), "{id} changed its body");
+        ensure!(webhooks.iter().all(|webhook| webhook.verify(&world.secret).is_ok()), "{id} is not signed");
     }
-    assert_logs(&world, &answered).await.unwrap();
+    Ok(())
 }
 
 /// Every answered message has exactly one log, and it is delivered.
-async fn assert_logs(world: &World, answered: &BTreeSet<String>) -> anyhow::Result<()> {
+async fn assert_logged(world: &World, answered: &BTreeSet<String>) -> anyhow::Result<()> {
     eventually(DEADLINE, async || {
         let mut logs = BTreeMap::<String, usize>::new();
         for log in world.logs().await? {

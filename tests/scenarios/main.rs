@@ -1,5 +1,6 @@
 //! Promises of the whole system, one module each, on the real programs with real sockets and disks.
 //! Only providers and customers are fake.
+#![cfg(test)]
 
 mod first_event;
 mod authenticity;
@@ -9,6 +10,7 @@ mod opt_out;
 mod retries;
 mod isolation;
 mod durable_before_ack;
+mod two_agents;
 mod refuse_when_full;
 mod config_stream;
 mod control_plane_away;

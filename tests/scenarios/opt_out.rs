@@ -24,10 +24,18 @@ async fn check(world: &World, phone: &str, purpose: Purpose) -> anyhow::Result<v
 }
 
 /// Waits until marketing to `phone` is allowed or not.
-async fn marketing(world: &World, phone: &str, allowed: bool) -> anyhow::Result<v1::CheckSuppressionResponse> {
+async fn marketing(
+    world: &World,
+    phone: &str,
+    allowed: bool,
+) -> anyhow::Result<v1::CheckSuppressionResponse> {
     eventually(DEADLINE, async || {
         let answer = check(world, phone, Purpose::Marketing).await?;
-        ensure!(answer.allowed == allowed, "marketing is {}", if answer.allowed { "allowed" } else { "suppressed" });
+        ensure!(
+            answer.allowed == allowed,
+            "marketing is {}",
+            if answer.allowed { "allowed" } else { "suppressed" }
+        );
         Ok(answer)
     })
     .await
@@ -45,8 +53,9 @@ async fn told(world: &World, event: &str, phone: &str) -> Arc<Webhook> {
     webhook.within(DEADLINE).await.unwrap()
 }
 
+/// How many different events of a name were told. A crash may tell one of them again.
 fn count(world: &World, event: &str) -> usize {
-    world.receiver.all().iter().filter(|webhook| webhook.event() == event).count()
+    world.receiver.by_id().values().filter(|webhooks| webhooks[0].event() == event).count()
 }
 
 /// STOP gives `message.received` and one `recipient.opted_out`; CheckSuppression refuses marketing and
@@ -100,8 +109,22 @@ async fn stop_suppresses_and_start_ends_it() {
 #[tokio::test]
 async fn keywords_of_many_languages_count() {
     const OUT: [&str; 16] = [
-        "STOP", "🛑 Stop!!!", "ＳＴＯＰ", "opt-out", "unsubscribe", "إيقاف", "إِلْغَاءُ الاِشْتِرَاكِ", "darme de baja",
-        "SAIR", "Désabonner", "abmelden", "रोकें", "بند کریں", "İPTAL", "çıkış", "berhenti",
+        "STOP",
+        "🛑 Stop!!!",
+        "ＳＴＯＰ",
+        "opt-out",
+        "unsubscribe",
+        "إيقاف",
+        "إِلْغَاءُ الاِشْتِرَاكِ",
+        "darme de baja",
+        "SAIR",
+        "Désabonner",
+        "abmelden",
+        "रोकें",
+        "بند کریں",
+        "İPTAL",
+        "çıkış",
+        "berhenti",
     ];
     const NOT_OUT: [&str; 4] = ["don't stop", "stop it, I like it", "وقف السيارة عند المحل؟", "cancel"];
     let world = World::start().await.unwrap();
@@ -117,9 +140,9 @@ async fn keywords_of_many_languages_count() {
             assert_eq!(told(&world, "recipient.opted_out", &phone).await.text("message_text"), *text);
         }
     }
-    for index in OUT.len()..texts.len() {
+    for (index, text) in texts.iter().enumerate().skip(OUT.len()) {
         let answer = check(&world, &format!("+9665000001{index:02}"), Purpose::Marketing).await.unwrap();
-        assert!(answer.allowed, "{} opted out", texts[index]);
+        assert!(answer.allowed, "{text} opted out");
     }
     assert_eq!(count(&world, "recipient.opted_out"), OUT.len());
 }
@@ -158,7 +181,10 @@ async fn provider_signals_count() {
     let answer = check(&world, "+966500000010", Purpose::Support).await.unwrap();
     assert!(answer.allowed, "WhatsApp's control covers marketing only");
     assert!(check(&world, "+966500000013", Purpose::Marketing).await.unwrap().allowed);
-    assert_eq!(provider.post(&provider.preference("966500000010", "resume", NOON + 5)).await.unwrap().status, 200);
+    assert_eq!(
+        provider.post(&provider.preference("966500000010", "resume", NOON + 5)).await.unwrap().status,
+        200
+    );
     told(&world, "recipient.opted_in", "+966500000010").await;
     marketing(&world, "+966500000010", true).await.unwrap();
 }
@@ -177,11 +203,11 @@ async fn operator_opt_out_is_told_to_the_customer() {
         }),
         ..Default::default()
     };
-    let opt_out = world.client().opt_outs().create_opt_out(request).await.unwrap().into_inner().opt_out.unwrap();
+    let opt_out =
+        world.client().opt_outs().create_opt_out(request).await.unwrap().into_inner().opt_out.unwrap();
     assert!(!check(&world, "+966500000020", Purpose::Marketing).await.unwrap().allowed);
     assert_eq!(told(&world, "recipient.opted_out", "+966500000020").await.text("reason"), "operator");
-    let again = jiff::Timestamp::now().as_second() + 1;
-    let stop = write(&world, "966500000020", "STOP", again).await;
+    let stop = write(&world, "966500000020", "STOP", jiff::Timestamp::now().as_second()).await;
     world.delivered(&stop).await.unwrap();
     assert_eq!(count(&world, "recipient.opted_out"), 1);
     let request = v1::DeleteOptOutRequest { id: opt_out.id.clone(), etag: String::new() };

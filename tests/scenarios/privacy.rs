@@ -25,7 +25,8 @@ const USERNAME: &str = "canary-username-55aa";
 /// switched on; none of them, and no key, token or secret, is in a log or a metric.
 #[tokio::test]
 async fn canaries_never_reach_logs_or_metrics() {
-    let filter = "info,gateway_agent=debug,gateway_control_plane=debug,gateway_core=debug,gateway_runtime=debug";
+    let filter =
+        "info,gateway_agent=debug,gateway_control_plane=debug,gateway_core=debug,gateway_runtime=debug";
     let arguments = vec!["--log-filter".to_owned(), filter.to_owned()];
     let mut world = World::start_with(WorldOptions {
         events: vec!["*"],
@@ -48,7 +49,8 @@ async fn canaries_never_reach_logs_or_metrics() {
     world.agent.stop().await.unwrap();
     world.control_plane.stop().await.unwrap();
 
-    let logs = ["agent.log", "control-plane.log"].map(|name| fs::read_to_string(world.directory().join(name)).unwrap());
+    let logs = ["agent.log", "control-plane.log"]
+        .map(|name| fs::read_to_string(world.directory().join(name)).unwrap());
     let secrets = secrets(&world).unwrap();
     for (place, text) in ["agent log", "control plane log", "agent metrics", "control plane metrics"]
         .into_iter()
@@ -75,7 +77,8 @@ async fn subscribe_with_secrets(world: &World) {
             }),
             ..Default::default()
         };
-        let response = world.client().webhook_subscriptions().create_webhook_subscription(request).await.unwrap();
+        let response =
+            world.client().webhook_subscriptions().create_webhook_subscription(request).await.unwrap();
         let created = response.into_inner().webhook_subscription.unwrap();
         assert_eq!(created.headers["x-api-key"], "***");
     }
@@ -131,7 +134,8 @@ fn secrets(world: &World) -> anyhow::Result<Vec<(&'static str, String)>> {
     let read = |path: std::path::PathBuf| {
         fs::read_to_string(&path).with_context(|| format!("read `{}`", path.display()))
     };
-    let credential: serde_json::Value = serde_json::from_str(&read(world.agent.data_dir().join("credential.json"))?)?;
+    let credential: serde_json::Value =
+        serde_json::from_str(&read(world.agent.data_dir().join("credential.json"))?)?;
     let credential = credential["credential"].as_str().context("find the credential")?;
     let token = world.inbound_route.callback_path.rsplit('/').next().unwrap_or_default();
     Ok(vec![

@@ -36,7 +36,10 @@ async fn world_with(arguments: &[&str], wrapper: &[&str]) -> World {
 /// Posts one message with a long text.
 async fn post_long(world: &World, wamid: &str) -> anyhow::Result<Answer> {
     let message = text_message(wamid, FROM, &"x".repeat(PADDING_BYTES));
-    world.provider.post_bytes(serde_json::to_vec(&world.provider.messages(&[message]))?, Disguise::default()).await
+    world
+        .provider
+        .post_bytes(serde_json::to_vec(&world.provider.messages(&[message]))?, Disguise::default())
+        .await
 }
 
 /// Posts long messages until one is refused; gives the ids of those that were taken.
@@ -89,7 +92,8 @@ async fn full_buffer_refuses_until_it_drains() {
     let again = post_until_taken(&world).await.unwrap();
     world.delivered(&again).await.unwrap();
     eventually(DEADLINE * 2, async || {
-        let arrived: Vec<String> = back.all().iter().map(|webhook| webhook.text("external_message_id")).collect();
+        let arrived: Vec<String> =
+            back.all().iter().map(|webhook| webhook.text("external_message_id")).collect();
         let missing = taken.iter().filter(|wamid| !arrived.contains(wamid)).count();
         ensure!(missing == 0, "{missing} of {} have not arrived", taken.len());
         Ok(())

@@ -15,6 +15,8 @@ use gateway_tests::{
 const FROM: &str = "966500000001";
 /// Wait before the second attempt by the default schedule, and the jitter on top of it.
 const SECOND_ATTEMPT: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(1));
+/// What a busy destination asks for.
+const RETRY_AFTER: Duration = Duration::from_secs(600);
 /// How much two clocks, or a clock and a rounding, may disagree.
 const TOLERANCE: Duration = Duration::from_millis(50);
 /// No body may be read further than this, so the excerpt is at most this long.
@@ -76,8 +78,8 @@ async fn retries_after_500_by_the_schedule_also_after_a_crash() {
     assert_eq!(world.receiver.count(), 2);
 }
 
-/// Answers that are no success: a redirect is not followed, a closed connection and a destination where
-/// nobody listens are told apart, and each is due again.
+/// Answers that are no success: a redirect is not followed, a closed connection, a busy destination
+/// and one where nobody listens are told apart, and each is due again, the busy one when it asked for it.
 #[tokio::test]
 async fn failures_are_told_apart_and_redirects_not_followed() {
     let world = World::start().await.unwrap();
@@ -85,13 +87,14 @@ async fn failures_are_told_apart_and_redirects_not_followed() {
     world.receiver.answer_with(move |webhook| match webhook.path.as_str() {
         "/redirects" => Reply::Header(302, "location", target.clone()),
         "/closes" => Reply::Close,
+        "/busy" => Reply::Header(503, "retry-after", RETRY_AFTER.as_secs().to_string()),
         _ => Reply::Status(200),
     });
+    let busy = world.subscribe("/busy", &["message.received"]).await.unwrap();
     let redirects = world.subscribe("/redirects", &["message.received"]).await.unwrap();
     let closes = world.subscribe("/closes", &["message.received"]).await.unwrap();
     let dead = format!("http://127.0.0.1:{}/dead", gateway_tests::process::free_port().unwrap());
-    let dead =
-        gateway_tests::world::subscribe(world.client(), &dead, &["message.received"]).await.unwrap();
+    let dead = gateway_tests::world::subscribe(world.client(), &dead, &["message.received"]).await.unwrap();
     world.config_applied().await.unwrap();
     let wamid = world.provider.say(FROM, "anybody?").await.unwrap();
     let id = event_id(&wamid);
@@ -103,6 +106,7 @@ async fn failures_are_told_apart_and_redirects_not_followed() {
         };
         ensure!(failure_of(&redirects)? == (AttemptFailure::Status, 302), "{:?}", failure_of(&redirects));
         ensure!(failure_of(&closes)? == (AttemptFailure::Protocol, 0), "{:?}", failure_of(&closes));
+        ensure!(failure_of(&busy)? == (AttemptFailure::Status, 503), "{:?}", failure_of(&busy));
         ensure!(failure_of(&dead)? == (AttemptFailure::Connect, 0), "{:?}", failure_of(&dead));
         ensure!(failure_of(&world.subscription)?.1 == 200);
         Ok(())
@@ -110,10 +114,15 @@ async fn failures_are_told_apart_and_redirects_not_followed() {
     .await
     .unwrap();
     let log = world.log(&id).await.unwrap();
-    for delivery in log.deliveries.iter().filter(|delivery| delivery.subscription_id != world.subscription.id) {
+    for delivery in log.deliveries.iter().filter(|delivery| delivery.subscription_id != world.subscription.id)
+    {
         assert_eq!(delivery.state(), DeliveryState::Pending, "{delivery:?}");
         assert!(delivery.next_attempt_time.is_some() && !delivery.last_error.is_empty(), "{delivery:?}");
         assert!(!delivery.last_error.contains("127.0.0.1"), "{delivery:?}");
+        let next = timestamp(delivery.next_attempt_time.as_ref().unwrap());
+        let asked_for = delivery.subscription_id == busy.id;
+        let wait = next.duration_since(jiff::Timestamp::now()).unsigned_abs();
+        assert_eq!(wait > RETRY_AFTER / 2, asked_for, "{delivery:?}");
     }
     assert!(world.receiver.all().iter().all(|webhook| webhook.path != "/redirected"));
 }
@@ -184,7 +193,11 @@ async fn endless_answers_are_bounded() {
     for attempt in attempts.await.unwrap() {
         assert!(attempt.response_excerpt.len() <= EXCERPT_BYTES_MAX, "{}", attempt.subscription_id);
         let seconds = attempt.duration.map(|duration| duration.seconds);
-        assert!(seconds.is_some_and(|seconds| seconds < 10), "{} took {seconds:?} s", attempt.subscription_id);
+        assert!(
+            seconds.is_some_and(|seconds| seconds < 10),
+            "{} took {seconds:?} s",
+            attempt.subscription_id
+        );
         if matches!(attempt.subscription_id.as_str(), "sub-drips" | "sub-hangs") {
             assert_eq!(attempt.failure(), AttemptFailure::Timeout, "{}", attempt.subscription_id);
         }
@@ -207,7 +220,10 @@ async fn blocked_addresses_are_not_dialled() {
     .await
     .unwrap();
     let attempts = world.attempts(&id).await.unwrap();
-    assert!(attempts.iter().all(|attempt| attempt.failure() == AttemptFailure::BlockedAddress), "{attempts:?}");
+    assert!(
+        attempts.iter().all(|attempt| attempt.failure() == AttemptFailure::BlockedAddress),
+        "{attempts:?}"
+    );
     assert!(attempts.iter().all(|attempt| !attempt.error.contains("127.")), "{attempts:?}");
     assert_eq!(world.receiver.count(), 0);
 }

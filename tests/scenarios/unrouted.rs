@@ -126,7 +126,8 @@ async fn callback_for_several_numbers_reaches_each_instance() {
     let (first, second) = (unique_wamid(), unique_wamid());
     let other = world.provider.with_number(UNCLAIMED);
     let mut callback = world.provider.messages(&[text_message(&first, FROM, "for the first")]);
-    let change = other.change("messages", json!({"messages": [text_message(&second, FROM, "for the second")]}));
+    let change =
+        other.change("messages", json!({"messages": [text_message(&second, FROM, "for the second")]}));
     callback["entry"][0]["changes"].as_array_mut().unwrap().push(change);
     assert_eq!(world.provider.post(&callback).await.unwrap().status, 200);
     let webhook = world.delivered(&first).await.unwrap();

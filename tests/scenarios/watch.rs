@@ -20,11 +20,16 @@ async fn next(watch: &mut Watch) -> anyhow::Result<v1::WatchInboundLogsResponse>
 }
 
 /// Reads until every message was seen as recorded and as delivered; nothing comes twice.
-async fn read(watch: &mut Watch, wamids: &BTreeSet<String>) -> anyhow::Result<Vec<v1::WatchInboundLogsResponse>> {
+async fn read(
+    watch: &mut Watch,
+    wamids: &BTreeSet<String>,
+) -> anyhow::Result<Vec<v1::WatchInboundLogsResponse>> {
     let mut seen = Vec::new();
     let mut open: BTreeSet<(String, InboundLogChange)> = wamids
         .iter()
-        .flat_map(|wamid| [InboundLogChange::Recorded, InboundLogChange::Delivery].map(|change| (wamid.clone(), change)))
+        .flat_map(|wamid| {
+            [InboundLogChange::Recorded, InboundLogChange::Delivery].map(|change| (wamid.clone(), change))
+        })
         .collect();
     while !open.is_empty() {
         let response = next(watch).await?;
@@ -117,7 +122,10 @@ async fn watch_gives_the_past_and_heeds_filters() {
     }
     world.provider.say("966500000099", "somebody else").await.unwrap();
     let request = v1::WatchInboundLogsRequest {
-        start_time: Some(prost_types::Timestamp { seconds: jiff::Timestamp::now().as_second() - 3_600, nanos: 0 }),
+        start_time: Some(prost_types::Timestamp {
+            seconds: jiff::Timestamp::now().as_second() - 3_600,
+            nanos: 0,
+        }),
         from_phone: "+966500000001".to_owned(),
         events: vec!["message.*".to_owned()],
         instance_id: world.subscription.instance_id.clone(),

@@ -38,6 +38,7 @@ mod round;
 mod settle;
 mod recover;
 mod engine;
+mod mend;
 mod sweep;
 #[cfg(test)]
 pub(super) mod tests;

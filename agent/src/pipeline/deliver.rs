@@ -206,7 +206,9 @@ impl Deliverer {
             let wait_ms = u64::try_from(delivery.due_ms.saturating_sub(wall_ms)).unwrap_or(0);
             let wait = Duration::from_millis(wait_ms).min(WAIT_MAX);
             match self.standings.of(subscription) {
-                Standing::Active(_) if delivery.held => self.queues.add(subscription, delivery.event, now, now),
+                Standing::Active(_) if delivery.held => {
+                    self.queues.add(subscription, delivery.event, now, now)
+                }
                 Standing::Active(_) | Standing::Unknown => {
                     let due = now.saturating_add(u64::try_from(wait.as_millis()).unwrap_or(u64::MAX));
                     self.queues.add(subscription, delivery.event, due, now);

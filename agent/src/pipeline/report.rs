@@ -187,7 +187,8 @@ impl Session {
     }
 
     fn take_ack(&mut self, ack: &v1::ReportLogsResponse) {
-        let Some(position) = self.positions.iter().find(|position| position.buffer_id == ack.buffer_id) else {
+        let Some(position) = self.positions.iter().find(|position| position.buffer_id == ack.buffer_id)
+        else {
             return;
         };
         // More than was sent cannot be meant.

@@ -56,7 +56,6 @@ impl AgentSyncService for AgentSyncApi {
         request: Request<v1::EnrollAgentRequest>,
     ) -> Result<Response<v1::EnrollAgentResponse>, Status> {
         let request = request.into_inner();
-        check_build(&request.build)?;
         let now = clock::now();
         let credential = secret("agent_");
         let mut tx = self.state.store.begin_write().await?;
@@ -69,6 +68,7 @@ impl AgentSyncService for AgentSyncApi {
                 )
             })?;
         // Dropping the transaction here gives the token back.
+        check_build(&request.build)?;
         if !request.region.is_empty() && request.region != region {
             return Err(status::invalid_field("region", format!("the join token is for region `{region}`")));
         }

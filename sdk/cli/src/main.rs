@@ -27,7 +27,7 @@ Exit codes: 0 done; 1 it did not work, standard error says why and what to do; 2
 
 /// WhatsApp Gateway: callbacks of WhatsApp providers in, signed webhooks out.
 #[derive(Parser)]
-#[command(name = "gateway", version, about, after_help = EXIT_CODES)]
+#[command(name = "gateway", version, after_help = EXIT_CODES)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -20,6 +20,8 @@ use crate::output::{Look, Output};
 /// The header with which Meta signs callbacks.
 /// <https://developers.facebook.com/docs/graph-api/webhooks/getting-started#validate-payloads>
 const META_HEADER: &str = "x-hub-signature-256";
+/// The environment variable with the secret.
+const SECRET_ENV: &str = "WEBHOOK_SECRET";
 
 /// What to do with a signature.
 #[derive(Subcommand)]
@@ -37,11 +39,8 @@ pub enum SignatureCommand {
 struct Input {
     /// File that holds the secret: `whsec_…` for webhooks, the app secret for Meta callbacks; several
     /// `whsec_…` may stand in it, separated by white space
-    #[arg(long, value_name = "FILE", required_unless_present = "secret")]
+    #[arg(long, value_name = "FILE")]
     secret_file: Option<PathBuf>,
-    /// The secret, from the environment only: flags are visible to other users
-    #[arg(env = "WEBHOOK_SECRET", hide_env_values = true, hide = true, id = "secret")]
-    secret: Option<String>,
     /// The body as text
     #[arg(long, value_name = "TEXT", conflicts_with = "body_file")]
     body: Option<String>,
@@ -52,7 +51,9 @@ struct Input {
 
 /// Settings of `gateway signature verify`.
 #[derive(Args)]
-#[command(after_help = "The secret can also come from the environment variable WEBHOOK_SECRET.")]
+#[command(
+    after_help = "Without --secret-file the secret comes from the environment variable WEBHOOK_SECRET."
+)]
 pub struct VerifyArgs {
     /// A header of the request as `name: value`; repeatable, others than those needed are ignored
     #[arg(short = 'H', long = "header", value_name = "HEADER", required = true)]
@@ -66,7 +67,9 @@ pub struct VerifyArgs {
 
 /// Settings of `gateway signature sign`.
 #[derive(Args)]
-#[command(after_help = "The secret can also come from the environment variable WEBHOOK_SECRET.")]
+#[command(
+    after_help = "Without --secret-file the secret comes from the environment variable WEBHOOK_SECRET."
+)]
 pub struct SignArgs {
     /// Sign as Meta signs callbacks
     #[arg(long, conflicts_with_all = ["id", "timestamp"])]
@@ -105,15 +108,15 @@ pub fn run(command: SignatureCommand, output: &Output) -> anyhow::Result<()> {
 
 impl Input {
     fn secret(&self) -> anyhow::Result<String> {
-        let text = match (&self.secret_file, &self.secret) {
-            (Some(path), _) => {
+        let text = match &self.secret_file {
+            Some(path) => {
                 fs::read_to_string(path).with_context(|| format!("read secret file `{}`", path.display()))?
             }
-            (None, Some(secret)) => secret.clone(),
-            (None, None) => String::new(),
+            // From the environment or a file only: other users of the machine can see flags.
+            None => std::env::var(SECRET_ENV).unwrap_or_default(),
         };
         let text = text.trim().to_owned();
-        anyhow::ensure!(!text.is_empty(), "the secret is empty; give --secret-file or WEBHOOK_SECRET");
+        anyhow::ensure!(!text.is_empty(), "there is no secret; give --secret-file FILE, or set {SECRET_ENV}");
         Ok(text)
     }
 

@@ -38,14 +38,14 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 const HANDLED_IDS_MAX: usize = 10_000;
 
 /// Receives webhooks of WhatsApp Gateway and prints one line for each event.
+///
+/// The signing secret (`whsec_…`, from `GetSigningSecret`) comes from the environment variable
+/// WEBHOOK_SECRET: other users of the machine can see flags.
 #[derive(Parser)]
 struct Args {
     /// Where to listen; port 0 takes a free one.
     #[arg(long, default_value = "127.0.0.1:8099")]
     listen: SocketAddr,
-    /// The signing secret, `whsec_…`, from the environment only: flags are visible to other users.
-    #[arg(env = "WEBHOOK_SECRET", hide_env_values = true, hide = true, required = true)]
-    webhook_secret: String,
 }
 
 struct Receiver {
@@ -78,8 +78,9 @@ impl Handled {
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
-    let verifier = WebhookVerifier::new(args.webhook_secret.split_whitespace())
-        .context("read WEBHOOK_SECRET (take it from GetSigningSecret)")?;
+    let secrets = std::env::var("WEBHOOK_SECRET").context("read the environment variable WEBHOOK_SECRET")?;
+    let verifier =
+        WebhookVerifier::new(secrets.split_whitespace()).context("read the secrets of WEBHOOK_SECRET")?;
     let receiver = Arc::new(Receiver { verifier, handled: Mutex::default() });
     let listener =
         TcpListener::bind(args.listen).await.with_context(|| format!("listen on {}", args.listen))?;

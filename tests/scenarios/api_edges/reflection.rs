@@ -16,7 +16,11 @@ async fn grpcurl(control_plane: &ControlPlane, arguments: &[&str]) -> anyhow::Re
 }
 
 /// `grpcurl` with these flags; data comes first in `arguments`.
-async fn grpcurl_with(flags: &[&str], control_plane: &ControlPlane, arguments: &[&str]) -> anyhow::Result<String> {
+async fn grpcurl_with(
+    flags: &[&str],
+    control_plane: &ControlPlane,
+    arguments: &[&str],
+) -> anyhow::Result<String> {
     let program = python_env().await?.join("grpcurl");
     let address = control_plane.url().trim_start_matches("http://").to_owned();
     let (data, verb) = match arguments {
@@ -40,13 +44,17 @@ async fn grpcurl_lists_and_describes_with_the_key() {
     let directory = tempfile::tempdir().unwrap();
     let control_plane = ControlPlane::start(directory.path()).await.unwrap();
     let services = grpcurl(&control_plane, &["list"]).await.unwrap();
-    for service in ["Instance", "InboundRoute", "WebhookSubscription", "OptOut", "InboundLog", "Agent", "AgentSync"] {
+    for service in
+        ["Instance", "InboundRoute", "WebhookSubscription", "OptOut", "InboundLog", "Agent", "AgentSync"]
+    {
         assert!(services.contains(&format!("whatsapp_gateway.v1.{service}Service")), "{services}");
     }
     assert!(services.contains("grpc.health.v1.Health"), "{services}");
-    let described = grpcurl(&control_plane, &["describe", "whatsapp_gateway.v1.InstanceService"]).await.unwrap();
+    let described =
+        grpcurl(&control_plane, &["describe", "whatsapp_gateway.v1.InstanceService"]).await.unwrap();
     assert!(described.contains("rpc DiagnoseInstance"), "{described}");
-    let described = grpcurl(&control_plane, &["describe", "whatsapp_gateway.v1.WebhookSubscription"]).await.unwrap();
+    let described =
+        grpcurl(&control_plane, &["describe", "whatsapp_gateway.v1.WebhookSubscription"]).await.unwrap();
     assert!(described.contains("destination_url") && described.contains("Required."), "{described}");
     let refused = grpcurl_with(&[], &control_plane, &["list"]).await.unwrap_err();
     assert!(format!("{refused:#}").contains("Unauthenticated"), "{refused:#}");
@@ -67,7 +75,10 @@ async fn grpcurl_sets_up_a_number_that_works() {
     let route = create(&control_plane, "InboundRouteService/CreateInboundRoute", &route).await.unwrap();
     let path = route["inboundRoute"]["callbackPath"].as_str().unwrap();
     assert!(path.starts_with("/callbacks/meta/"), "{route}");
-    assert!(!route.to_string().contains("app_secrets") && !route.to_string().contains("appSecrets"), "{route}");
+    assert!(
+        !route.to_string().contains("app_secrets") && !route.to_string().contains("appSecrets"),
+        "{route}"
+    );
     let instance = json!({"instance": {
         "id": "my-line", "display_name": "My Line", "inbound_route_id": "my-route", "provider_number_id": "1002003004005",
     }});
@@ -75,11 +86,15 @@ async fn grpcurl_sets_up_a_number_that_works() {
     let subscription = json!({"webhook_subscription": {
         "id": "my-hook", "instance_id": "my-line", "destination_url": receiver.url("/mine"), "events": ["message.*"],
     }});
-    create(&control_plane, "WebhookSubscriptionService/CreateWebhookSubscription", &subscription).await.unwrap();
+    create(&control_plane, "WebhookSubscriptionService/CreateWebhookSubscription", &subscription)
+        .await
+        .unwrap();
     let provider = MetaProvider::new(agent.callback_url(path), "s", "1002003004005").unwrap();
-    let wamid = eventually(DEADLINE, async || provider.say("966500000001", "by grpcurl").await).await.unwrap();
+    let wamid =
+        eventually(DEADLINE, async || provider.say("966500000001", "by grpcurl").await).await.unwrap();
     eventually(DEADLINE, async || {
-        let listed = grpcurl(&control_plane, &["whatsapp_gateway.v1.InboundLogService/ListInboundLogs"]).await?;
+        let listed =
+            grpcurl(&control_plane, &["whatsapp_gateway.v1.InboundLogService/ListInboundLogs"]).await?;
         anyhow::ensure!(listed.contains(&wamid), "{listed}");
         Ok(())
     })

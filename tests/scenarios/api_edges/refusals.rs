@@ -39,7 +39,9 @@ fn refused<T: std::fmt::Debug>(answer: Result<Response<T>, Status>) -> CallError
 fn assert_names(error: &CallError, field: &str, input: &str) {
     assert_eq!(error.code, Code::InvalidArgument, "{input}: {error:?}");
     // An element of a repeated field has its index: `events[0]`.
-    let path = |named: &str| named.trim_end_matches(|end: char| end == ']' || end == '[' || end.is_ascii_digit()).to_owned();
+    let path = |named: &str| {
+        named.trim_end_matches(|end: char| end == ']' || end == '[' || end.is_ascii_digit()).to_owned()
+    };
     let named = error.violations.iter().any(|violation| path(&violation.field).ends_with(field));
     assert!(named, "{input} does not name {field}: {error:?}");
     assert!(error.violations.iter().all(|violation| !violation.description.is_empty()), "{input}: {error:?}");
@@ -60,22 +62,61 @@ fn subscription(destination_url: &str, events: &[&str]) -> v1::CreateWebhookSubs
 /// Never allowed, whatever the operator allows: malformed URLs, user info, other schemes and ports, metadata
 /// addresses in every spelling, private addresses outside of the allowed networks.
 const NEVER: [&str; 38] = [
-    "", "not a url", "ftp://example.com/x", "file:///etc/passwd", "//example.com", "https://", "https://:443/",
-    "https://user@example.com/", "https://user:password@example.com/", "https://example.com/#fragment",
-    "https://example.com:22/", "https://example.com/a b", "https://exam\tple.com/",
-    "https://10.0.0.1/", "http://10.0.0.1/", "https://172.16.0.1/", "https://192.168.1.1/", "https://100.64.0.1/",
-    "https://0.0.0.0/", "https://224.0.0.1/", "https://192.0.2.1/",
-    "https://167772161/", "https://0xa.1/", "https://012.0.0.1/", "https://①⓪.0.0.1/", "https://10。0。0。1/",
-    "https://169.254.169.254/latest/meta-data/", "http://169.254.169.254/", "https://2852039166/",
-    "https://0xa9fea9fe/", "https://[::ffff:169.254.169.254]/", "https://[::ffff:a9fe:a9fe]/",
-    "https://[fe80::1]/", "https://[fc00::1]/", "https://[64:ff9b::10.0.0.1]/", "https://[2002:a00:1::]/",
-    "https://[::10.0.0.1]/", "https://metadata.google.internal/",
+    "",
+    "not a url",
+    "ftp://example.com/x",
+    "file:///etc/passwd",
+    "//example.com",
+    "https://",
+    "https://:443/",
+    "https://user@example.com/",
+    "https://user:password@example.com/",
+    "https://example.com/#fragment",
+    "https://example.com:22/",
+    "https://example.com/a b",
+    "https://exam\tple.com/",
+    "https://10.0.0.1/",
+    "http://10.0.0.1/",
+    "https://172.16.0.1/",
+    "https://192.168.1.1/",
+    "https://100.64.0.1/",
+    "https://0.0.0.0/",
+    "https://224.0.0.1/",
+    "https://192.0.2.1/",
+    "https://167772161/",
+    "https://0xa.1/",
+    "https://012.0.0.1/",
+    "https://①⓪.0.0.1/",
+    "https://10。0。0。1/",
+    "https://169.254.169.254/latest/meta-data/",
+    "http://169.254.169.254/",
+    "https://2852039166/",
+    "https://0xa9fea9fe/",
+    "https://[::ffff:169.254.169.254]/",
+    "https://[::ffff:a9fe:a9fe]/",
+    "https://[fe80::1]/",
+    "https://[fc00::1]/",
+    "https://[64:ff9b::10.0.0.1]/",
+    "https://[2002:a00:1::]/",
+    "https://[::10.0.0.1]/",
+    "https://metadata.google.internal/",
 ];
 /// Only where the operator allows loopback.
 const LOOPBACK: [&str; 14] = [
-    "http://127.0.0.1:9999/", "https://127.0.0.1/", "https://2130706433/", "https://0x7f.1/", "https://0177.0.0.1/",
-    "https://127.1/", "https://0x7f000001/", "https://①②⑦.0.0.1/", "https://127。0。0。1/", "https://127.0.0.1./",
-    "https://[::ffff:127.0.0.1]/", "https://localhost/", "https://localhost./", "https://hook.localhost/",
+    "http://127.0.0.1:9999/",
+    "https://127.0.0.1/",
+    "https://2130706433/",
+    "https://0x7f.1/",
+    "https://0177.0.0.1/",
+    "https://127.1/",
+    "https://0x7f000001/",
+    "https://①②⑦.0.0.1/",
+    "https://127。0。0。1/",
+    "https://127.0.0.1./",
+    "https://[::ffff:127.0.0.1]/",
+    "https://localhost/",
+    "https://localhost./",
+    "https://hook.localhost/",
 ];
 /// Allowed everywhere.
 const PUBLIC: [&str; 3] =
@@ -85,12 +126,14 @@ const PUBLIC: [&str; 3] =
 /// every spelling that URL parsers know as well.
 #[tokio::test]
 async fn bad_destinations_are_refused() {
-    let options = |public_destinations_only| ControlPlaneOptions { public_destinations_only, ..Default::default() };
+    let options =
+        |public_destinations_only| ControlPlaneOptions { public_destinations_only, ..Default::default() };
     for (strict, refused_too) in [(true, LOOPBACK.as_slice()), (false, &[])] {
         let api = Api::start_with(options(strict)).await;
         let mut subscriptions = api.client.webhook_subscriptions();
         let long = format!("https://example.com/{}", "x".repeat(2_048));
-        let plain: &[&str] = if strict { &["http://example.com/", "https://[::1]/"] } else { &["https://[::1]/"] };
+        let plain: &[&str] =
+            if strict { &["http://example.com/", "https://[::1]/"] } else { &["https://[::1]/"] };
         for url in NEVER.iter().chain(refused_too).chain(plain).chain([&long.as_str()]) {
             let error = refused(subscriptions.create_webhook_subscription(subscription(url, &["*"])).await);
             assert_names(&error, "destination_url", url);
@@ -103,22 +146,27 @@ async fn bad_destinations_are_refused() {
     }
 }
 
+/// What a case changes in a good subscription.
+type Change = fn(&mut v1::WebhookSubscription);
+
 /// Unknown and missing events, odd headers, timeouts out of range, missing parents: each names its field.
 #[tokio::test]
 async fn bad_subscriptions_are_refused() {
     let api = Api::start().await;
     let mut subscriptions = api.client.webhook_subscriptions();
     let good = "https://example.com/";
-    for events in [&[][..], &["message.unheard"], &["message.received", "Message.Read"], &["message.r*"], &[""]] {
+    for events in
+        [&[][..], &["message.unheard"], &["message.received", "Message.Read"], &["message.r*"], &[""]]
+    {
         let error = refused(subscriptions.create_webhook_subscription(subscription(good, events)).await);
         assert_names(&error, "events", &format!("{events:?}"));
     }
-    let with = |change: fn(&mut v1::WebhookSubscription)| {
+    let with = |change: Change| {
         let mut request = subscription(good, &["*"]);
         change(request.webhook_subscription.as_mut().unwrap());
         request
     };
-    let cases: [(&str, fn(&mut v1::WebhookSubscription)); 6] = [
+    let cases: [(&str, Change); 6] = [
         ("attempt_timeout", |subscription| {
             subscription.attempt_timeout = Some(prost_types::Duration { seconds: 31, nanos: 0 });
         }),
@@ -177,11 +225,14 @@ async fn bad_ids_and_references_are_refused() {
     }
     let error = refused(instances.create_instance(instance(INSTANCE_ID, "1")).await);
     assert_eq!(error.code, Code::AlreadyExists, "{error:?}");
-    let error = refused(instances.create_instance(instance("inst-other", gateway_tests::world::PHONE_NUMBER_ID)).await);
+    let error = refused(
+        instances.create_instance(instance("inst-other", gateway_tests::world::PHONE_NUMBER_ID)).await,
+    );
     assert_eq!(error.code, Code::AlreadyExists, "{error:?}");
     let error = refused(instances.create_instance(instance("inst-other", "")).await);
     assert_names(&error, "provider_number_id", "no number");
-    let error = refused(instances.get_instance(v1::GetInstanceRequest { id: "no-such-one".to_owned() }).await);
+    let error =
+        refused(instances.get_instance(v1::GetInstanceRequest { id: "no-such-one".to_owned() }).await);
     assert_eq!((error.code, error.reason.as_str()), (Code::NotFound, "NOT_FOUND"), "{error:?}");
     let request = v1::DeleteInboundRouteRequest { id: "route-test".to_owned(), ..Default::default() };
     let error = refused(routes.delete_inbound_route(request).await);
@@ -218,7 +269,11 @@ async fn etags_and_masks_are_heeded() {
     let get = v1::GetInstanceRequest { id: INSTANCE_ID.to_owned() };
     let before = instances.get_instance(get.clone()).await.unwrap().into_inner().instance.unwrap();
     for paths in [&["unheard"][..], &["display_name", "unheard"], &["id"], &["create_time"], &[]] {
-        assert_names(&refused(instances.update_instance(update("", paths)).await), "update_mask", &format!("{paths:?}"));
+        assert_names(
+            &refused(instances.update_instance(update("", paths)).await),
+            "update_mask",
+            &format!("{paths:?}"),
+        );
     }
     let changed = instances.update_instance(update(&before.etag, &["display_name"])).await.unwrap();
     let changed = changed.into_inner().instance.unwrap();
@@ -266,7 +321,8 @@ async fn page_tokens_belong_to_their_list() {
         instance_id: instance_id.to_owned(),
     };
     let (mut ids, mut token) = (Vec::new(), String::new());
-    let first = subscriptions.list_webhook_subscriptions(list(2, "", "")).await.unwrap().into_inner().next_page_token;
+    let first =
+        subscriptions.list_webhook_subscriptions(list(2, "", "")).await.unwrap().into_inner().next_page_token;
     loop {
         let page = subscriptions.list_webhook_subscriptions(list(2, &token, "")).await.unwrap().into_inner();
         ids.extend(page.webhook_subscriptions.into_iter().map(|subscription| subscription.id));
@@ -281,7 +337,11 @@ async fn page_tokens_belong_to_their_list() {
         assert_names(&error, if size < 0 { "page_size" } else { "page_token" }, token);
     }
     let request = v1::ListInstancesRequest { page_token: first, ..Default::default() };
-    assert_names(&refused(api.client.instances().list_instances(request).await), "page_token", "another list");
+    assert_names(
+        &refused(api.client.instances().list_instances(request).await),
+        "page_token",
+        "another list",
+    );
 }
 
 /// Calls about opt-outs and logs: unknown purposes, contacts that are none, unknown events and ids.
@@ -295,20 +355,33 @@ async fn bad_questions_are_refused() {
         purpose,
         ..Default::default()
     };
-    for (phone, purpose, field) in [("+966500000001", 0, "purpose"), ("+966500000001", 99, "purpose"), ("12ab", 6, "phone"), ("", 6, "phone")] {
+    for (phone, purpose, field) in [
+        ("+966500000001", 0, "purpose"),
+        ("+966500000001", 99, "purpose"),
+        ("12ab", 6, "phone"),
+        ("", 6, "phone"),
+    ] {
         assert_names(&refused(opt_outs.check_suppression(check(phone, purpose)).await), field, phone);
     }
     let mut logs = world.client().inbound_logs();
-    let request = v1::ListInboundLogsRequest { events: vec!["message.unheard".to_owned()], ..Default::default() };
+    let request =
+        v1::ListInboundLogsRequest { events: vec!["message.unheard".to_owned()], ..Default::default() };
     assert_names(&refused(logs.list_inbound_logs(request).await), "events", "an unknown event");
     let request = v1::GetInboundLogRequest { event_id: "evt_aaaaaaaaaaaaaaaaaaaaaaaaaa".to_owned() };
     assert_eq!(refused(logs.get_inbound_log(request).await).code, Code::NotFound);
     let request = v1::CreateJoinTokenRequest { region: "EU West".to_owned(), ttl: None };
-    assert_names(&refused(world.client().agents().create_join_token(request).await), "region", "a bad region");
+    assert_names(
+        &refused(world.client().agents().create_join_token(request).await),
+        "region",
+        "a bad region",
+    );
     let request = v1::DiagnoseInstanceRequest { id: INSTANCE_ID.to_owned() };
     let diagnosis = world.client().instances().diagnose_instance(request).await.unwrap().into_inner();
     assert_eq!(diagnosis.callback_path, world.inbound_route.callback_path);
     assert_eq!((diagnosis.online_agent_count, diagnosis.current_agent_count), (1, 1));
     assert_eq!(diagnosis.webhook_subscriptions.len(), 1);
-    assert!(diagnosis.findings.iter().any(|finding| !finding.reason.is_empty() && !finding.advice.is_empty()), "{diagnosis:?}");
+    assert!(
+        diagnosis.findings.iter().any(|finding| !finding.reason.is_empty() && !finding.advice.is_empty()),
+        "{diagnosis:?}"
+    );
 }

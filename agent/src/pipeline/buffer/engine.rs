@@ -7,19 +7,20 @@ use std::{
 };
 
 use tokio::sync::oneshot;
-use tracing::{error, info, warn};
+use tracing::{error, info};
 
 use crate::metrics::Metrics;
 
 use super::{
     AppendError, Config, Entry, Outcome,
-    index::{Index, Reported},
+    index::Reported,
     lock::DirectoryLock,
+    mend::open_and_recover,
     record::Lane,
-    recover::{Recovered, recover},
+    recover::Recovered,
     round::{Counters, Plan, Round, Young},
     shared::{Health, OUTCOMES_WAITING_MAX, Queue, Reply, Shared},
-    store::{Disk, Op, Store, StoreError, open_or_replace},
+    store::{Disk, Op, Store, StoreError},
     sweep::Sweep,
 };
 
@@ -36,23 +37,23 @@ const OUTCOMES_ENOUGH: usize = 1_024;
 /// is one report.
 const REPORT_PATIENCE: Duration = Duration::from_millis(250);
 /// How often the disk is looked after: free space, forgotten marks, opening again after a failure.
-const TICK: Duration = Duration::from_secs(1);
+pub(super) const TICK: Duration = Duration::from_secs(1);
 
 /// The thread's own state.
 pub(super) struct Engine {
-    config: Config,
-    metrics: Metrics,
-    disk: Box<dyn Disk>,
-    shared: Arc<Shared>,
-    counters: Counters,
-    young: Young,
+    pub(super) config: Config,
+    pub(super) metrics: Metrics,
+    pub(super) disk: Box<dyn Disk>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) counters: Counters,
+    pub(super) young: Young,
     /// When events want their report, oldest first; many of them have it by then.
-    deadlines: VecDeque<(Instant, u64)>,
-    sweep: Sweep,
-    next_tick: Instant,
-    is_low_on_space: bool,
+    pub(super) deadlines: VecDeque<(Instant, u64)>,
+    pub(super) sweep: Sweep,
+    pub(super) next_tick: Instant,
+    pub(super) is_low_on_space: bool,
     /// What takes failed commits back, once the store is open again.
-    undo: Vec<Op>,
+    pub(super) undo: Vec<Op>,
 }
 
 /// What one round deals with.
@@ -299,11 +300,7 @@ impl Engine {
         shared.end_outcomes(&plan.outcomes);
     }
 
-    fn publish_logs(
-        &self,
-        freed: &[u64],
-        new_events: Vec<(u64, Arc<gateway_proto::v1::InboundLog>)>,
-    ) {
+    fn publish_logs(&self, freed: &[u64], new_events: Vec<(u64, Arc<gateway_proto::v1::InboundLog>)>) {
         let mut logs = self.shared.logs.lock().unwrap_or_else(PoisonError::into_inner);
         freed.iter().for_each(|event| logs.remove(*event));
         new_events.into_iter().for_each(|(event, log)| logs.insert(event, log));
@@ -311,7 +308,7 @@ impl Engine {
 
     /// The commit failed: nothing of it counts. The store is closed, because after a failed sync it cannot
     /// be believed, and is opened again when the disk lets us.
-    fn fail(&mut self, plan: Plan, expired: &[u64], failure: &StoreError) {
+    pub(super) fn fail(&mut self, plan: Plan, expired: &[u64], failure: &StoreError) {
         let (health, refusal) = match failure {
             StoreError::DiskFull(_) => (Health::DiskFull, AppendError::DiskFull),
             _ => (Health::Broken, AppendError::Broken),
@@ -365,88 +362,6 @@ impl Engine {
         }
         queue.has_acks |= work.acked.is_some();
     }
-
-    fn tick(&mut self) {
-        self.next_tick = Instant::now() + TICK;
-        self.look_after_space();
-        let Ok(store) = self.shared.store() else { return self.open_again() };
-        let today = super::record::day_of(gateway_runtime::clock::now().as_millisecond());
-        let swept = self.sweep.step(&*store, today);
-        let done = swept.and_then(|ops| if ops.is_empty() { Ok(()) } else { store.commit(ops) });
-        drop(store);
-        if let Err(failure) = done {
-            self.fail(Plan::default(), &[], &failure);
-        }
-    }
-
-    fn look_after_space(&mut self) {
-        let is_low = match self.disk.free_bytes() {
-            Ok(free) => free < self.config.disk_free_bytes_min,
-            Err(failure) => {
-                warn!(error = &failure as &dyn std::error::Error, "failed to ask for the free disk space");
-                false
-            }
-        };
-        if is_low != self.is_low_on_space {
-            self.is_low_on_space = is_low;
-            if is_low {
-                error!("the buffer's disk is nearly full; callbacks get 503 until there is space");
-            } else {
-                info!("the buffer's disk has space again");
-            }
-        }
-        if self.shared.store().is_ok() {
-            self.shared.set_health(if is_low { Health::DiskFull } else { Health::Good });
-        }
-    }
-
-    /// Tries to use the disk again after a failure.
-    fn open_again(&mut self) {
-        let opened = open_or_replace(&*self.disk).and_then(|(store, is_replaced)| {
-            if is_replaced {
-                self.metrics.buffer_quarantined();
-                self.start_anew(&*store)?;
-            } else if !self.undo.is_empty() {
-                store.commit(self.undo.clone())?;
-            }
-            Ok(store)
-        });
-        match opened {
-            Ok(store) => {
-                self.undo.clear();
-                self.shared.set_store(Some(store));
-                self.shared.set_health(if self.is_low_on_space { Health::DiskFull } else { Health::Good });
-                info!("the buffer is open again");
-            }
-            Err(failure) => {
-                warn!(error = &failure as &dyn std::error::Error, "failed to open the buffer again");
-            }
-        }
-    }
-
-    /// The store was replaced by a fresh one: what was in the old one is gone, apart from the decisions of
-    /// contacts, which are in memory.
-    fn start_anew(&mut self, store: &dyn Store) -> Result<(), StoreError> {
-        use prost::Message as _;
-        let recovered = recover(store)?;
-        let opt_outs = self.shared.opt_outs.lock().unwrap_or_else(PoisonError::into_inner);
-        let ops: Vec<Op> = opt_outs
-            .values()
-            .map(|opt_out| Op::Put(super::record::opt_out_key(&opt_out.id), opt_out.encode_to_vec()))
-            .collect();
-        drop(opt_outs);
-        store.commit(ops)?;
-        self.counters = recovered.counters;
-        self.young.clear();
-        self.deadlines.clear();
-        *self.shared.index.write().unwrap_or_else(PoisonError::into_inner) = Index::default();
-        for (lane, state) in Lane::ALL.into_iter().zip(recovered.lanes) {
-            *self.shared.lane(lane) = state;
-        }
-        self.shared.reports_planned.store(0, Ordering::Release);
-        self.shared.inbox.lock().acked = [0; 2];
-        Ok(())
-    }
 }
 
 /// What happens when the thread ends, also by a panic: nobody waits for it any more.
@@ -463,31 +378,6 @@ impl Drop for End {
         self.shared.inbox.end();
         self.shared.ended.cancel();
     }
-}
-
-/// Opens the store and reads it. One that opens and then cannot be read is replaced as well.
-fn open_and_recover(disk: &dyn Disk, metrics: &Metrics) -> Result<(Arc<dyn Store>, Recovered), StoreError> {
-    let (store, is_replaced) = open_or_replace(disk)?;
-    if is_replaced {
-        metrics.buffer_quarantined();
-    }
-    let damage = match recover(&*store) {
-        Ok(recovered) => return Ok((store, recovered)),
-        Err(failure) if failure.is_damage() => failure,
-        Err(failure) => return Err(failure),
-    };
-    drop(store);
-    let path = disk.set_aside("unreadable").map_err(StoreError::of_io)?;
-    error!(
-        error = &damage as &dyn std::error::Error,
-        path = %path.display(),
-        "failed to read the buffer; it was set aside and a fresh one is used, \
-         events in it that were not delivered yet are not delivered"
-    );
-    metrics.buffer_quarantined();
-    let store = disk.open()?;
-    let recovered = recover(&*store)?;
-    Ok((store, recovered))
 }
 
 fn refuse(

@@ -110,8 +110,6 @@ pub(super) struct Index {
 }
 
 const fn place(sequence: u64) -> (u64, usize) {
-    // The remainder is below 64.
-    #[expect(clippy::cast_possible_truncation, reason = "a remainder below 64 fits any usize")]
     let within = (sequence % CHUNK_SLOTS) as usize;
     (sequence / CHUNK_SLOTS, within)
 }

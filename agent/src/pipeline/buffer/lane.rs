@@ -38,7 +38,15 @@ pub(super) struct LaneState {
 impl LaneState {
     /// A lane with reports on disk after `acked` and up to `durable`.
     pub(super) const fn new(buffer_id: String, acked: u64, durable: u64, oldest_ms: Option<i64>) -> Self {
-        Self { buffer_id, acked, durable, oldest_ms, tail: VecDeque::new(), tail_after: durable, tail_bytes: 0 }
+        Self {
+            buffer_id,
+            acked,
+            durable,
+            oldest_ms,
+            tail: VecDeque::new(),
+            tail_after: durable,
+            tail_bytes: 0,
+        }
     }
 
     pub(super) const fn is_empty(&self) -> bool {

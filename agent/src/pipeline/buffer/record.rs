@@ -19,7 +19,7 @@ use gateway_proto::v1;
 use prost::Message as _;
 
 use super::{
-    index::{Delivery, Deliveries},
+    index::{Deliveries, Delivery},
     store::{Op, Store, StoreError},
 };
 

@@ -189,11 +189,7 @@ fn read_lane(
 }
 
 fn read_counters(store: &dyn Store, index: &Index, lanes: &[LaneState; 2]) -> Result<Counters, StoreError> {
-    let used = [
-        index.iter().last().map_or(0, |(sequence, _)| sequence),
-        lanes[0].durable,
-        lanes[1].durable,
-    ];
+    let used = [index.iter().last().map_or(0, |(sequence, _)| sequence), lanes[0].durable, lanes[1].durable];
     let mut next = [0; 3];
     for ((next, name), used) in next.iter_mut().zip(COUNTER_NAMES).zip(used) {
         let stored = store.get(&record::meta_key(name))?;

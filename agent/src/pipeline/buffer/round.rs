@@ -165,8 +165,7 @@ impl Round<'_> {
             if self.slot(mark.sequence).is_some_and(|slot| slot.reported == Reported::No) {
                 self.report_event(mark.sequence)?;
             }
-            let report =
-                v1::DuplicateReport { event_id: id.to_string(), duplicate_count: mark.duplicates };
+            let report = v1::DuplicateReport { event_id: id.to_string(), duplicate_count: mark.duplicates };
             self.report(Lane::Logs, 0, v1::report::Report::Duplicate(report));
         }
         Ok(true)
@@ -218,7 +217,11 @@ impl Round<'_> {
         let sequence = self.counters.reports[lane as usize].take(&mut self.plan.ops);
         let report = v1::Report { sequence, report: Some(report) };
         let record = ReportRecord::new(event, self.now_ms, report);
-        record::put_blob(&mut self.plan.ops, |chunk| record::report_key(lane, sequence, chunk), &record.encode());
+        record::put_blob(
+            &mut self.plan.ops,
+            |chunk| record::report_key(lane, sequence, chunk),
+            &record.encode(),
+        );
         self.plan.bytes_added += record.bytes as u64;
         self.plan.reports[lane as usize].push(Arc::new(record));
     }
@@ -233,7 +236,11 @@ impl Plan {
         for (sequence, slot) in &self.touched {
             match index.get(*sequence) {
                 None => {
-                    record::delete_blob(&mut ops, |chunk| record::event_key(*sequence, chunk), slot.bytes as usize);
+                    record::delete_blob(
+                        &mut ops,
+                        |chunk| record::event_key(*sequence, chunk),
+                        slot.bytes as usize,
+                    );
                     ops.push(Op::Delete(record::state_key(*sequence)));
                 }
                 Some(before) if before.has_state => {

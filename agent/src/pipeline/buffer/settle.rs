@@ -136,8 +136,9 @@ impl Round<'_> {
     pub(super) fn finish(&mut self) -> Result<(), StoreError> {
         let touched: Vec<u64> = self.plan.touched.keys().copied().collect();
         for event in touched {
-            let is_complete =
-                self.slot(event).is_some_and(|slot| slot.deliveries.as_slice().iter().all(Delivery::is_touched));
+            let is_complete = self
+                .slot(event)
+                .is_some_and(|slot| slot.deliveries.as_slice().iter().all(Delivery::is_touched));
             if is_complete {
                 self.report_event(event)?;
             }

@@ -14,7 +14,7 @@ use std::{
     sync::Arc,
 };
 
-use tracing::error;
+use tracing::{error, warn};
 
 /// Page cache of sled. Real use is several times as much.
 const CACHE_BYTES: u64 = 32 * 1024 * 1024;
@@ -99,6 +99,10 @@ pub(super) trait Disk: Send + 'static {
     /// Bytes that can still be written.
     fn free_bytes(&self) -> io::Result<u64>;
 
+    /// Keeps a copy of the store's files, then removes what can be made again from the rest. Returns where
+    /// the copy is.
+    fn reduce(&self) -> io::Result<PathBuf>;
+
     /// Moves the store's files out of the way and returns where they are now.
     fn set_aside(&self, reason: &str) -> io::Result<PathBuf>;
 }
@@ -123,7 +127,9 @@ impl Disk for SledDisk {
         let directory = self.directory.join(STORE);
         let is_new = !directory.join("conf").exists();
         fs::create_dir_all(&directory).map_err(StoreError::of_io)?;
-        remove_unfinished_snapshots(&directory).map_err(StoreError::of_io)?;
+        // One that a kill left half written would be taken for the newest, and opening would fail. The
+        // finished one before it is still there.
+        remove_snapshots(&directory, ".generating").map_err(StoreError::of_io)?;
         let db = guarded(|| {
             sled::Config::new()
                 .path(&directory)
@@ -146,27 +152,55 @@ impl Disk for SledDisk {
         Ok(space.f_bavail.saturating_mul(space.f_frsize))
     }
 
+    fn reduce(&self) -> io::Result<PathBuf> {
+        let (store, copy) = (self.directory.join(STORE), self.quarantine("before-repair")?);
+        copy_files(&store, &copy)?;
+        // Without a snapshot sled reads its whole log.
+        remove_snapshots(&store, "")?;
+        Ok(copy)
+    }
+
     fn set_aside(&self, reason: &str) -> io::Result<PathBuf> {
-        let quarantine = self.directory.join(QUARANTINE);
-        fs::create_dir_all(&quarantine)?;
-        let time = gateway_runtime::clock::now().strftime("%Y%m%dT%H%M%S%.3f");
-        let target = quarantine.join(format!("store.{time}.{reason}"));
+        let target = self.quarantine(reason)?;
         fs::rename(self.directory.join(STORE), &target)?;
-        File::open(&quarantine)?.sync_all()?;
+        File::open(self.directory.join(QUARANTINE))?.sync_all()?;
         File::open(&self.directory)?.sync_all()?;
         Ok(target)
     }
 }
 
-/// A snapshot that a kill left half written would be taken for the newest one, and opening would fail. The
-/// finished one before it is still there.
-fn remove_unfinished_snapshots(directory: &Path) -> io::Result<()> {
+impl SledDisk {
+    /// A place for a store that cannot be used.
+    fn quarantine(&self, reason: &str) -> io::Result<PathBuf> {
+        let quarantine = self.directory.join(QUARANTINE);
+        fs::create_dir_all(&quarantine)?;
+        let time = gateway_runtime::clock::now().strftime("%Y%m%dT%H%M%S%.6f");
+        Ok(quarantine.join(format!("store.{time}.{reason}")))
+    }
+}
+
+/// Removes snapshots whose name ends like this.
+fn remove_snapshots(directory: &Path, ending: &str) -> io::Result<()> {
     for entry in fs::read_dir(directory)? {
         let entry = entry?;
         let name = entry.file_name();
         let name = name.to_string_lossy();
-        if name.starts_with("snap.") && name.ends_with(".generating") {
+        if name.starts_with("snap.") && name.ends_with(ending) {
             fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+fn copy_files(from: &Path, to: &Path) -> io::Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            copy_files(&entry.path(), &target)?;
+        } else {
+            fs::copy(entry.path(), target)?;
         }
     }
     Ok(())
@@ -179,6 +213,9 @@ struct SledStore {
 
 impl Store for SledStore {
     fn commit(&self, ops: Vec<Op>) -> Result<(), StoreError> {
+        let t0 = std::time::Instant::now();
+        let nops = ops.len();
+        let (mut t1, mut t2) = (t0, t0);
         guarded(|| {
             let mut batch = sled::Batch::default();
             for op in ops {
@@ -188,9 +225,26 @@ impl Store for SledStore {
                 }
             }
             self.db.apply_batch(batch)?;
-            self.db.flush()
+            t1 = std::time::Instant::now();
+            let r = self.db.flush();
+            t2 = std::time::Instant::now();
+            r
         })?;
-        self.file.sync_data().map_err(StoreError::of_io)
+        let r = self.file.sync_data().map_err(StoreError::of_io);
+        let t3 = std::time::Instant::now();
+        use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+        static A: [AtomicU64; 5] = [const { AtomicU64::new(0) }; 5];
+        let n = A[0].fetch_add(1, Relaxed) + 1;
+        A[1].fetch_add(nops as u64, Relaxed);
+        A[2].fetch_add((t1 - t0).as_micros() as u64, Relaxed);
+        A[3].fetch_add((t2 - t1).as_micros() as u64, Relaxed);
+        A[4].fetch_add((t3 - t2).as_micros() as u64, Relaxed);
+        if n % 200 == 0 {
+            let v: Vec<u64> = A[1..].iter().map(|a| a.swap(0, Relaxed) / 200).collect();
+            let msg = format!("ROUND ops {} apply {}us flush {}us sync {}us\n", v[0], v[1], v[2], v[3]);
+            std::io::Write::write_all(&mut std::io::stderr(), msg.as_bytes()).unwrap();
+        }
+        r
     }
 
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
@@ -226,14 +280,30 @@ fn guarded<T>(call: impl FnOnce() -> sled::Result<T>) -> Result<T, StoreError> {
     }
 }
 
-/// Opens the store. One that is damaged is set aside, reported, and a fresh one made: a damaged buffer
-/// never keeps the agent from serving. The flag says whether that happened.
+/// Opens the store. One that is damaged is tried once more from its log alone. If that does not help, it is
+/// set aside, reported, and a fresh one made: a damaged buffer never keeps the agent from serving. The flag
+/// says whether that happened.
 pub(super) fn open_or_replace(disk: &dyn Disk) -> Result<(Arc<dyn Store>, bool), StoreError> {
     let damage = match disk.open() {
         Ok(store) => return Ok((store, false)),
         Err(failure) if failure.is_damage() => failure,
         Err(failure) => return Err(failure),
     };
+    match disk.reduce() {
+        Ok(copy) => {
+            if let Ok(store) = disk.open() {
+                warn!(
+                    error = &damage as &dyn std::error::Error,
+                    copy = %copy.display(),
+                    "the buffer was damaged and could be opened from its log alone"
+                );
+                return Ok((store, false));
+            }
+        }
+        Err(failure) => {
+            warn!(error = &failure as &dyn std::error::Error, "failed to copy the damaged buffer");
+        }
+    }
     let path = disk.set_aside("damaged").map_err(StoreError::of_io)?;
     error!(
         error = &damage as &dyn std::error::Error,

@@ -86,7 +86,8 @@ impl Attempter {
         let number = owed.attempts + 1;
         let (state, due_ms) = self.decide(&result, number, &answer);
         let is_gone = answer.status == Some(StatusCode::GONE) && result.is_err();
-        let (kind, error) = result.err().map_or_else(Default::default, |failure| (failure.kind, failure.text));
+        let (kind, error) =
+            result.err().map_or_else(Default::default, |failure| (failure.kind, failure.text));
         let attempt = v1::DeliveryAttempt {
             attempt_id: Uuid::now_v7().to_string(),
             event_id: owed.log.event_id.clone(),
@@ -141,9 +142,7 @@ impl Attempter {
         let body = Bytes::copy_from_slice(log.payload_json.as_bytes());
         let request = client.post(config.destination.clone()).headers(headers).body(body);
         let mut response = request.send().await.map_err(|error| Failure::of_client(&error))?;
-        self.guard
-            .check_peer(&config.destination, response.remote_addr())
-            .map_err(Failure::blocked)?;
+        self.guard.check_peer(&config.destination, response.remote_addr()).map_err(Failure::blocked)?;
         answer.status = Some(response.status());
         answer.retry_after = response
             .headers()

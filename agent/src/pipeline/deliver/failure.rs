@@ -115,7 +115,9 @@ fn tls_text(error: &rustls::Error) -> String {
     let text = match error {
         rustls::Error::InvalidCertificate(bad) => match bad {
             Bad::Expired | Bad::ExpiredContext { .. } => "the destination's certificate has expired",
-            Bad::NotValidYet | Bad::NotValidYetContext { .. } => "the destination's certificate is not valid yet",
+            Bad::NotValidYet | Bad::NotValidYetContext { .. } => {
+                "the destination's certificate is not valid yet"
+            }
             Bad::UnknownIssuer => {
                 "the destination's certificate comes from an unknown issuer, or intermediate certificates are missing"
             }

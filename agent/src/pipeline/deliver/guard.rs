@@ -61,7 +61,11 @@ impl Guard {
                 "no root certificates found: every https destination will be refused; \
                  install the package ca-certificates"
             );
-            builder(&policy, false).https_only(true).tls_certs_only(roots.to_vec()).build().map_err(ClientError)
+            builder(&policy, false)
+                .https_only(true)
+                .tls_certs_only(roots.to_vec())
+                .build()
+                .map_err(ClientError)
         })?;
         Ok(Self { policy, http, https })
     }
@@ -139,10 +143,21 @@ mod tests {
     fn literal_addresses_are_checked() {
         let guard = guard(&[]);
         for text in [
-            "https://127.0.0.1/", "https://2130706433/", "https://0x7f.1/", "https://0177.0.0.1/", "https://127.1/",
-            "https://[::1]/", "https://[::ffff:127.0.0.1]/", "https://169.254.169.254/", "https://10.0.0.1/",
-            "https://[fd00::1]/", "https://[64:ff9b::a9fe:a9fe]/", "https://0.0.0.0/", "https://[::]/",
-            "https://①②⑦.0.0.1/", "http://93.184.215.14/",
+            "https://127.0.0.1/",
+            "https://2130706433/",
+            "https://0x7f.1/",
+            "https://0177.0.0.1/",
+            "https://127.1/",
+            "https://[::1]/",
+            "https://[::ffff:127.0.0.1]/",
+            "https://169.254.169.254/",
+            "https://10.0.0.1/",
+            "https://[fd00::1]/",
+            "https://[64:ff9b::a9fe:a9fe]/",
+            "https://0.0.0.0/",
+            "https://[::]/",
+            "https://①②⑦.0.0.1/",
+            "http://93.184.215.14/",
         ] {
             assert!(guard.client_for(&url(text)).is_err(), "{text}");
         }

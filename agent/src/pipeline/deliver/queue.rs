@@ -87,7 +87,13 @@ impl Queues {
     pub(super) fn take_all(&mut self, subscription: u32) -> Vec<u64> {
         let Some(queue) = self.queues.get_mut(&subscription) else { return Vec::new() };
         let mut events: Vec<u64> = std::mem::take(&mut queue.ready).into();
-        events.extend(std::mem::take(&mut queue.waiting).into_sorted_vec().into_iter().rev().map(|Reverse((_, event))| event));
+        events.extend(
+            std::mem::take(&mut queue.waiting)
+                .into_sorted_vec()
+                .into_iter()
+                .rev()
+                .map(|Reverse((_, event))| event),
+        );
         self.refresh(subscription);
         events
     }

@@ -150,7 +150,9 @@ impl World {
                 self.buffer.new_reports().await;
             }
         };
-        tokio::time::timeout(DEADLINE, reported).await.unwrap_or_else(|_| panic!("waited in vain until {what}"))
+        tokio::time::timeout(DEADLINE, reported)
+            .await
+            .unwrap_or_else(|_| panic!("waited in vain until {what}"))
     }
 
     /// Waits until one delivery is in a state.
@@ -192,8 +194,17 @@ async fn delivers_a_signed_webhook() {
     assert_eq!(
         names,
         [
-            "accept", "accept-encoding", "content-length", "content-type", "host", "traceparent", "user-agent",
-            "webhook-id", "webhook-signature", "webhook-timestamp", "x-api-key",
+            "accept",
+            "accept-encoding",
+            "content-length",
+            "content-type",
+            "host",
+            "traceparent",
+            "user-agent",
+            "webhook-id",
+            "webhook-signature",
+            "webhook-timestamp",
+            "x-api-key",
         ]
     );
     let header = |name| request.header(name).unwrap();
@@ -223,7 +234,10 @@ async fn delivers_a_signed_webhook() {
     let delivery = world.delivery(1, "sub_a", v1::DeliveryState::Delivered).await;
     assert_eq!((delivery.attempt_count, delivery.last_status_code), (1, 200));
     let attempt = world.reported().await.attempts.remove(0);
-    assert_eq!((attempt.agent_id.as_str(), attempt.response_excerpt.as_ref()), ("agt_1", b"thanks".as_slice()));
+    assert_eq!(
+        (attempt.agent_id.as_str(), attempt.response_excerpt.as_ref()),
+        ("agt_1", b"thanks".as_slice())
+    );
     assert_eq!(attempt.failure(), v1::AttemptFailure::Unspecified);
     assert_eq!(uuid::Uuid::parse_str(&attempt.attempt_id).unwrap().get_version_num(), 7);
     world.stop().await;
@@ -263,10 +277,10 @@ async fn failures_are_retried_until_the_schedule_ends() {
 /// it later. Both survive a restart.
 #[tokio::test]
 async fn retry_after_is_honoured_and_kept() {
-    let receiver =
-        Receiver::start(|_| Reply::Status(503, "retry-after: 3600\r\n", "")).await;
+    let receiver = Receiver::start(|_| Reply::Status(503, "retry-after: 3600\r\n", "")).await;
     let world =
-        World::with([subscription("sub_a", &receiver.url())], &["127.0.0.0/8"], retry::next_attempt, &[]).await;
+        World::with([subscription("sub_a", &receiver.url())], &["127.0.0.0/8"], retry::next_attempt, &[])
+            .await;
     world.append(1, &["sub_a"]).await;
     let is_made = |reported: &Reported| !reported.attempts.is_empty();
     let reported = world.reported_when("the attempt is made", is_made).await;
@@ -313,8 +327,11 @@ async fn slow_destination_harms_nobody_else() {
 async fn goes_on_after_a_restart() {
     let receiver = Receiver::start(ok).await;
     let directory = tempfile::tempdir().unwrap();
-    let config =
-        buffer::Config { directory: directory.path().join("buffer"), bytes_max: 64 << 20, disk_free_bytes_min: 0 };
+    let config = buffer::Config {
+        directory: directory.path().join("buffer"),
+        bytes_max: 64 << 20,
+        disk_free_bytes_min: 0,
+    };
     let buffer = Buffer::open(config.clone(), Metrics::new()).await.unwrap();
     buffer.append(entry([event(1, &["sub_a"])])).await.unwrap();
     buffer.close().await;

@@ -61,7 +61,8 @@ impl AgentSyncService for Service {
         &self,
         request: Request<Streaming<v1::ReportLogsRequest>>,
     ) -> Result<Response<Self::ReportLogsStream>, Status> {
-        let authorization = request.metadata().get("authorization").map(|value| value.to_str().unwrap().to_owned());
+        let authorization =
+            request.metadata().get("authorization").map(|value| value.to_str().unwrap().to_owned());
         self.0.log.lock().unwrap().authorization = authorization;
         let (acks, responses) = mpsc::channel(16);
         let (this, mut requests) = (Arc::clone(&self.0), request.into_inner());
@@ -123,7 +124,9 @@ impl ControlPlane {
         tokio::time::timeout(DEADLINE, came).await.expect("reports come").unwrap();
         let log = self.log.lock().unwrap();
         let event = |report: &v1::Report| match &report.report {
-            Some(v1::report::Report::Event(event)) => event.inbound_log.as_ref().map(|log| log.event_id.clone()),
+            Some(v1::report::Report::Event(event)) => {
+                event.inbound_log.as_ref().map(|log| log.event_id.clone())
+            }
             _ => None,
         };
         log.reports.iter().filter_map(|(_, report)| event(report)).collect()
@@ -151,7 +154,8 @@ impl Agent {
 
     fn report_to(&mut self, address: SocketAddr) {
         let identity: Identity =
-            serde_json::from_str(r#"{"agent_id":"agt_1","region":"eu","credential":"agent_secret"}"#).unwrap();
+            serde_json::from_str(r#"{"agent_id":"agt_1","region":"eu","credential":"agent_secret"}"#)
+                .unwrap();
         let channel = channel(&format!("http://{address}")).unwrap();
         let client = client(channel, &identity, self.directory.path()).unwrap();
         self.tasks.spawn(Reporter::new(client, self.buffer.clone()).run(self.stop.clone()));

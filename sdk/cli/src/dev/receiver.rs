@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::programs::all;
 use crate::json;
-use kept::{Kept, Webhook};
+use kept::{Kept, Shown, Webhook};
 
 const PATH: &str = "/webhooks";
 /// Largest webhook taken; a larger one is answered 413.
@@ -148,18 +148,18 @@ async fn receive(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: By
 /// Everything kept, as it is shown.
 #[derive(Serialize)]
 struct Webhooks<'a> {
-    webhooks: Vec<&'a Webhook>,
+    webhooks: Vec<Shown<'a>>,
 }
 
 async fn list(State(shared): State<Arc<Shared>>) -> Response {
     let kept = shared.kept.lock().unwrap_or_else(PoisonError::into_inner);
-    shown(StatusCode::OK, &Webhooks { webhooks: kept.newest_first().collect() })
+    shown(StatusCode::OK, &Webhooks { webhooks: kept.newest_first().map(Shown::from).collect() })
 }
 
 async fn show(State(shared): State<Arc<Shared>>, Path(event_id): Path<String>) -> Response {
     let kept = shared.kept.lock().unwrap_or_else(PoisonError::into_inner);
     match kept.get(&event_id) {
-        Some(webhook) => shown(StatusCode::OK, webhook),
+        Some(webhook) => shown(StatusCode::OK, &Shown::from(webhook)),
         None => {
             let error = "no such webhook came, or it was too long ago";
             shown(StatusCode::NOT_FOUND, &BTreeMap::from([("error", error)]))

@@ -44,6 +44,10 @@ impl Disk for FaultyDisk {
         Ok(if free == 0 { u64::MAX } else { free })
     }
 
+    fn reduce(&self) -> io::Result<PathBuf> {
+        self.inner.reduce()
+    }
+
     fn set_aside(&self, reason: &str) -> io::Result<PathBuf> {
         self.inner.set_aside(reason)
     }
@@ -135,8 +139,10 @@ async fn full_disk_refuses_and_recovers() {
 async fn failed_sync_is_taken_back() {
     let directory = tempfile::tempdir().unwrap();
     let (buffer, faults) = open_faulty(config(directory.path())).await;
-    let opt_out = |change_number| v1::OptOut { id: "opt_1".to_owned(), change_number, ..v1::OptOut::default() };
-    let deciding = |number, change| Entry { opt_outs: vec![opt_out(change)], ..entry([event(number, &["sub_a"])]) };
+    let opt_out =
+        |change_number| v1::OptOut { id: "opt_1".to_owned(), change_number, ..v1::OptOut::default() };
+    let deciding =
+        |number, change| Entry { opt_outs: vec![opt_out(change)], ..entry([event(number, &["sub_a"])]) };
     buffer.append(deciding(1, 1)).await.unwrap();
     faults.sync_fails.store(true, Ordering::SeqCst);
     assert_eq!(buffer.append(deciding(2, 2)).await, Err(AppendError::Broken));
@@ -209,11 +215,40 @@ async fn damaged_store_is_set_aside() {
     assert_ne!(buffer.buffer_id(Lane::Logs), old_id);
     assert!(buffer.is_drained());
     buffer.append(entry([event(2, &["sub_a"])])).await.unwrap();
-    let quarantine = config(directory.path()).directory.join("quarantine");
-    assert_eq!(std::fs::read_dir(quarantine).unwrap().count(), 1);
+    let quarantine = std::fs::read_dir(config(directory.path()).directory.join("quarantine")).unwrap();
+    let mut names: Vec<String> =
+        quarantine.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    assert!(names[0].ends_with(".before-repair") && names[1].ends_with(".damaged"), "{names:?}");
     let mut text = String::new();
     prometheus_client::encoding::text::encode(&mut text, &metrics.registry().lock().unwrap()).unwrap();
     assert!(text.contains("buffer_quarantined_total 1"), "{text}");
+}
+
+/// A snapshot that is damaged costs nothing: the log has it all, and a copy of the files as they were found
+/// is kept.
+#[tokio::test]
+async fn damaged_snapshot_is_repaired() {
+    let directory = tempfile::tempdir().unwrap();
+    let buffer = open(directory.path()).await;
+    buffer.append(entry([event(1, &["sub_a"])])).await.unwrap();
+    buffer.close().await;
+    // sled writes a snapshot at each start.
+    open(directory.path()).await.close().await;
+    let store = config(directory.path()).directory.join("store");
+    let mut damaged = 0;
+    for file in std::fs::read_dir(store).unwrap() {
+        let file = file.unwrap();
+        if file.file_name().to_string_lossy().starts_with("snap.") {
+            std::fs::write(file.path(), b"this is not what sled wrote").unwrap();
+            damaged += 1;
+        }
+    }
+    assert!(damaged > 0);
+    let buffer = open(directory.path()).await;
+    assert_eq!(deliveries(&buffer, 1).await.len(), 1);
+    assert_eq!(buffer.append(entry([event(1, &["sub_a"])])).await.unwrap().duplicates, 1);
+    assert!(config(directory.path()).directory.join("quarantine").exists());
 }
 
 /// A snapshot that a kill left unfinished does not keep the store from opening.

@@ -101,7 +101,9 @@ impl World {
     }
 
     async fn attempt(&mut self, pick: usize, is_delivered: bool) {
-        let Some(key) = self.model.open.keys().nth(pick % self.model.open.len().max(1)).cloned() else { return };
+        let Some(key) = self.model.open.keys().nth(pick % self.model.open.len().max(1)).cloned() else {
+            return;
+        };
         let delivery = self.model.open[&key];
         if is_delivered {
             attempt(&self.buffer, delivery, DeliveryState::Delivered, None).await;
@@ -121,7 +123,6 @@ impl World {
             let before = self.model.reports.insert(report.sequence, report.clone());
             assert!(before.is_none_or(|before| before == *report), "a sequence means the same for ever");
         }
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss, reason = "a share of a small count")]
         let count = (batch.reports.len() as f64 * share) as usize;
         if let Some(report) = batch.reports.get(count) {
             self.model.acked = report.sequence;
@@ -133,8 +134,12 @@ impl World {
     /// moments may be forgotten, which costs a repeated webhook and nothing else.
     async fn reopen(&mut self, was_killed: bool) {
         self.buffer = open(self.directory.path()).await;
-        let found: BTreeMap<(u64, String), OpenDelivery> =
-            self.buffer.take_new_deliveries().into_iter().map(|delivery| (self.key(delivery), delivery)).collect();
+        let found: BTreeMap<(u64, String), OpenDelivery> = self
+            .buffer
+            .take_new_deliveries()
+            .into_iter()
+            .map(|delivery| (self.key(delivery), delivery))
+            .collect();
         let lately = std::mem::take(&mut self.model.settled_lately);
         for key in self.model.open.keys() {
             assert!(found.contains_key(key), "delivery {key:?} was lost");

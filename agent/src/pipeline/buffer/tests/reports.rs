@@ -103,7 +103,8 @@ async fn unowned_events_are_reported() {
 async fn opt_outs_go_first_and_stay() {
     let directory = tempfile::tempdir().unwrap();
     let buffer = open(directory.path()).await;
-    let opt_out = |change_number| v1::OptOut { id: "opt_1".to_owned(), change_number, ..v1::OptOut::default() };
+    let opt_out =
+        |change_number| v1::OptOut { id: "opt_1".to_owned(), change_number, ..v1::OptOut::default() };
     for change_number in [1, 2] {
         let entry = Entry { opt_outs: vec![opt_out(change_number)], ..entry([event(1, &["sub_a"])]) };
         buffer.append(entry).await.unwrap();
@@ -146,7 +147,9 @@ async fn backlog_is_read_from_disk() {
         assert!(batch.reports.len() <= LIMITS.count);
         assert!(batch.reports.iter().all(|report| report.sequence > after));
         after = batch.last;
-        seen.extend(batch.reports.into_iter().map(|report| event_report(report).inbound_log.unwrap().event_id));
+        seen.extend(
+            batch.reports.into_iter().map(|report| event_report(report).inbound_log.unwrap().event_id),
+        );
         if seen.len() % 200 == 0 {
             buffer.acked(Lane::Logs, after);
         }
@@ -165,7 +168,8 @@ fn expired_marks_are_swept() {
     let directory = tempfile::tempdir().unwrap();
     let store = SledDisk::new(directory.path()).open().unwrap();
     let mark = |expire_day| Mark { expire_day, duplicates: 0, sequence: 1 };
-    let marks = (0..10_u32).map(|number| Op::Put(mark_key(&event_id(number)), mark(100 + number % 2).encode()));
+    let marks =
+        (0..10_u32).map(|number| Op::Put(mark_key(&event_id(number)), mark(100 + number % 2).encode()));
     store.commit(marks.collect()).unwrap();
     let mut sweep = Sweep::default();
     let expired = sweep.step(&*store, 101).unwrap();

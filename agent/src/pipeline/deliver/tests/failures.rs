@@ -5,8 +5,7 @@ use super::*;
 /// The first attempt at a destination, as it is reported.
 async fn first_attempt(destination_url: &str, allowed: &[&str], schedule: Schedule) -> v1::DeliveryAttempt {
     let attempt_timeout = Some(prost_types::Duration { seconds: 1, nanos: 0 });
-    let subscription =
-        v1::WebhookSubscription { attempt_timeout, ..subscription("sub_a", destination_url) };
+    let subscription = v1::WebhookSubscription { attempt_timeout, ..subscription("sub_a", destination_url) };
     let world = World::with([subscription], allowed, schedule, &[]).await;
     world.append(1, &["sub_a"]).await;
     let is_made = |reported: &Reported| !reported.attempts.is_empty();

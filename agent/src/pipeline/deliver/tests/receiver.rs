@@ -143,7 +143,8 @@ async fn answer(stream: &mut TcpStream, reply: Reply) -> Option<()> {
     match reply {
         Reply::Status(status, headers, body) => {
             let length = body.len();
-            let head = format!("HTTP/1.1 {status} Whatever\r\n{headers}content-length: {length}\r\n\r\n{body}");
+            let head =
+                format!("HTTP/1.1 {status} Whatever\r\n{headers}content-length: {length}\r\n\r\n{body}");
             stream.write_all(head.as_bytes()).await.ok()
         }
         Reply::Silence => {

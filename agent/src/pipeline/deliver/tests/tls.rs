@@ -84,7 +84,11 @@ async fn certificates_are_checked_and_explained() {
     assert_eq!((good.status_code, good.error.as_str()), (200, ""));
     for (acceptor, roots, expected) in [
         (authority.acceptor("localhost", true), &roots[..], "the destination's certificate has expired"),
-        (authority.acceptor("example.com", false), &roots[..], "the destination's certificate is for another name"),
+        (
+            authority.acceptor("example.com", false),
+            &roots[..],
+            "the destination's certificate is for another name",
+        ),
         (
             authority.acceptor("localhost", false),
             &[],

@@ -10,8 +10,7 @@ const WEBHOOKS_MAX: usize = 1_000;
 /// How many bytes of bodies are remembered; the oldest go first.
 const BYTES_MAX: usize = 64 * 1024 * 1024;
 
-/// One webhook, as the receiver shows it.
-#[derive(Serialize)]
+/// One webhook that came.
 pub struct Webhook {
     /// `webhook-id`.
     pub event_id: String,
@@ -23,6 +22,31 @@ pub struct Webhook {
     pub headers: BTreeMap<String, String>,
     /// The body, byte for byte.
     pub body: Box<RawValue>,
+}
+
+/// One webhook, as the receiver shows it.
+#[derive(Serialize)]
+pub struct Shown<'a> {
+    event_id: &'a str,
+    receive_time: &'a str,
+    receive_count: u32,
+    headers: &'a BTreeMap<String, String>,
+    body: &'a RawValue,
+    /// The same byte for byte, which is what the signature covers.
+    raw_body: &'a str,
+}
+
+impl<'a> From<&'a Webhook> for Shown<'a> {
+    fn from(webhook: &'a Webhook) -> Self {
+        Self {
+            event_id: &webhook.event_id,
+            receive_time: &webhook.receive_time,
+            receive_count: webhook.receive_count,
+            headers: &webhook.headers,
+            body: &webhook.body,
+            raw_body: webhook.body.get(),
+        }
+    }
 }
 
 /// The newest webhooks that came, each event once.
