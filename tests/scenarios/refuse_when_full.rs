@@ -21,6 +21,8 @@ use tokio::process::Command;
 const FROM: &str = "966500000001";
 /// Size of the disk that is filled.
 const DISK_BYTES: usize = 48 << 20;
+/// What is left of it for the least free space to be kept.
+const LEFT_BYTES: usize = 2 << 20;
 /// Padding of each callback, so that few of them fill a small buffer.
 const PADDING_BYTES: usize = 64 * 1024;
 
@@ -131,14 +133,32 @@ async fn full_disk_refuses_until_there_is_space() {
     .unwrap();
 }
 
-/// Less free space than the configured least: 503 before the disk is full, and the agent lives.
+/// Less free space than the least: 503 while the disk still has space, which is what the agent needs to go on
+/// working, and taken again when there is more.
 #[tokio::test]
 async fn least_free_space_is_kept() {
-    let world = world_with(&["--disk-free-bytes-min", "1000000GiB"], &[]).await;
-    let taken = post_until_refused(&world).await.unwrap();
-    assert!(taken.is_empty());
+    let disk = SmallDisk::new().await.unwrap();
+    let wrapper: Vec<&str> = disk.wrapper.iter().map(String::as_str).collect();
+    // Of a disk this small a part is kept, however much is asked for.
+    let mut world = world_with(&["--disk-free-bytes-min", "64MiB"], &wrapper).await;
+    let filler = SmallDisk::fill(&mut world).unwrap();
+    let file = File::options().write(true).open(&filler).unwrap();
+    file.set_len(file.metadata().unwrap().len() - u64::try_from(LEFT_BYTES).unwrap()).unwrap();
+    // Short ones, which would fit for long.
+    eventually(DEADLINE, async || {
+        let message = text_message(&unique_wamid(), FROM, "short");
+        let answer = world.provider.post(&world.provider.messages(&[message])).await?;
+        ensure!(answer.status == 503, "answered {}", answer.status);
+        Ok(())
+    })
+    .await
+    .unwrap();
+    fs::write(filler.with_file_name("more"), vec![0; LEFT_BYTES / 2]).unwrap();
     let client = http::client().unwrap();
     http::expect_ok(&client, &world.agent.admin_url("/livez")).await.unwrap();
+    fs::remove_file(&filler).unwrap();
+    let after = post_until_taken(&world).await.unwrap();
+    world.delivered(&after).await.unwrap();
 }
 
 /// A second agent on a data directory that is in use ends with a message that names the directory, and

@@ -25,6 +25,7 @@ use gateway_core::{
 use gateway_proto::v1;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
+use tracing::error;
 
 use crate::metrics::Metrics;
 
@@ -62,7 +63,8 @@ pub struct Config {
     pub directory: PathBuf,
     /// Most bytes of events and reports on disk that are still needed. Beyond it appends are refused.
     pub bytes_max: u64,
-    /// Least free space on the disk. Below it appends are refused; what is in the buffer goes on.
+    /// Least free space on the disk, though never more than a twentieth of it. Below it appends are
+    /// refused; what is in the buffer goes on.
     pub disk_free_bytes_min: u64,
 }
 
@@ -344,15 +346,7 @@ impl Buffer {
 
     /// How full the buffer is.
     pub fn stats(&self) -> BufferStats {
-        let now = gateway_runtime::clock::now().as_millisecond();
-        let age = |ms: i64| Duration::from_millis(u64::try_from(now - ms).unwrap_or(0));
-        let index = self.shared.index.read().unwrap_or_else(PoisonError::into_inner);
-        BufferStats {
-            events: index.len(),
-            oldest_age: index.iter().next().map(|(_, slot)| age(slot.receive_ms)),
-            report_lag: self.shared.oldest_report_ms().map(age),
-            bytes: index.bytes,
-        }
+        self.shared.stats()
     }
 
     /// Watches over the buffer's thread until `stop`.
@@ -401,6 +395,9 @@ impl Buffer {
         };
         let attempts = self.shared.attempts(event, subscription, stored);
         let log = self.shared.log(event).await?;
+        if log.is_none() {
+            error!(event, "failed to deliver an event: it is missing on disk");
+        }
         Ok(log.map(|log| Owed { log, attempts }))
     }
 

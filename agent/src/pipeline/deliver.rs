@@ -203,8 +203,7 @@ impl Deliverer {
             if !self.queues.has(subscription) {
                 self.evaluate(subscription, config);
             }
-            let wait_ms = u64::try_from(delivery.due_ms.saturating_sub(wall_ms)).unwrap_or(0);
-            let wait = Duration::from_millis(wait_ms).min(WAIT_MAX);
+            let wait = wait_until(delivery.due_ms, wall_ms);
             match self.standings.of(subscription) {
                 Standing::Active(_) if delivery.held => {
                     self.queues.add(subscription, delivery.event, now, now)
@@ -349,6 +348,12 @@ impl Deliverer {
             self.standings.forget(subscription);
         }
     }
+}
+
+/// How long a time of the wall clock is away, as far as the clock can be believed: from here on only a clock
+/// that does not jump counts, so that a jump costs each delivery at most one early attempt.
+fn wait_until(due_ms: i64, wall_ms: i64) -> Duration {
+    Duration::from_millis(u64::try_from(due_ms.saturating_sub(wall_ms)).unwrap_or(0)).min(WAIT_MAX)
 }
 
 /// Makes one attempt and records it.

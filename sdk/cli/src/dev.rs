@@ -41,6 +41,7 @@ const LINES_MAX: usize = 256;
 
 /// Settings of `gateway dev`.
 #[derive(Args)]
+#[command(after_help = "The environment variable GATEWAY_CONTROL_PLANE_ADMIN_KEY sets the admin key.")]
 pub struct DevArgs {
     /// Keep everything in DIR, and find it there at the next start; without it a temporary directory is used
     /// and removed at the end

@@ -1,6 +1,6 @@
 //! `gateway trigger`: a genuine sample callback through the agent's front door, and what became of it.
 //!
-//! In order: whom to call ([`target`]), what to send ([`sample`]), following its events through logs,
+//! In order: whom to call ([`target`]), what to send ([`mod@sample`]), following its events through logs,
 //! deliveries and the receiver ([`follow`]), and showing it ([`show`]).
 
 mod target;

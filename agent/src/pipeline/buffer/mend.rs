@@ -21,9 +21,15 @@ use super::{
     store::{Disk, Op, Store, StoreError, open_or_replace},
 };
 
+/// Of a small disk at most one part in so many is kept free.
+const DISK_SHARE: u64 = 20;
+
 impl Engine {
     pub(super) fn tick(&mut self) {
         self.next_tick = Instant::now() + TICK;
+        let stats = self.shared.stats();
+        let oldest_age = stats.oldest_age.map_or(0.0, |age| age.as_secs_f64());
+        self.metrics.buffer(stats.events, stats.bytes, oldest_age);
         self.look_after_space();
         let Ok(store) = self.shared.store() else { return self.open_again() };
         let today = record::day_of(gateway_runtime::clock::now().as_millisecond());
@@ -36,8 +42,11 @@ impl Engine {
     }
 
     fn look_after_space(&mut self) {
-        let is_low = match self.disk.free_bytes() {
-            Ok(free) => free < self.config.disk_free_bytes_min,
+        let is_low = match self.disk.space() {
+            Ok(space) => {
+                let free_min = self.config.disk_free_bytes_min.min(space.total_bytes / DISK_SHARE);
+                space.free_bytes < free_min
+            }
             Err(failure) => {
                 warn!(error = &failure as &dyn std::error::Error, "failed to ask for the free disk space");
                 false

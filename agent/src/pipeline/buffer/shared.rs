@@ -14,7 +14,7 @@ use tokio::sync::{Notify, Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    AppendError, Entry, OpenDelivery, Outcome, ReadError, Receipt,
+    AppendError, BufferStats, Entry, OpenDelivery, Outcome, ReadError, Receipt,
     index::{Index, LogCache, Subscriptions},
     lane::LaneState,
     record::{self, Lane},
@@ -133,7 +133,20 @@ impl Shared {
         self.inbox.free_outcomes(outcomes.len());
     }
 
-    pub(super) fn oldest_report_ms(&self) -> Option<i64> {
+    pub(super) fn stats(&self) -> BufferStats {
+        let now = gateway_runtime::clock::now().as_millisecond();
+        let age = |ms: i64| Duration::from_millis(u64::try_from(now - ms).unwrap_or(0));
+        let report_lag = self.oldest_report_ms().map(age);
+        let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
+        BufferStats {
+            events: index.len(),
+            oldest_age: index.iter().next().map(|(_, slot)| age(slot.receive_ms)),
+            report_lag,
+            bytes: index.bytes,
+        }
+    }
+
+    fn oldest_report_ms(&self) -> Option<i64> {
         Lane::ALL.iter().filter_map(|lane| self.lane(*lane).oldest_ms).min()
     }
 

@@ -91,13 +91,20 @@ pub(super) trait Store: Send + Sync + 'static {
     ) -> Result<(), StoreError>;
 }
 
+/// How much room a disk has.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Space {
+    pub(super) free_bytes: u64,
+    pub(super) total_bytes: u64,
+}
+
 /// Opens the store again and again, and looks after its disk.
 pub(super) trait Disk: Send + 'static {
     /// Opens the store, making it when there is none.
     fn open(&self) -> Result<Arc<dyn Store>, StoreError>;
 
-    /// Bytes that can still be written.
-    fn free_bytes(&self) -> io::Result<u64>;
+    /// How much room there is.
+    fn space(&self) -> io::Result<Space>;
 
     /// Keeps a copy of the store's files, then removes what can be made again from the rest. Returns where
     /// the copy is.
@@ -147,9 +154,10 @@ impl Disk for SledDisk {
         Ok(Arc::new(SledStore { db, file }))
     }
 
-    fn free_bytes(&self) -> io::Result<u64> {
+    fn space(&self) -> io::Result<Space> {
         let space = rustix::fs::statvfs(&self.directory)?;
-        Ok(space.f_bavail.saturating_mul(space.f_frsize))
+        let bytes = |blocks: u64| blocks.saturating_mul(space.f_frsize);
+        Ok(Space { free_bytes: bytes(space.f_bavail), total_bytes: bytes(space.f_blocks) })
     }
 
     fn reduce(&self) -> io::Result<PathBuf> {
@@ -213,9 +221,6 @@ struct SledStore {
 
 impl Store for SledStore {
     fn commit(&self, ops: Vec<Op>) -> Result<(), StoreError> {
-        let t0 = std::time::Instant::now();
-        let nops = ops.len();
-        let (mut t1, mut t2) = (t0, t0);
         guarded(|| {
             let mut batch = sled::Batch::default();
             for op in ops {
@@ -225,26 +230,9 @@ impl Store for SledStore {
                 }
             }
             self.db.apply_batch(batch)?;
-            t1 = std::time::Instant::now();
-            let r = self.db.flush();
-            t2 = std::time::Instant::now();
-            r
+            self.db.flush()
         })?;
-        let r = self.file.sync_data().map_err(StoreError::of_io);
-        let t3 = std::time::Instant::now();
-        use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-        static A: [AtomicU64; 5] = [const { AtomicU64::new(0) }; 5];
-        let n = A[0].fetch_add(1, Relaxed) + 1;
-        A[1].fetch_add(nops as u64, Relaxed);
-        A[2].fetch_add((t1 - t0).as_micros() as u64, Relaxed);
-        A[3].fetch_add((t2 - t1).as_micros() as u64, Relaxed);
-        A[4].fetch_add((t3 - t2).as_micros() as u64, Relaxed);
-        if n % 200 == 0 {
-            let v: Vec<u64> = A[1..].iter().map(|a| a.swap(0, Relaxed) / 200).collect();
-            let msg = format!("ROUND ops {} apply {}us flush {}us sync {}us\n", v[0], v[1], v[2], v[3]);
-            std::io::Write::write_all(&mut std::io::stderr(), msg.as_bytes()).unwrap();
-        }
-        r
+        self.file.sync_data().map_err(StoreError::of_io)
     }
 
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {

@@ -109,6 +109,23 @@ pub(in crate::pipeline) async fn reports_after(buffer: &Buffer, lane: Lane, afte
     tokio::time::timeout(DEADLINE, some).await.expect("reports come")
 }
 
+/// Waits until so many attempts are durable in the log lane. Returns the last sequence.
+async fn attempts_reported(buffer: &Buffer, count: usize) -> u64 {
+    let (mut after, mut attempts) = (buffer.acked_sequence(Lane::Logs), 0);
+    while attempts < count {
+        let batch = reports_after(buffer, Lane::Logs, after).await;
+        after = batch.last;
+        for report in batch.reports {
+            attempts += match report.report {
+                Some(v1::report::Report::Event(event)) => event.attempts.len(),
+                Some(v1::report::Report::Attempts(report)) => report.attempts.len(),
+                _ => 0,
+            };
+        }
+    }
+    after
+}
+
 /// Waits for a condition on the buffer.
 pub(in crate::pipeline) async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let started = Instant::now();
@@ -129,7 +146,7 @@ async fn accepted_survives_a_kill() {
     let open_deliveries = deliveries(&buffer, 3).await;
     let due_ms = 4_102_444_800_000;
     attempt(&buffer, open_deliveries[0], DeliveryState::Pending, Some(due_ms)).await;
-    reports_after(&buffer, Lane::Logs, 0).await;
+    attempts_reported(&buffer, 1).await;
     kill(buffer).await;
 
     let buffer = open(directory.path()).await;
@@ -153,16 +170,14 @@ async fn settled_and_acked_leaves_nothing() {
     buffer.append(entry([event(1, &["sub_a"])])).await.unwrap();
     let delivery = deliveries(&buffer, 1).await[0];
     attempt(&buffer, delivery, DeliveryState::Delivered, None).await;
-    reports_after(&buffer, Lane::Logs, 0).await;
+    attempts_reported(&buffer, 1).await;
     kill(buffer).await;
 
     let buffer = open(directory.path()).await;
     assert_eq!(buffer.take_new_deliveries(), []);
     assert!(buffer.load(delivery.event, delivery.subscription).await.unwrap().is_none());
-    let after = buffer.acked_sequence(Lane::Logs);
-    let batch = reports_after(&buffer, Lane::Logs, after).await;
-    assert_eq!(batch.reports.len(), 1);
-    buffer.acked(Lane::Logs, batch.last);
+    let last = attempts_reported(&buffer, 1).await;
+    buffer.acked(Lane::Logs, last);
     eventually("the event is freed", || buffer.is_drained()).await;
     assert_eq!(buffer.stats(), BufferStats::default());
     buffer.close().await;
@@ -265,68 +280,4 @@ async fn callers_share_commits() {
     let events: BTreeSet<u64> =
         deliveries(&buffer, 100).await.iter().map(|delivery| delivery.event).collect();
     assert_eq!(events.len(), 100);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn zz_bench() {
-    let directory = tempfile::tempdir_in("/work/main/target").unwrap();
-    let cfg = Config { directory: directory.path().join("buffer"), bytes_max: 4 << 30, disk_free_bytes_min: 0 };
-    let buffer = Buffer::open(cfg, Metrics::new()).await.unwrap();
-    for workers in [1u32, 16, 64, 256] {
-        let started = Instant::now();
-        let total = if workers == 1 { 1500 } else { 40_000 };
-        let mut set = tokio::task::JoinSet::new();
-        for w in 0..workers {
-            let buffer = buffer.clone();
-            set.spawn(async move {
-                let n = total / workers;
-                for i in 0..n {
-                    let mut e = event(workers * 10_000_000 + w * 100_000 + i, &["sub_a"]);
-                    e.log.payload_json = "x".repeat(600);
-                    buffer.append(entry([e])).await.unwrap();
-                }
-            });
-        }
-        set.join_all().await;
-        let el = started.elapsed();
-        eprintln!("BENCH append-only workers={workers} {:.0}/s", f64::from(total / workers * workers) / el.as_secs_f64());
-    }
-    // whole life: append, deliver, report, ack
-    let all = buffer.take_new_deliveries();
-    let t = Instant::now();
-    for d in &all { attempt(&buffer, *d, DeliveryState::Delivered, None).await; }
-    let mut after = 0; let mut n = 0usize;
-    while n < all.len() {
-        let b = buffer.next_reports(Lane::Logs, after, ReportLimits { bytes: 4 << 20, count: 500 }).await.unwrap();
-        if b.last == after { buffer.new_reports().await; continue; }
-        after = b.last; n += b.reports.iter().filter(|r| matches!(&r.report, Some(v1::report::Report::Event(e)) if !e.attempts.is_empty()) || matches!(&r.report, Some(v1::report::Report::Attempts(_)))).count();
-        buffer.acked(Lane::Logs, after);
-    }
-    eprintln!("BENCH settle+report+ack {} in {:.2}s = {:.0}/s", all.len(), t.elapsed().as_secs_f64(), all.len() as f64 / t.elapsed().as_secs_f64());
-    // concurrent whole life
-    let stop = CancellationToken::new();
-    let mut side = tokio::task::JoinSet::new();
-    { let (b, s) = (buffer.clone(), stop.clone()); side.spawn(async move { loop { tokio::select!{ () = b.new_deliveries() => {}, () = s.cancelled() => return } for d in b.take_new_deliveries() { attempt(&b, d, DeliveryState::Delivered, None).await; } } }); }
-    { let (b, s) = (buffer.clone(), stop.clone()); side.spawn(async move { let mut after = b.acked_sequence(Lane::Logs); loop { let x = b.next_reports(Lane::Logs, after, ReportLimits { bytes: 4 << 20, count: 500 }).await.unwrap(); if x.last == after { tokio::select!{ () = b.new_reports() => continue, () = s.cancelled() => return } } after = x.last; b.acked(Lane::Logs, after); } }); }
-    for workers in [1u32, 64, 256] {
-        let total = if workers == 1 { 1500 } else { 60_000 };
-        let started = Instant::now();
-        let mut set = tokio::task::JoinSet::new();
-        for w in 0..workers {
-            let buffer = buffer.clone();
-            set.spawn(async move {
-                for i in 0..total / workers {
-                    let mut e = event(2_000_000_000 + workers * 1_000_000 + w * 10_000 + i, &["sub_a"]);
-                    e.log.payload_json = "x".repeat(600);
-                    buffer.append(entry([e])).await.unwrap();
-                }
-            });
-        }
-        set.join_all().await;
-        let el = started.elapsed();
-        eventually("drained", || buffer.is_drained()).await;
-        eprintln!("BENCH whole life workers={workers} accept {:.0}/s drained {:.0}/s", f64::from(total) / el.as_secs_f64(), f64::from(total) / started.elapsed().as_secs_f64());
-    }
-    stop.cancel();
-    buffer.close().await;
 }

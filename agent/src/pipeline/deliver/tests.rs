@@ -322,6 +322,17 @@ async fn slow_destination_harms_nobody_else() {
     tasks.shutdown().await;
 }
 
+/// A clock that was set back by years while the agent was down makes nobody wait longer than the schedule's
+/// longest delay; one that was set forward makes everything due once.
+#[test]
+fn clock_jumps_are_bounded() {
+    let due_ms = 1_800_000_000_000;
+    assert_eq!(wait_until(due_ms, due_ms - 5_000), Duration::from_secs(5));
+    assert_eq!(wait_until(due_ms, 0), WAIT_MAX);
+    assert_eq!(wait_until(due_ms, i64::MAX), Duration::ZERO);
+    assert!(WAIT_MAX > retry::SCHEDULE[11].mul_f64(1.2));
+}
+
 /// Deliveries that were in the buffer before the start are made.
 #[tokio::test]
 async fn goes_on_after_a_restart() {

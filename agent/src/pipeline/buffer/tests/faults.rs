@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::*;
-use crate::pipeline::buffer::store::{Op, Store};
+use crate::pipeline::buffer::store::{Op, Space, Store};
 
 /// What goes wrong.
 #[derive(Default)]
@@ -39,9 +39,9 @@ impl Disk for FaultyDisk {
         Ok(Arc::new(FaultyStore { inner: self.inner.open()?, faults: Arc::clone(&self.faults) }))
     }
 
-    fn free_bytes(&self) -> io::Result<u64> {
+    fn space(&self) -> io::Result<Space> {
         let free = self.faults.free.load(Ordering::SeqCst);
-        Ok(if free == 0 { u64::MAX } else { free })
+        Ok(Space { free_bytes: if free == 0 { u64::MAX } else { free }, total_bytes: 100_000 })
     }
 
     fn reduce(&self) -> io::Result<PathBuf> {
@@ -127,9 +127,7 @@ async fn full_disk_refuses_and_recovers() {
     faults.open_fails.store(false, Ordering::SeqCst);
     let receipt = append_when_possible(&buffer, entry([event(2, &["sub_a"])])).await;
     assert_eq!(receipt, Receipt { stored: 1, duplicates: 0 });
-    let batch = reports_after(&buffer, Lane::Logs, 0).await;
-    let Some(v1::report::Report::Event(first)) = &batch.reports[0].report else { panic!("{batch:?}") };
-    assert_eq!(first.attempts.len(), 2);
+    attempts_reported(&buffer, 2).await;
     assert_eq!(deliveries(&buffer, 1).await.len(), 1);
 }
 

@@ -14,25 +14,33 @@ fn event_report(report: v1::Report) -> v1::EventReport {
     }
 }
 
-/// An event that is delivered at once is one report, with its attempts and its deliveries as they stand.
+/// An event that is delivered at once is one report, with its attempts and its deliveries as they stand. On
+/// a machine that stands still for a moment it may be two, so the test tries some events.
 #[tokio::test]
 async fn quick_delivery_is_one_report() {
     let directory = tempfile::tempdir().unwrap();
     let buffer = open(directory.path()).await;
-    buffer.append(entry([event(1, &["sub_a", "sub_b"])])).await.unwrap();
-    for delivery in deliveries(&buffer, 2).await {
-        attempt(&buffer, delivery, DeliveryState::Delivered, None).await;
+    let mut after = 0;
+    for number in 0..20 {
+        buffer.append(entry([event(number, &["sub_a", "sub_b"])])).await.unwrap();
+        for delivery in deliveries(&buffer, 2).await {
+            attempt(&buffer, delivery, DeliveryState::Delivered, None).await;
+        }
+        let report = event_report(reports_after(&buffer, Lane::Logs, after).await.reports.remove(0));
+        if report.attempts.len() < 2 {
+            after = attempts_reported(&buffer, 2 * (number as usize + 1)).await;
+            continue;
+        }
+        let log = report.inbound_log.unwrap();
+        assert_eq!(log.payload_json, event(number, &[]).log.payload_json);
+        assert_eq!(log.deliveries.len(), 2);
+        for delivery in &log.deliveries {
+            assert_eq!((delivery.state(), delivery.attempt_count), (v1::DeliveryState::Delivered, 1));
+            assert_eq!(delivery.next_attempt_time, None);
+        }
+        return;
     }
-    let mut batch = reports_after(&buffer, Lane::Logs, 0).await;
-    let report = event_report(batch.reports.remove(0));
-    let log = report.inbound_log.unwrap();
-    assert_eq!(log.payload_json, event(1, &[]).log.payload_json);
-    assert_eq!((log.deliveries.len(), report.attempts.len()), (2, 2));
-    for delivery in &log.deliveries {
-        assert_eq!((delivery.state(), delivery.attempt_count), (v1::DeliveryState::Delivered, 1));
-        assert_eq!(delivery.next_attempt_time, None);
-    }
-    assert!(batch.reports.is_empty());
+    panic!("no quick delivery was one report");
 }
 
 /// An event whose delivery takes long is reported as pending, and the attempt follows.
