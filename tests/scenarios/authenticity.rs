@@ -1,10 +1,11 @@
 //! Only genuine callbacks are taken, and odd ones do no harm. Answers as in the table of the providers.
 
+use anyhow::ensure;
 use gateway_proto::v1;
 use gateway_tests::{
-    DEADLINE, Within as _, World, http,
+    DEADLINE, Within as _, World, eventually, http,
     meta::{Disguise, SIGNATURE_HEADER, text_message, unique_wamid},
-    world::VERIFY_TOKEN,
+    world::{INSTANCE_ID, VERIFY_TOKEN},
 };
 use serde_json::json;
 
@@ -60,6 +61,16 @@ async fn forged_callbacks_are_refused_without_detail() {
     let genuine = provider.say(FROM, "genuine").await.unwrap();
     world.delivered(&genuine).await.unwrap();
     assert_eq!(world.receiver.count(), 1);
+    // What the answer does not say, the operator can see.
+    eventually(DEADLINE, async || {
+        let request = v1::DiagnoseInstanceRequest { id: INSTANCE_ID.to_owned() };
+        let diagnosis = world.client().instances().diagnose_instance(request).await?.into_inner();
+        let refused: u64 = diagnosis.callback_refusals.iter().map(|refusal| refusal.count).sum();
+        ensure!(refused >= 11, "{refused} refused callbacks in {:?}", diagnosis.callback_refusals);
+        Ok(())
+    })
+    .await
+    .unwrap();
 }
 
 /// The vectors of Meta's format: escaped Unicode is hashed as it came, and its re-serialized twin is refused.

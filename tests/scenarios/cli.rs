@@ -7,6 +7,9 @@ use gateway_tests::{DEADLINE, process::Process, programs::programs};
 use serde_json::Value;
 use tokio::process::Command;
 
+/// The last line of what `gateway dev` prints before it waits.
+const WELCOME_END: &str = "Webhooks that the built-in receiver takes:";
+
 /// A running `gateway dev` with its own home, so that it meets no other one.
 struct Dev {
     process: Process,
@@ -15,9 +18,12 @@ struct Dev {
 
 impl Dev {
     async fn start() -> anyhow::Result<Self> {
-        let home = tempfile::tempdir()?;
+        Self::start_in(tempfile::tempdir()?, &[]).await
+    }
+
+    async fn start_in(home: tempfile::TempDir, arguments: &[&str]) -> anyhow::Result<Self> {
         let mut command = program(&home).await?;
-        command.arg("dev");
+        command.arg("dev").args(arguments);
         for flag in ["grpc", "control-plane-admin", "callback", "agent-admin", "receiver"] {
             command.args([&format!("--{flag}-listen"), "127.0.0.1:0"]);
         }
@@ -25,7 +31,7 @@ impl Dev {
         let log = home.path().join("dev.log");
         let ready = async || {
             let text = fs::read_to_string(&log)?;
-            text.contains("WhatsApp Gateway is running").then_some(()).context("it says nothing yet")
+            text.contains(WELCOME_END).then_some(()).context("it says nothing yet")
         };
         process.ready_when(ready).await?;
         Ok(Self { process, home })
@@ -69,6 +75,7 @@ async fn dev_and_trigger_work_and_leave_nothing() {
         "demo-support-line",
         "Demo Support Line",
         "/callbacks/meta/",
+        "WhatsApp Gateway is running",
         "app secret",
         "verify token",
         "grpcurl",
@@ -106,6 +113,26 @@ async fn dev_and_trigger_work_and_leave_nothing() {
 
 fn is_empty_directory(dev: &Dev, name: &str) -> bool {
     fs::read_dir(dev.home.path().join(name)).is_ok_and(|mut entries| entries.next().is_none())
+}
+
+/// With `--data-dir` everything is found again at the next start: secrets, callback path, events.
+#[tokio::test]
+async fn dev_finds_its_data_again() {
+    let callback_path = |dev: &Dev| {
+        let text = dev.process.log_text().unwrap();
+        let start = text.find("/callbacks/meta/").unwrap();
+        text[start..].split_whitespace().next().unwrap().to_owned()
+    };
+    let arguments = ["--data-dir", "kept"];
+    let mut dev = Dev::start_in(tempfile::tempdir().unwrap(), &arguments).await.unwrap();
+    dev.run(&["trigger", "message.received"]).await.unwrap();
+    let path = callback_path(&dev);
+    dev.process.signal("TERM").await.unwrap();
+    assert!(dev.process.ended().await.unwrap().success());
+    let Dev { home, .. } = dev;
+    let dev = Dev::start_in(home, &arguments).await.unwrap();
+    assert_eq!(callback_path(&dev), path);
+    dev.run(&["trigger", "opt-out"]).await.unwrap();
 }
 
 /// Port 0 works for the programs themselves, and the address bound is logged; a bad setting ends them with

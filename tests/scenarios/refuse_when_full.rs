@@ -16,7 +16,10 @@ use gateway_tests::{
     python::run,
     world::{WorldOptions, subscribe},
 };
-use tokio::process::Command;
+use tokio::{
+    process::Command,
+    sync::{Mutex, MutexGuard},
+};
 
 const FROM: &str = "966500000001";
 /// Size of the disk that is filled.
@@ -109,11 +112,10 @@ async fn full_buffer_refuses_until_it_drains() {
 #[tokio::test]
 async fn full_disk_refuses_until_there_is_space() {
     let disk = SmallDisk::new().await.unwrap();
-    let wrapper: Vec<&str> = disk.wrapper.iter().map(String::as_str).collect();
-    let mut world = world_with(&["--disk-free-bytes-min", "0"], &wrapper).await;
+    let mut world = disk.world(&["--disk-free-bytes-min", "0"]).await;
     let before = world.provider.say(FROM, "before").await.unwrap();
     world.delivered(&before).await.unwrap();
-    let filler = SmallDisk::fill(&mut world).unwrap();
+    let filler = disk.fill(&mut world).unwrap();
     let taken = post_until_refused(&world).await.unwrap();
     let client = http::client().unwrap();
     http::expect_ok(&client, &world.agent.admin_url("/livez")).await.unwrap();
@@ -138,12 +140,12 @@ async fn full_disk_refuses_until_there_is_space() {
 #[tokio::test]
 async fn least_free_space_is_kept() {
     let disk = SmallDisk::new().await.unwrap();
-    let wrapper: Vec<&str> = disk.wrapper.iter().map(String::as_str).collect();
     // Of a disk this small a part is kept, however much is asked for.
-    let mut world = world_with(&["--disk-free-bytes-min", "64MiB"], &wrapper).await;
-    let filler = SmallDisk::fill(&mut world).unwrap();
+    let mut world = disk.world(&["--disk-free-bytes-min", "64MiB"]).await;
+    let filler = disk.fill(&mut world).unwrap();
     let file = File::options().write(true).open(&filler).unwrap();
     file.set_len(file.metadata().unwrap().len() - u64::try_from(LEFT_BYTES).unwrap()).unwrap();
+    drop(file);
     // Short ones, which would fit for long.
     eventually(DEADLINE, async || {
         let message = text_message(&unique_wamid(), FROM, "short");
@@ -177,14 +179,34 @@ async fn second_agent_on_the_same_directory_is_refused() {
     world.delivered(&wamid).await.unwrap();
 }
 
-/// A small file system over the agent's data directory. It is mounted in a namespace of the agent's own, so
-/// it goes away with the agent.
+/// A small file system under the agent's data directory: one of its own, mounted in a namespace that ends with
+/// the agent; or, in a container that may not mount, the small one that containers have.
 struct SmallDisk {
     wrapper: Vec<String>,
+    shared: Option<Shared>,
+}
+
+/// A directory in [`Shared::ROOT`], while nobody else fills it.
+struct Shared {
+    directory: PathBuf,
+    _turn: MutexGuard<'static, ()>,
+}
+
+impl Shared {
+    const ROOT: &str = "/dev/shm";
+    /// A larger one would take the machine's memory. Containers have 64 MiB.
+    const BYTES_MAX: usize = 256 << 20;
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // What is left there ends with the container.
+        drop(fs::remove_dir_all(&self.directory));
+    }
 }
 
 impl SmallDisk {
-    /// Finds a way to mount: as root in a mount namespace, otherwise in a user namespace.
+    /// Finds a way: as root in a mount namespace, otherwise in a user namespace, otherwise shared.
     async fn new() -> anyhow::Result<Self> {
         let mount = format!("mount -t tmpfs -o size={DISK_BYTES} tmpfs");
         let directory = tempfile::tempdir()?;
@@ -193,23 +215,43 @@ impl SmallDisk {
             let probe = [namespaces.as_slice(), &["sh", "-c", &script]].concat();
             let probe = Command::new("unshare").args(&probe).output().await;
             if probe.is_ok_and(|output| output.status.success()) {
-                // `$1` is the program, `$2` is `--data-dir`, `$3` the directory.
+                let program = [&["unshare"], namespaces.as_slice()].concat();
                 let script = format!("mkdir -p \"$3\" && {mount} \"$3\" && exec \"$@\"");
-                let wrapper = [&["unshare"], namespaces.as_slice(), &["sh", "-c", &script, "sh"]].concat();
-                return Ok(Self { wrapper: wrapper.into_iter().map(str::to_owned).collect() });
+                return Ok(Self { wrapper: wrapper(&program, script), shared: None });
             }
         }
-        anyhow::bail!(
-            "mount a small file system: this test needs `unshare` and `mount` (Debian and Ubuntu: apt-get \
-             install util-linux mount) and the right to use them: run it as root, or allow unprivileged user \
-             namespaces (sysctl kernel.unprivileged_userns_clone=1)"
+        Self::shared().await.context(
+            "make a small file system: this test needs `unshare` and `mount` (Debian and Ubuntu: apt-get install \
+             util-linux mount) and the right to use them: run it as root, or allow unprivileged user namespaces \
+             (sysctl kernel.unprivileged_userns_clone=1)",
         )
     }
 
+    async fn shared() -> anyhow::Result<Self> {
+        static TURN: Mutex<()> = Mutex::const_new(());
+        let turn = TURN.lock().await;
+        let size = run("df", ["--output=size", "--block-size=1", Shared::ROOT]).await?;
+        let size: usize = size.lines().last().unwrap_or_default().trim().parse()?;
+        ensure!(size <= Shared::BYTES_MAX, "`{}` has {size} bytes, too many to fill", Shared::ROOT);
+        let directory = Path::new(Shared::ROOT).join(format!("gateway-tests-{}", uuid::Uuid::new_v4()));
+        fs::create_dir(&directory)?;
+        let script = format!("ln -s {} \"$3\" && exec \"$@\"", directory.display());
+        Ok(Self { wrapper: wrapper(&[], script), shared: Some(Shared { directory, _turn: turn }) })
+    }
+
+    /// A gateway whose agent keeps its data there.
+    async fn world(&self, arguments: &[&str]) -> World {
+        let wrapper: Vec<&str> = self.wrapper.iter().map(String::as_str).collect();
+        world_with(arguments, &wrapper).await
+    }
+
     /// Fills the disk to the last byte; gives the file that does it.
-    fn fill(world: &mut World) -> anyhow::Result<PathBuf> {
+    fn fill(&self, world: &mut World) -> anyhow::Result<PathBuf> {
         let pid = world.agent.process().pid();
-        let path = PathBuf::from(format!("/proc/{pid}/root{}/filler", world.agent.data_dir().display()));
+        let path = match &self.shared {
+            Some(shared) => shared.directory.join("filler"),
+            None => PathBuf::from(format!("/proc/{pid}/root{}/filler", world.agent.data_dir().display())),
+        };
         let mut file = File::create(&path).context("write into the agent's file system")?;
         let mut chunk = vec![0; 1 << 16];
         while !chunk.is_empty() {
@@ -219,6 +261,14 @@ impl SmallDisk {
         }
         Ok(path)
     }
+}
+
+/// Runs the agent by `program` and a script, in which `$1` is the agent, `$2` is `--data-dir` and `$3` is that
+/// directory.
+fn wrapper(program: &[&str], script: String) -> Vec<String> {
+    let mut wrapper: Vec<String> = program.iter().map(ToString::to_string).collect();
+    wrapper.extend(["sh".to_owned(), "-c".to_owned(), script, "sh".to_owned()]);
+    wrapper
 }
 
 /// The control plane, too, names the directory that another one uses.

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Context as _, ensure};
+use futures_util::TryStreamExt as _;
 use gateway_proto::v1::{self, InboundLogChange};
 use gateway_tests::{DEADLINE, Reply, Within as _, World};
 use tonic::Streaming;
@@ -149,6 +150,38 @@ async fn watch_gives_the_past_and_heeds_filters() {
         Err(status) => status,
     };
     assert_eq!(refused.code(), tonic::Code::InvalidArgument);
+}
+
+/// Lists are newest first, in pages without gap or repeat, and every filter holds.
+#[tokio::test]
+async fn lists_have_pages_and_heed_filters() {
+    let world = World::selecting(&["*"]).await.unwrap();
+    let mut posted = Vec::new();
+    for number in 0..7 {
+        let wamid = world.provider.say(&format!("96650000000{number}"), "page me").await.unwrap();
+        let webhook = world.delivered(&wamid).await.unwrap();
+        world.log_in(webhook.id(), v1::DeliveryState::Delivered).await.unwrap();
+        posted.insert(0, wamid);
+    }
+    let list = async |request: v1::ListInboundLogsRequest| {
+        let logs: Vec<v1::InboundLog> = world.client().list(request).try_collect().await.unwrap();
+        logs.into_iter().map(|log| log.external_message_id).collect::<Vec<_>>()
+    };
+    let all = v1::ListInboundLogsRequest::default();
+    assert_eq!(list(v1::ListInboundLogsRequest { page_size: 2, ..all.clone() }).await, posted);
+    let one = v1::ListInboundLogsRequest { from_phone: "+966 50 000 0003".to_owned(), ..all.clone() };
+    assert_eq!(list(one).await, [posted[3].clone()]);
+    let one = v1::ListInboundLogsRequest { external_message_id: posted[5].clone(), ..all.clone() };
+    assert_eq!(list(one).await, [posted[5].clone()]);
+    let none = v1::ListInboundLogsRequest { instance_id: "inst-other".to_owned(), ..all.clone() };
+    assert!(list(none).await.is_empty());
+    let none = v1::ListInboundLogsRequest { events: vec!["recipient.*".to_owned()], ..all.clone() };
+    assert!(list(none).await.is_empty());
+    let middle = world.logs().await.unwrap().remove(3).receive_time;
+    let newer = v1::ListInboundLogsRequest { start_time: middle, ..all.clone() };
+    assert_eq!(list(newer).await, posted[..4]);
+    let older = v1::ListInboundLogsRequest { end_time: middle, ..all };
+    assert_eq!(list(older).await, posted[4..]);
 }
 
 /// A delivery that fails first and succeeds later comes as one change of state each.

@@ -118,17 +118,18 @@ impl Normalizer<'_> {
         }
     }
 
+    /// The instance that claims a number. The display phone decides only where a callback carries no number:
+    /// a number that nobody claims stays unrouted, whatever is displayed with it.
     fn by_number(&self, number: Option<&str>, display_phone: Option<&str>) -> Option<Arc<InstanceConfig>> {
-        let claimed = number.and_then(|number| self.snapshot.instance_by_number(&self.route.id, number));
-        let by_display_phone = || {
-            let phone = normalize_phone(display_phone?)?;
-            let of_route = self.snapshot.instances_of(&self.route.id).iter();
-            of_route.into_iter().find(|instance| {
-                instance.phone.as_ref() == Some(&phone)
-                    || canonical_number(&instance.provider_number_id) == phone.digits()
-            })
+        if let Some(number) = number {
+            return self.snapshot.instance_by_number(&self.route.id, number).cloned();
+        }
+        let phone = normalize_phone(display_phone?)?;
+        let claims = |instance: &&Arc<InstanceConfig>| {
+            instance.phone.as_ref() == Some(&phone)
+                || canonical_number(&instance.provider_number_id) == phone.digits()
         };
-        claimed.or_else(by_display_phone).cloned()
+        self.snapshot.instances_of(&self.route.id).iter().find(claims).cloned()
     }
 
     fn unrouted(&self, part: &Part<'_>) -> NewUnrouted {
