@@ -27,11 +27,12 @@ impl Dev {
         for flag in ["grpc", "control-plane-admin", "callback", "agent-admin", "receiver"] {
             command.args([&format!("--{flag}-listen"), "127.0.0.1:0"]);
         }
-        let mut process = Process::spawn("gateway dev", command, &home.path().join("dev.log"))?;
         let log = home.path().join("dev.log");
+        let before = fs::read(&log).unwrap_or_default().len();
+        let mut process = Process::spawn("gateway dev", command, &log)?;
         let ready = async || {
             let text = fs::read_to_string(&log)?;
-            text.contains(WELCOME_END).then_some(()).context("it says nothing yet")
+            text[before..].contains(WELCOME_END).then_some(()).context("it says nothing yet")
         };
         process.ready_when(ready).await?;
         Ok(Self { process, home })
