@@ -99,7 +99,7 @@ pub async fn start(config: Config, stop: CancellationToken) -> anyhow::Result<Ru
     let worker = Worker { snapshot: handle, pipeline: pipeline.clone() };
     supervisor.spawn("work", OnEnd::Shutdown, |stop| worker.run(client, stop));
     supervisor.spawn("callback", OnEnd::Shutdown, |stop| pipeline.serve(callbacks, stop));
-    info!(address = %callback_addr, agent_id = identity.agent_id, "taking callbacks");
+    info!(%callback_addr, agent_id = identity.agent_id, "taking callbacks");
     Ok(Running { callback_addr, admin_addr, identity, supervisor, buffer, grace: config.shutdown_grace })
 }
 
@@ -120,9 +120,9 @@ async fn serve_admin(
     let readiness = Arc::new(move || {
         (!handle.is_ready()).then_some("no configuration yet: the control plane has not been reached")
     });
-    let address = admin::serve(supervisor, listener, Admin { readiness, registry: metrics.registry() })?;
-    info!(%address, "serving admin HTTP");
-    Ok(address)
+    let admin_addr = admin::serve(supervisor, listener, Admin { readiness, registry: metrics.registry() })?;
+    info!(%admin_addr, "serving admin HTTP");
+    Ok(admin_addr)
 }
 
 /// The stored identity, or a new one. A control plane that cannot be reached is waited for; one that refuses

@@ -60,7 +60,8 @@ pub struct Settings {
     /// [default: 4GiB]
     #[arg(long, env = "GATEWAY_AGENT_BUFFER_BYTES_MAX", value_name = "SIZE")]
     pub buffer_bytes_max: Option<Bytes>,
-    /// Least free space on the buffer's disk; below it callbacks get 503 [default: 64MiB]
+    /// Least free space on the buffer's disk; below it callbacks get 503 [default: 64MiB, or a twentieth of
+    /// a smaller disk]
     #[arg(long, env = "GATEWAY_AGENT_DISK_FREE_BYTES_MIN", value_name = "SIZE")]
     pub disk_free_bytes_min: Option<Bytes>,
     /// Longest time that stopping may take; what is left stays in the buffer [default: 10s]
@@ -114,8 +115,8 @@ pub struct Config {
     pub allow_destination_cidr: Vec<IpNet>,
     /// Most bytes of undelivered or unreported events.
     pub buffer_bytes_max: u64,
-    /// Least free space on the buffer's disk.
-    pub disk_free_bytes_min: u64,
+    /// Least free space on the buffer's disk; None for 64 MiB or a twentieth of a smaller disk.
+    pub disk_free_bytes_min: Option<u64>,
     /// Longest time that stopping may take.
     pub shutdown_grace: Duration,
     /// Which log lines.
@@ -168,7 +169,7 @@ impl Settings {
             join_token_file: self.join_token_file,
             allow_destination_cidr: self.allow_destination_cidr,
             buffer_bytes_max: self.buffer_bytes_max.map_or(4 << 30, |size| size.0),
-            disk_free_bytes_min: self.disk_free_bytes_min.map_or(64 << 20, |size| size.0),
+            disk_free_bytes_min: self.disk_free_bytes_min.map(|size| size.0),
             shutdown_grace: self.shutdown_grace.map_or(Duration::from_secs(10), |span| span.0),
             log_filter: self.log_filter.unwrap_or_else(|| LOG_FILTER_DEFAULT.to_owned()),
             log_format: self.log_format.unwrap_or_default(),

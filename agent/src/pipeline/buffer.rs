@@ -65,7 +65,7 @@ pub struct Config {
     pub bytes_max: u64,
     /// Least free space on the disk, though never more than a twentieth of it. Below it appends are
     /// refused; what is in the buffer goes on.
-    pub disk_free_bytes_min: u64,
+    pub disk_free_bytes_min: Option<u64>,
 }
 
 impl Config {

@@ -116,7 +116,7 @@ pub async fn buffer() -> (Buffer, tempfile::TempDir) {
     let config = super::buffer::Config {
         directory: directory.path().join("buffer"),
         bytes_max: 64 << 20,
-        disk_free_bytes_min: 0,
+        disk_free_bytes_min: Some(0),
     };
     (Buffer::open(config, Metrics::new()).await.unwrap(), directory)
 }

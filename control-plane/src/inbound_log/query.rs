@@ -17,6 +17,11 @@ use super::{
 /// How long one page may search. A filter that matches almost nothing then gives a page that is not full,
 /// with a token to go on, instead of reading the whole database in one request.
 const SEARCH_TIME_MAX: Duration = Duration::from_secs(1);
+/// A page ends before it grows beyond this many bytes, unless its first row alone does: gRPC clients take
+/// 4 MiB by default.
+pub(super) const PAGE_BYTES_MAX: usize = 3 << 20;
+/// Logs read at once, so that a page of large ones does not pass through memory whole.
+const LOGS_CHUNK: usize = 64;
 /// Attempts read at once.
 const ATTEMPTS_CHUNK: i64 = 256;
 
@@ -104,20 +109,30 @@ impl LogStore {
         let deadline = Instant::now() + SEARCH_TIME_MAX;
         let before = before.unwrap_or(i64::MAX);
         let mut page = LogPage::default();
+        let mut bytes = 0;
         for (first, last) in self.ranges(filter, before).await? {
             if Instant::now() > deadline {
                 page.next = Some(last.saturating_add(1));
                 return Ok(page);
             }
-            // One more than wanted says whether there is another page.
-            let wanted = limit + 1 - page.logs.len();
-            let rows = self.range(filter, (first, last.min(before.saturating_sub(1))), wanted).await?;
-            for (seq, record) in rows {
-                if page.logs.len() == limit {
-                    return Ok(page);
+            let mut last = last.min(before.saturating_sub(1));
+            loop {
+                // One more than wanted says whether there is another page.
+                let wanted = (limit + 1 - page.logs.len()).min(LOGS_CHUNK);
+                let rows = self.range(filter, (first, last), wanted).await?;
+                let is_end = rows.len() < wanted;
+                for (seq, record) in rows {
+                    bytes += record.len();
+                    if page.logs.len() == limit || (bytes > PAGE_BYTES_MAX && !page.logs.is_empty()) {
+                        return Ok(page);
+                    }
+                    page.logs.push(decode(&record)?);
+                    page.next = Some(seq);
+                    last = seq - 1;
                 }
-                page.logs.push(decode(&record)?);
-                page.next = Some(seq);
+                if is_end {
+                    break;
+                }
             }
         }
         page.next = None;
@@ -212,6 +227,7 @@ impl LogStore {
     ) -> Result<Option<AttemptPage>, LogStoreError> {
         let Some((log_seq, _)) = self.find(tenant_id, event_id).await? else { return Ok(None) };
         let mut page = AttemptPage::default();
+        let mut bytes = 0;
         let mut after = after.unwrap_or(-1);
         loop {
             let rows = self.attempts(log_seq, after).await?;
@@ -223,7 +239,8 @@ impl LogStore {
                 if subscription_id.is_some_and(|wanted| wanted != attempt.subscription_id) {
                     continue;
                 }
-                if page.attempts.len() == limit {
+                bytes += body.len();
+                if page.attempts.len() == limit || (bytes > PAGE_BYTES_MAX && !page.attempts.is_empty()) {
                     return Ok(Some(page));
                 }
                 page.attempts.push(attempt);

@@ -297,6 +297,22 @@ async fn pages_are_stable_under_writes() {
     running.close().await;
 }
 
+/// A page of large logs ends before it is too large for a gRPC message, and nothing is left out.
+#[tokio::test]
+async fn pages_are_bounded_in_bytes() {
+    let dir = TempDir::new().unwrap();
+    let running = Running::open(&dir, 8).await;
+    let large = |number| {
+        let log = v1::InboundLog { payload_json: "x".repeat(1 << 20), ..log(number) };
+        Record::Event(Box::new(log), Vec::new())
+    };
+    running.logs.append(batch("agt_1", 1, (0..10).map(large).collect())).await.unwrap();
+    let first = running.logs.list(&LogFilter::default(), None, 10).await.unwrap();
+    assert_eq!(first.logs.len(), 2);
+    assert_eq!(all(&running.logs, &LogFilter::default(), 10).await, newest_first(0..10));
+    running.close().await;
+}
+
 /// A watch gives every record and every settled delivery once and in order, resumes from any cursor
 /// without gap or repeat, and can begin in the past.
 #[tokio::test]

@@ -5,7 +5,7 @@ use prost::Message as _;
 use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
 use tokio::sync::{oneshot, watch};
 
-use super::{LogStore, LogStoreError, writer::Job};
+use super::{LogStore, LogStoreError, query::PAGE_BYTES_MAX, writer::Job};
 
 /// Unrouted callbacks kept per inbound route; the oldest go first.
 pub const UNROUTED_PER_ROUTE_MAX: i64 = 10_000;
@@ -61,8 +61,14 @@ impl LogStore {
         }
         sql.push(" ORDER BY seq DESC LIMIT ").push_bind(i64::try_from(limit).unwrap_or(i64::MAX - 1) + 1);
         let mut rows = self.unrouted_rows(sql).await?;
-        let is_last = rows.len() <= limit;
-        rows.truncate(limit);
+        let mut bytes = 0;
+        let fitting = rows.iter().take(limit).take_while(|row| {
+            bytes += row.callback.payload_json.len();
+            bytes <= PAGE_BYTES_MAX
+        });
+        let kept = fitting.count().max(1);
+        let is_last = rows.len() <= kept;
+        rows.truncate(kept);
         let next = rows.last().filter(|_| !is_last).map(|row| row.seq);
         Ok((rows.into_iter().map(|row| row.callback).collect(), next))
     }

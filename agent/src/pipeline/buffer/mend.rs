@@ -21,7 +21,9 @@ use super::{
     store::{Disk, Op, Store, StoreError, open_or_replace},
 };
 
-/// Of a small disk at most one part in so many is kept free.
+/// Space kept free when no setting says how much.
+const DISK_FREE_BYTES_MIN_DEFAULT: u64 = 64 << 20;
+/// But of a small disk at most one part in so many.
 const DISK_SHARE: u64 = 20;
 
 impl Engine {
@@ -44,8 +46,8 @@ impl Engine {
     fn look_after_space(&mut self) {
         let is_low = match self.disk.space() {
             Ok(space) => {
-                let free_min = self.config.disk_free_bytes_min.min(space.total_bytes / DISK_SHARE);
-                space.free_bytes < free_min
+                let default = || DISK_FREE_BYTES_MIN_DEFAULT.min(space.total_bytes / DISK_SHARE);
+                space.free_bytes < self.config.disk_free_bytes_min.unwrap_or_else(default)
             }
             Err(failure) => {
                 warn!(error = &failure as &dyn std::error::Error, "failed to ask for the free disk space");

@@ -18,7 +18,7 @@ mod reports;
 pub(in crate::pipeline) const DEADLINE: Duration = Duration::from_secs(20);
 
 fn config(directory: &Path) -> Config {
-    Config { directory: directory.join("buffer"), bytes_max: 64 << 20, disk_free_bytes_min: 0 }
+    Config { directory: directory.join("buffer"), bytes_max: 64 << 20, disk_free_bytes_min: Some(0) }
 }
 
 pub(in crate::pipeline) async fn open(directory: &Path) -> Buffer {

@@ -99,7 +99,7 @@ impl World {
         let config = buffer::Config {
             directory: directory.path().join("buffer"),
             bytes_max: 64 << 20,
-            disk_free_bytes_min: 0,
+            disk_free_bytes_min: Some(0),
         };
         let buffer = Buffer::open(config, Metrics::new()).await.unwrap();
         let snapshot = SnapshotHandle::fixed(snapshot(subscriptions));
@@ -294,7 +294,7 @@ async fn retry_after_is_honoured_and_kept() {
     stop.cancel();
     tasks.join_next().await.unwrap().unwrap().unwrap();
     buffer.close().await;
-    let config = buffer::Config { directory, bytes_max: 64 << 20, disk_free_bytes_min: 0 };
+    let config = buffer::Config { directory, bytes_max: 64 << 20, disk_free_bytes_min: Some(0) };
     let buffer = Buffer::open(config, Metrics::new()).await.unwrap();
     let open = buffer.take_new_deliveries();
     assert_eq!(open[0].due_ms / 1_000, next);
@@ -341,7 +341,7 @@ async fn goes_on_after_a_restart() {
     let config = buffer::Config {
         directory: directory.path().join("buffer"),
         bytes_max: 64 << 20,
-        disk_free_bytes_min: 0,
+        disk_free_bytes_min: Some(0),
     };
     let buffer = Buffer::open(config.clone(), Metrics::new()).await.unwrap();
     buffer.append(entry([event(1, &["sub_a"])])).await.unwrap();

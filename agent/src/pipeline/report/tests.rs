@@ -146,7 +146,7 @@ impl Agent {
         let config = buffer::Config {
             directory: directory.path().join("buffer"),
             bytes_max: 64 << 20,
-            disk_free_bytes_min: 0,
+            disk_free_bytes_min: Some(0),
         };
         let buffer = Buffer::open(config, Metrics::new()).await.unwrap();
         Self { directory, buffer, stop: CancellationToken::new(), tasks: JoinSet::new() }

@@ -163,7 +163,7 @@ async fn failed_sync_is_taken_back() {
 async fn low_space_refuses_appends_only() {
     let directory = tempfile::tempdir().unwrap();
     let (buffer, faults) =
-        open_faulty(Config { disk_free_bytes_min: 1_000, ..config(directory.path()) }).await;
+        open_faulty(Config { disk_free_bytes_min: Some(1_000), ..config(directory.path()) }).await;
     buffer.append(entry([event(1, &["sub_a"])])).await.unwrap();
     let delivery = deliveries(&buffer, 1).await[0];
     faults.free.store(999, Ordering::SeqCst);
