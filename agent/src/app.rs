@@ -74,7 +74,8 @@ pub async fn start(config: Config, stop: CancellationToken) -> anyhow::Result<Ru
     let handle = SnapshotHandle::empty();
     let admin_addr = serve_admin(&config, &supervisor, &metrics, &handle).await?;
 
-    let buffer = Buffer::open(buffer::Config::of(&config), metrics.clone()).await.context("open the buffer")?;
+    let buffer =
+        Buffer::open(buffer::Config::of(&config), metrics.clone()).await.context("open the buffer")?;
     let channel = control_plane::channel(&config.control_plane_url)?;
     let identity = identify(&config, channel.clone(), supervisor.stop()).await?;
     let client = control_plane::client(channel, &identity, &config.data_dir)?;
@@ -83,7 +84,14 @@ pub async fn start(config: Config, stop: CancellationToken) -> anyhow::Result<Ru
     opt_outs.load(buffer.local_opt_outs());
     let log = snapshot::restore(&config.data_dir, &handle, &opt_outs)?;
     let refusals = Refusals::default();
-    let pipeline = Pipeline::new(&identity, handle.clone(), buffer.clone(), opt_outs.clone(), metrics.clone(), refusals.clone());
+    let pipeline = Pipeline::new(
+        &identity,
+        handle.clone(),
+        buffer.clone(),
+        opt_outs.clone(),
+        metrics.clone(),
+        refusals.clone(),
+    );
 
     let watched = buffer.clone();
     supervisor.spawn("buffer", OnEnd::Shutdown, |stop| async move { Ok(watched.watch(stop).await?) });
@@ -92,8 +100,15 @@ pub async fn start(config: Config, stop: CancellationToken) -> anyhow::Result<Ru
     supervisor.spawn("deliver", OnEnd::Shutdown, |stop| deliverer.run(stop));
     let reporter = report::Reporter::new(client.clone(), buffer.clone());
     supervisor.spawn("report", OnEnd::Shutdown, |stop| reporter.run(stop));
-    let follower =
-        Follower { handle: handle.clone(), opt_outs, log, buffer: buffer.clone(), refusals, metrics, identity: identity.clone() };
+    let follower = Follower {
+        handle: handle.clone(),
+        opt_outs,
+        log,
+        buffer: buffer.clone(),
+        refusals,
+        metrics,
+        identity: identity.clone(),
+    };
     let config_client = client.clone();
     supervisor.spawn("snapshot", OnEnd::Shutdown, |stop| follower.run(config_client, stop));
     let worker = Worker { snapshot: handle, pipeline: pipeline.clone() };

@@ -154,7 +154,8 @@ impl Settings {
         }
         let control_plane_url = self.control_plane_url.unwrap_or_else(|| "http://127.0.0.1:50051".to_owned());
         check_control_plane(&control_plane_url, &mut violations);
-        let public_base_url = self.public_base_url.as_deref().and_then(|text| base_url(text, &mut violations));
+        let public_base_url =
+            self.public_base_url.as_deref().and_then(|text| base_url(text, &mut violations));
         let region = self.region.unwrap_or_else(|| "default".to_owned());
         if !is_region(&region) {
             violations.add("region", "must match [a-z0-9][a-z0-9_-]{0,62}");

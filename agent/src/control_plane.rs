@@ -60,7 +60,9 @@ impl std::fmt::Debug for Identity {
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
     /// Neither a credential nor a join token.
-    #[error("enroll agent: `{0}` has no credential yet and no --join-token-file was given; create a token with AgentService/CreateJoinToken and pass it in a file")]
+    #[error(
+        "enroll agent: `{0}` has no credential yet and no --join-token-file was given; create a token with AgentService/CreateJoinToken and pass it in a file"
+    )]
     NoJoinToken(PathBuf),
     /// A file cannot be read or written.
     #[error("access `{path}`")]
@@ -171,8 +173,10 @@ pub async fn enroll(
         region: region.to_owned(),
     });
     request.set_timeout(ENROLL_TIMEOUT);
-    let response =
-        AgentSyncServiceClient::new(channel).enroll_agent(request).await.map_err(|status| refusal(url, &status))?;
+    let response = AgentSyncServiceClient::new(channel)
+        .enroll_agent(request)
+        .await
+        .map_err(|status| refusal(url, &status))?;
     let v1::EnrollAgentResponse { agent_id, credential, region } = response.into_inner();
     let identity = Identity { agent_id, region, credential };
     store_identity(&identity, data_dir)?;

@@ -163,7 +163,12 @@ impl Follower {
     }
 
     /// One connection, until it ends. Dropping it loses nothing: what was stored is stored.
-    async fn follow(&mut self, mut client: Client, backoff: &mut Backoff, away: &mut bool) -> anyhow::Result<()> {
+    async fn follow(
+        &mut self,
+        mut client: Client,
+        backoff: &mut Backoff,
+        away: &mut bool,
+    ) -> anyhow::Result<()> {
         let (outgoing, requests) = mpsc::channel(OUTGOING_MAX);
         outgoing.send(request(v1::stream_config_request::Message::Hello(self.hello()))).await?;
         let mut responses = client.stream_config(ReceiverStream::new(requests)).await?.into_inner();
@@ -313,7 +318,6 @@ fn refused_to_proto(refused: &Refused) -> v1::RefusedResource {
         error: refused.violations.to_string(),
     }
 }
-
 
 #[cfg(test)]
 mod tests {

@@ -130,7 +130,12 @@ impl Contact {
 
 impl fmt::Debug for Contact {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Contact({:?}, user id {})", self.phone, if self.user_id.is_some() { "set" } else { "unset" })
+        write!(
+            f,
+            "Contact({:?}, user id {})",
+            self.phone,
+            if self.user_id.is_some() { "set" } else { "unset" }
+        )
     }
 }
 

@@ -30,8 +30,10 @@ impl EventFilter {
     pub fn parse<S: AsRef<str>>(patterns: &[S]) -> Result<Self, UnknownEvent> {
         let mut filter = Self::default();
         for (index, pattern) in patterns.iter().enumerate() {
-            let selected = Self::one(pattern.as_ref())
-                .ok_or_else(|| UnknownEvent { pattern: pattern.as_ref().chars().take(64).collect(), index })?;
+            let selected = Self::one(pattern.as_ref()).ok_or_else(|| UnknownEvent {
+                pattern: pattern.as_ref().chars().take(64).collect(),
+                index,
+            })?;
             filter.0 |= selected;
         }
         Ok(filter)
@@ -41,7 +43,12 @@ impl EventFilter {
         let prefix = match pattern {
             "*" => "",
             "message.*" | "recipient.*" => pattern.trim_end_matches('*'),
-            name => return EventType::SELECTABLE.iter().find(|event| event.name() == name).map(|event| event.bit()),
+            name => {
+                return EventType::SELECTABLE
+                    .iter()
+                    .find(|event| event.name() == name)
+                    .map(|event| event.bit());
+            }
         };
         let selected = EventType::SELECTABLE.iter().filter(|event| event.name().starts_with(prefix));
         Some(selected.fold(0, |bits, event| bits | event.bit()))
@@ -61,8 +68,12 @@ mod tests {
     #[test]
     fn patterns_select_events() {
         let messages = EventFilter::parse(&["message.*"]).unwrap();
-        assert!(messages.matches(EventType::MessageReceived) && messages.matches(EventType::MessageStatusUpdated));
-        assert!(!messages.matches(EventType::RecipientOptedOut) && !messages.matches(EventType::ProviderEvent));
+        assert!(
+            messages.matches(EventType::MessageReceived) && messages.matches(EventType::MessageStatusUpdated)
+        );
+        assert!(
+            !messages.matches(EventType::RecipientOptedOut) && !messages.matches(EventType::ProviderEvent)
+        );
         let all = EventFilter::parse(&["*"]).unwrap();
         assert!(EventType::SELECTABLE.iter().all(|event| all.matches(*event)));
         assert!(!EventFilter::parse::<&str>(&[]).unwrap().matches(EventType::MessageReceived));

@@ -12,7 +12,9 @@ pub const ID_CHARS_MAX: usize = 63;
 
 /// The id does not match `[a-z0-9][a-z0-9_-]{2,62}`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("must match [a-z0-9][a-z0-9_-]{{2,62}}: 3 to 63 lower-case letters, digits, `_` and `-`, starting with a letter or digit")]
+#[error(
+    "must match [a-z0-9][a-z0-9_-]{{2,62}}: 3 to 63 lower-case letters, digits, `_` and `-`, starting with a letter or digit"
+)]
 pub struct InvalidId;
 
 fn check(text: &str) -> Result<(), InvalidId> {

@@ -55,7 +55,9 @@ pub fn normalize_phone(raw: &str) -> Option<Phone> {
     let text = raw.trim();
     let text = text.strip_prefix("whatsapp:").unwrap_or(text);
     let text = match text.split_once('@') {
-        Some((number, "c.us" | "s.whatsapp.net")) => number.split_once(':').map_or(number, |(number, _)| number),
+        Some((number, "c.us" | "s.whatsapp.net")) => {
+            number.split_once(':').map_or(number, |(number, _)| number)
+        }
         Some(_) => return None,
         None => text,
     };
@@ -92,8 +94,14 @@ mod tests {
     #[test]
     fn dialable_forms_are_normalized() {
         for raw in [
-            "966500000001", "+966500000001", "00966500000001", "whatsapp:+966500000001",
-            "966500000001@c.us", "966500000001:12@s.whatsapp.net", "+966 50-000 (0001)", " 966500000001\n",
+            "966500000001",
+            "+966500000001",
+            "00966500000001",
+            "whatsapp:+966500000001",
+            "966500000001@c.us",
+            "966500000001:12@s.whatsapp.net",
+            "+966 50-000 (0001)",
+            " 966500000001\n",
         ] {
             assert_eq!(normalized(raw).as_deref(), Some("+966500000001"), "{raw}");
         }
@@ -102,8 +110,19 @@ mod tests {
     /// What cannot be dialled is never put into a phone field.
     #[test]
     fn other_identifiers_are_refused() {
-        for raw in ["", "+", "US.13491208655302741918", "123@lid", "1203@g.us", "abc", "123456", "0123456789",
-            "1234567890123456", "++966500000001", "9665+00000001"] {
+        for raw in [
+            "",
+            "+",
+            "US.13491208655302741918",
+            "123@lid",
+            "1203@g.us",
+            "abc",
+            "123456",
+            "0123456789",
+            "1234567890123456",
+            "++966500000001",
+            "9665+00000001",
+        ] {
             assert_eq!(normalized(raw), None, "{raw}");
         }
     }

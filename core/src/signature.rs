@@ -157,7 +157,10 @@ mod tests {
     fn signs_as_the_official_libraries_do() {
         let vectors = [
             (T1, T1_SIGNATURE),
-            ("whsec_ICEiIyQlJicoKSorLC0uLzAxMjM0NTY3ODk6Ozw9Pj8=", "v1,Jxjy2oMmRnBAhbeju5lwy6brBMt9penyIbZTj4oI9s0="),
+            (
+                "whsec_ICEiIyQlJicoKSorLC0uLzAxMjM0NTY3ODk6Ozw9Pj8=",
+                "v1,Jxjy2oMmRnBAhbeju5lwy6brBMt9penyIbZTj4oI9s0=",
+            ),
             ("whsec_H2+m9p0YXmCG0E5zMDYb+QAaO40M5REX", "v1,HKyXYTA8W3h+yAveti6J++fTnpxNQ9uky3Kdq4OBzX0="),
         ];
         assert_eq!(BODY.len(), 126);
@@ -193,8 +196,14 @@ mod tests {
         let changed = BODY.replace("olá", "ola");
         assert_eq!(verify(ID, "1735689600", T1_SIGNATURE, &changed, TIMESTAMP), Err(VerifyError::Signature));
         assert_eq!(verify("x", "1735689600", T1_SIGNATURE, BODY, TIMESTAMP), Err(VerifyError::Signature));
-        assert_eq!(verify(ID, "1735689600", T1_SIGNATURE, BODY, TIMESTAMP + 301), Err(VerifyError::Timestamp));
-        assert_eq!(verify(ID, "now", T1_SIGNATURE, BODY, TIMESTAMP), Err(VerifyError::Header(WEBHOOK_TIMESTAMP)));
+        assert_eq!(
+            verify(ID, "1735689600", T1_SIGNATURE, BODY, TIMESTAMP + 301),
+            Err(VerifyError::Timestamp)
+        );
+        assert_eq!(
+            verify(ID, "now", T1_SIGNATURE, BODY, TIMESTAMP),
+            Err(VerifyError::Header(WEBHOOK_TIMESTAMP))
+        );
     }
 
     /// Secrets of a wrong form are refused, and a good one never prints.

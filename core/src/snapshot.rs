@@ -291,7 +291,8 @@ impl Snapshot {
         }
         self.subscriptions_by_instance = HashMap::new();
         for subscription in self.subscriptions.values() {
-            let of_instance = self.subscriptions_by_instance.entry(subscription.instance_id.clone()).or_default();
+            let of_instance =
+                self.subscriptions_by_instance.entry(subscription.instance_id.clone()).or_default();
             of_instance.push(Arc::clone(subscription));
         }
     }
@@ -363,7 +364,10 @@ impl TryFrom<&v1::InboundRouteConfig> for RouteConfig {
                 v1::InboundRouteSecretKind::MetaAppSecret => RouteSecretKind::MetaAppSecret,
                 v1::InboundRouteSecretKind::MetaVerifyToken => RouteSecretKind::MetaVerifyToken,
                 v1::InboundRouteSecretKind::Unspecified => {
-                    violations.add(format!("secrets[{index}].kind"), "is not known to this agent; update the agent");
+                    violations.add(
+                        format!("secrets[{index}].kind"),
+                        "is not known to this agent; update the agent",
+                    );
                     continue;
                 }
             };
@@ -445,8 +449,11 @@ impl TryFrom<&v1::WebhookSubscriptionConfig> for SubscriptionConfig {
 }
 
 fn sorted_headers(subscription: &v1::WebhookSubscription) -> Vec<(Box<str>, Box<str>)> {
-    let mut headers: Vec<(Box<str>, Box<str>)> =
-        subscription.headers.iter().map(|(name, value)| (name.as_str().into(), value.as_str().into())).collect();
+    let mut headers: Vec<(Box<str>, Box<str>)> = subscription
+        .headers
+        .iter()
+        .map(|(name, value)| (name.as_str().into(), value.as_str().into()))
+        .collect();
     headers.sort();
     headers
 }

@@ -32,7 +32,10 @@ pub fn from_provider_json(value: &serde_json::Value) -> Option<Timestamp> {
         }
         serde_json::Value::String(text) => {
             let text = text.trim();
-            text.parse::<i64>().ok().or_else(|| text.parse::<f64>().ok().and_then(whole)).and_then(from_provider_number)
+            text.parse::<i64>()
+                .ok()
+                .or_else(|| text.parse::<f64>().ok().and_then(whole))
+                .and_then(from_provider_number)
         }
         _ => None,
     }
@@ -82,13 +85,20 @@ mod tests {
     #[test]
     fn provider_times_are_understood() {
         for value in [
-            json!(1_749_416_383), json!("1749416383"), json!(1_749_416_383_000_i64), json!("1749416383000"),
-            json!(1_749_416_383.25), json!("1749416383.25"), json!(" 1749416383 "),
+            json!(1_749_416_383),
+            json!("1749416383"),
+            json!(1_749_416_383_000_i64),
+            json!("1749416383000"),
+            json!(1_749_416_383.25),
+            json!("1749416383.25"),
+            json!(" 1749416383 "),
         ] {
             let time = from_provider_json(&value).unwrap();
             assert_eq!(rfc3339_seconds(time), "2025-06-08T20:59:43Z", "{value}");
         }
-        for value in [json!(null), json!(""), json!("soon"), json!(-5), json!(1e300), json!("NaN"), json!([1])] {
+        for value in
+            [json!(null), json!(""), json!("soon"), json!(-5), json!(1e300), json!("NaN"), json!([1])]
+        {
             assert_eq!(from_provider_json(&value), None, "{value}");
         }
     }

@@ -64,8 +64,10 @@ pub enum LoadFileError {
 /// # Errors
 /// When it cannot be read or parsed.
 pub fn load_file<T: DeserializeOwned>(path: &Path) -> Result<T, LoadFileError> {
-    let text = fs::read_to_string(path).map_err(|source| LoadFileError::Read { path: path.into(), source })?;
-    toml::from_str(&text).map_err(|source| LoadFileError::Parse { path: path.into(), source: Box::new(source) })
+    let text =
+        fs::read_to_string(path).map_err(|source| LoadFileError::Read { path: path.into(), source })?;
+    toml::from_str(&text)
+        .map_err(|source| LoadFileError::Parse { path: path.into(), source: Box::new(source) })
 }
 
 /// A duration written with its unit: `250ms`, `10s`, `5m`, `2h`.
@@ -93,7 +95,8 @@ impl std::str::FromStr for Span {
     type Err = BadUnit;
 
     fn from_str(text: &str) -> Result<Self, BadUnit> {
-        let bad = || BadUnit { text: text.to_owned(), expected: "a duration such as `250ms`, `10s`, `5m` or `2h`" };
+        let bad =
+            || BadUnit { text: text.to_owned(), expected: "a duration such as `250ms`, `10s`, `5m` or `2h`" };
         let (number, unit) = split_unit(text.trim());
         let number: u64 = number.parse().map_err(|_| bad())?;
         let milliseconds = match unit {
@@ -111,7 +114,10 @@ impl std::str::FromStr for Bytes {
     type Err = BadUnit;
 
     fn from_str(text: &str) -> Result<Self, BadUnit> {
-        let bad = || BadUnit { text: text.to_owned(), expected: "a size such as `65536`, `64KiB`, `512MiB` or `4GiB`" };
+        let bad = || BadUnit {
+            text: text.to_owned(),
+            expected: "a size such as `65536`, `64KiB`, `512MiB` or `4GiB`",
+        };
         let (number, unit) = split_unit(text.trim());
         let number: u64 = number.parse().map_err(|_| bad())?;
         let factor = match unit {

@@ -68,7 +68,9 @@ impl Supervisor {
     fn ended(&self, name: &'static str, on_end: OnEnd, outcome: anyhow::Result<()>) {
         let stopping = self.stop.is_cancelled();
         match &outcome {
-            Err(failure) => error!(task = name, error = format!("{failure:#}"), "failed to keep a task running"),
+            Err(failure) => {
+                error!(task = name, error = format!("{failure:#}"), "failed to keep a task running")
+            }
             Ok(()) if !stopping => warn!(task = name, "a task ended early"),
             Ok(()) => {}
         }

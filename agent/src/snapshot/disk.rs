@@ -37,7 +37,9 @@ pub enum ConfigLogError {
         source: io::Error,
     },
     /// The file is of another program version.
-    #[error("read configuration log `{0}`: its format is not known to this version; move it away to start from the control plane")]
+    #[error(
+        "read configuration log `{0}`: its format is not known to this version; move it away to start from the control plane"
+    )]
     Format(PathBuf),
     /// The file cannot be written.
     #[error("write configuration log `{path}`")]
@@ -78,9 +80,10 @@ pub fn name_of(resource: &v1::ConfigResource) -> (&'static str, &str) {
     match &resource.resource {
         Some(Resource::InboundRoute(route)) => ("inbound_route", &route.id),
         Some(Resource::Instance(instance)) => ("instance", &instance.id),
-        Some(Resource::WebhookSubscription(config)) => {
-            ("webhook_subscription", config.webhook_subscription.as_ref().map_or("", |subscription| &subscription.id))
-        }
+        Some(Resource::WebhookSubscription(config)) => (
+            "webhook_subscription",
+            config.webhook_subscription.as_ref().map_or("", |subscription| &subscription.id),
+        ),
         Some(Resource::OptOutPolicy(policy)) => ("opt_out_policy", &policy.instance_id),
         None => ("unknown", ""),
     }
@@ -99,7 +102,8 @@ impl State {
             self.resources.insert((resource_type, id.to_owned()), resource.clone());
         }
         for removal in &response.removals {
-            self.resources.retain(|(resource_type, id), _| !(*resource_type == removal.r#type && *id == removal.id));
+            self.resources
+                .retain(|(resource_type, id), _| !(*resource_type == removal.r#type && *id == removal.id));
         }
     }
 
@@ -143,7 +147,8 @@ impl ConfigLog {
         }
         if good_bytes < bytes.len() {
             warn!(path = %path.display(), good_bytes, "the configuration log ends in a damaged record; using what is before it");
-            truncate(&path, good_bytes).map_err(|source| ConfigLogError::Write { path: path.clone(), source })?;
+            truncate(&path, good_bytes)
+                .map_err(|source| ConfigLogError::Write { path: path.clone(), source })?;
         }
         let inner = Inner { path, state, log_bytes: good_bytes, base_bytes: 0 };
         Ok((Self { inner: Arc::new(Mutex::new(inner)) }, responses))
@@ -239,7 +244,11 @@ fn frame(response: &v1::StreamConfigResponse, bytes: &mut Vec<u8>) {
 fn read_frames(path: &Path, bytes: &[u8]) -> Result<(Vec<v1::StreamConfigResponse>, usize), ConfigLogError> {
     let Some(mut rest) = bytes.strip_prefix(FORMAT.as_slice()) else {
         // A file that was torn while its first bytes were written is an empty one.
-        return if FORMAT.starts_with(bytes) { Ok((Vec::new(), 0)) } else { Err(ConfigLogError::Format(path.into())) };
+        return if FORMAT.starts_with(bytes) {
+            Ok((Vec::new(), 0))
+        } else {
+            Err(ConfigLogError::Format(path.into()))
+        };
     };
     let mut responses = Vec::new();
     while let Some((response, after)) = read_frame(rest) {
