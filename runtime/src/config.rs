@@ -1,7 +1,7 @@
 //! Settings in layers: flag over environment over TOML file over default.
 //!
 //! A program declares one struct of optional fields that derives both `clap::Args` (flags and environment)
-//! and `serde::Deserialize` with `deny_unknown_fields` (file), and implements [`Layer`] with [`layer!`].
+//! and `serde::Deserialize` with `deny_unknown_fields` (file), and implements [`Layer`] with [`crate::layer!`].
 
 use std::{
     fs, io,

@@ -2,6 +2,7 @@
 //! Only providers and customers are fake.
 #![cfg(test)]
 
+mod layering;
 mod first_event;
 mod authenticity;
 mod duplicates;
