@@ -36,11 +36,14 @@ pub struct Wish {
     pub contact: Contact,
     /// The business number.
     pub business_phone: Option<Phone>,
-    /// The event that carried it. When the buffer has it already, the provider repeats itself, and a wish of
-    /// long ago must not undo a newer one.
-    pub trigger: Option<EventId>,
+    /// The event that carried it, or the mark that is appended for it. When the buffer has it already, the
+    /// provider repeats itself, and a wish of long ago must not undo a newer one. None where a repeat cannot
+    /// be told from the same wish made anew.
+    pub mark: Option<EventId>,
     /// What the contact wrote.
     pub message_text: Option<Box<str>>,
+    /// Whether the time of the wish is ours because the provider gave none.
+    pub is_time_ours: bool,
     /// What is wished.
     pub kind: WishKind,
 }
@@ -159,8 +162,8 @@ impl OptOuts {
         now: Timestamp,
     ) -> (Entry, Vec<OptOutRecord>) {
         let Normalized { mut entry, mut wishes } = normalized;
-        let mut triggers = HashSet::new();
-        wishes.retain(|wish| wish.trigger.is_none_or(|id| triggers.insert(id) && !is_known(&id)));
+        let mut marks = HashSet::new();
+        wishes.retain(|wish| wish.mark.is_none_or(|mark| marks.insert(mark) && !is_known(&mark)));
         let set = self.0.set.lock().unwrap_or_else(PoisonError::into_inner);
         let mut round = Round { set: &set, decided: OptOutSet::new(), records: Vec::new(), now };
         for wish in wishes {
@@ -193,7 +196,7 @@ impl Round<'_> {
             WishKind::Decide(decision) => {
                 let known = self.known(instance_id, &decision.contact);
                 let merged = merge(known.as_ref(), decision, self.now);
-                if merged.state_changed {
+                if merged.is_news {
                     entry.events.push(told(wish, decision, &merged.record, self.now, snapshot, origin));
                 }
                 self.keep(merged, entry);
@@ -230,7 +233,7 @@ impl Round<'_> {
     }
 }
 
-/// The event of a wish that changed the state.
+/// The event of a wish that the customer is told.
 fn told(
     wish: &Wish,
     decision: &Decision,
@@ -251,6 +254,7 @@ fn told(
         contact: wish.contact.clone(),
         business_phone: wish.business_phone.clone(),
         event_time: decision.event_time,
+        is_time_ours: wish.is_time_ours,
         receive_time,
     };
     let event = about.event(decided.event_id(), decided.event_type(), Content::OptOut(Box::new(notice)));
@@ -285,6 +289,7 @@ pub fn notice(
         contact,
         business_phone: instance.phone.clone(),
         event_time: deciding.event_time,
+        is_time_ours: false,
         receive_time,
     };
     let event = about.event(decided.event_id(), decided.event_type(), Content::OptOut(Box::new(notice)));

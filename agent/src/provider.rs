@@ -157,10 +157,23 @@ pub struct PreferenceItem {
     pub opts_out: bool,
     /// Whether a failed send told us; otherwise the contact used the provider's own control.
     pub from_error: bool,
-    /// The message that failed.
+    /// The message that failed, or that carried the decision.
     pub external_message_id: Option<Box<str>>,
+    /// How its repeat is known.
+    pub identity: PreferenceIdentity,
     /// When the contact decided.
     pub time: Option<Timestamp>,
+}
+
+/// How the repeat of a decision is known: it must not undo a newer one.
+#[derive(Clone, PartialEq, Eq)]
+pub enum PreferenceIdentity {
+    /// The message or status right before it carried it, and is repeated with it.
+    ItemBefore,
+    /// It came alone. What tells it from all others of the provider and the number.
+    Own(Box<str>),
+    /// It came alone, and cannot be told from the same decision made anew.
+    Unknown,
 }
 
 /// A contact is known by another phone number or user id.

@@ -105,6 +105,7 @@ impl Worker {
             contact: Contact::default(),
             business_phone: instance.phone.clone(),
             event_time: test.create_time.as_ref().and_then(from_proto).unwrap_or(now),
+            is_time_ours: false,
             receive_time: now,
             content: test_content(&subscription),
         };

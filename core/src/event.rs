@@ -158,6 +158,8 @@ pub struct Event {
     pub business_phone: Option<Phone>,
     /// When it happened, by the provider's clock; our receive time when the provider gave none.
     pub event_time: Timestamp,
+    /// Whether `event_time` is ours because the provider gave none; the body says so.
+    pub is_time_ours: bool,
     /// When the agent took the callback.
     pub receive_time: Timestamp,
     /// What happened.
@@ -230,6 +232,9 @@ pub struct Message {
     /// A system notice (number changed, …), as the provider gave it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub system: Option<Box<RawValue>>,
+    /// The state of the contact's encryption identity, as the provider gave it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub identity: Option<Box<RawValue>>,
     /// The message that an edit or a revoke is about.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub original_message_id: Option<Box<str>>,
@@ -242,7 +247,7 @@ pub struct Message {
     /// `app` for what the business typed in its phone app.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source: Option<&'static str>,
-    /// The whole item, for types that we do not know.
+    /// The whole item, for types that we do not know, and where the other fields do not say all of it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub raw: Option<Box<RawValue>>,
 }
@@ -384,7 +389,8 @@ pub struct Status {
     /// The group it was written in.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub group_id: Option<Box<str>>,
-    /// The whole item, for kinds of status that we do not know.
+    /// The whole item, for kinds of status that we do not know, and where the other fields do not say all of
+    /// it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub raw: Option<Box<RawValue>>,
 }

@@ -32,6 +32,11 @@ pub fn body(event: &Event) -> Vec<u8> {
     bytes
 }
 
+/// Where `timestamp` comes from, when not from the provider.
+fn timestamp_source(event: &Event) -> Option<&'static str> {
+    event.is_time_ours.then_some("receive_time")
+}
+
 #[derive(Serialize)]
 struct ContactBody<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -65,6 +70,8 @@ struct MessageBody<'a> {
     timestamp: String,
     event_id: String,
     #[serde(skip_serializing_if = "Option::is_none")]
+    timestamp_source: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     to: Option<&'a Phone>,
     #[serde(skip_serializing_if = "Option::is_none")]
     contact: Option<ContactBody<'a>>,
@@ -84,6 +91,7 @@ impl<'a> MessageBody<'a> {
             external_message_id: message.external_message_id.as_deref(),
             timestamp: rfc3339_seconds(event.event_time),
             event_id: event.id.to_string(),
+            timestamp_source: timestamp_source(event),
             to: event.business_phone.as_ref(),
             contact: ContactBody::new(&event.contact),
             rest: message,
@@ -102,6 +110,8 @@ struct EchoBody<'a> {
     external_message_id: Option<&'a str>,
     timestamp: String,
     event_id: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    timestamp_source: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     from: Option<&'a Phone>,
     message_text: Option<&'a str>,
@@ -123,6 +133,7 @@ impl<'a> EchoBody<'a> {
             external_message_id: message.external_message_id.as_deref(),
             timestamp: rfc3339_seconds(event.event_time),
             event_id: event.id.to_string(),
+            timestamp_source: timestamp_source(event),
             from: event.business_phone.as_ref(),
             message_text: message.text.as_deref(),
             message_type: &message.message_type,
@@ -143,6 +154,8 @@ struct StatusBody<'a> {
     timestamp: String,
     event_id: String,
     #[serde(skip_serializing_if = "Option::is_none")]
+    timestamp_source: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     from: Option<&'a Phone>,
     #[serde(skip_serializing_if = "Option::is_none")]
     contact: Option<ContactBody<'a>>,
@@ -161,6 +174,7 @@ impl<'a> StatusBody<'a> {
             external_message_id: status.external_message_id.as_deref(),
             timestamp: rfc3339_seconds(event.event_time),
             event_id: event.id.to_string(),
+            timestamp_source: timestamp_source(event),
             from: event.business_phone.as_ref(),
             contact: ContactBody::new(&event.contact),
             rest: status,
@@ -178,6 +192,8 @@ struct OptOutBody<'a> {
     message_text: Option<&'a str>,
     timestamp: String,
     event_id: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    timestamp_source: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     to: Option<&'a Phone>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -197,6 +213,7 @@ impl<'a> OptOutBody<'a> {
             message_text: notice.message_text.as_deref(),
             timestamp: rfc3339_seconds(event.event_time),
             event_id: event.id.to_string(),
+            timestamp_source: timestamp_source(event),
             to: event.business_phone.as_ref(),
             contact: ContactBody::new(&event.contact),
             rest: notice,
@@ -212,6 +229,8 @@ struct ProviderBody<'a> {
     provider_field: &'a str,
     timestamp: String,
     event_id: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    timestamp_source: Option<&'static str>,
     raw: &'a RawValue,
 }
 
@@ -224,6 +243,7 @@ impl<'a> ProviderBody<'a> {
             provider_field: &notice.field,
             timestamp: rfc3339_seconds(event.event_time),
             event_id: event.id.to_string(),
+            timestamp_source: timestamp_source(event),
             raw: &notice.raw,
         }
     }
@@ -275,6 +295,7 @@ mod tests {
             contact: Contact { phone: normalize_phone("966500000001"), ..Contact::default() },
             business_phone: None,
             event_time: "2026-05-08T10:00:00.9Z".parse().unwrap(),
+            is_time_ours: false,
             receive_time: "2026-05-08T10:00:01Z".parse().unwrap(),
             content,
         }
@@ -311,5 +332,27 @@ mod tests {
         }
         assert_eq!(value["contact"]["user_id"], "US.1");
         assert!(value.get("media").is_none() && value.get("to").is_none());
+    }
+
+    /// Every kind of body says that its time is ours when the provider gave none, and only then.
+    #[test]
+    fn a_time_of_ours_is_marked() {
+        let raw = || RawValue::from_string("{}".to_owned()).unwrap();
+        for (event_type, content) in [
+            (EventType::MessageReceived, Content::Message(Box::default())),
+            (EventType::MessageSent, Content::Message(Box::default())),
+            (EventType::MessageRead, Content::Status(Box::default())),
+            (EventType::RecipientOptedOut, Content::OptOut(Box::default())),
+            (EventType::ProviderEvent, Content::Provider(ProviderNotice { field: "x".into(), raw: raw() })),
+        ] {
+            let theirs = event(event_type, content);
+            let source = |event: &Event| {
+                let value: serde_json::Value = serde_json::from_slice(&body(event)).unwrap();
+                value.get("timestamp_source").cloned()
+            };
+            assert_eq!(source(&theirs), None);
+            let ours = Event { is_time_ours: true, ..theirs };
+            assert_eq!(source(&ours), Some("receive_time".into()), "{}", event_type.name());
+        }
     }
 }

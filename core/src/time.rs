@@ -14,14 +14,15 @@ pub fn rfc3339_seconds(time: Timestamp) -> String {
     whole.to_string()
 }
 
-/// A provider's epoch number, seconds or milliseconds. None outside of the years 1970 to 9999.
+/// A provider's epoch number, seconds or milliseconds. None outside of the years 1970 to 9999; 0 is none too,
+/// since it stands for a time that was never set.
 pub fn from_provider_number(number: i64) -> Option<Timestamp> {
     let time = if number >= MILLISECONDS_FROM {
         Timestamp::from_millisecond(number).ok()?
     } else {
         Timestamp::from_second(number).ok()?
     };
-    (time >= Timestamp::UNIX_EPOCH).then_some(time)
+    (time > Timestamp::UNIX_EPOCH).then_some(time)
 }
 
 /// A provider's epoch time as an integer, a float or a decimal string, seconds or milliseconds.
@@ -96,9 +97,18 @@ mod tests {
             let time = from_provider_json(&value).unwrap();
             assert_eq!(rfc3339_seconds(time), "2025-06-08T20:59:43Z", "{value}");
         }
-        for value in
-            [json!(null), json!(""), json!("soon"), json!(-5), json!(1e300), json!("NaN"), json!([1])]
-        {
+        for value in [
+            json!(null),
+            json!(""),
+            json!("soon"),
+            json!(-5),
+            json!(0),
+            json!("0"),
+            json!(0.5),
+            json!(1e300),
+            json!("NaN"),
+            json!([1]),
+        ] {
             assert_eq!(from_provider_json(&value), None, "{value}");
         }
     }

@@ -40,6 +40,7 @@ fn bare(event_type: EventType) -> Event {
         contact: Contact::default(),
         business_phone: None,
         event_time: "2026-05-08T10:00:00Z".parse().expect("RFC 3339"),
+        is_time_ours: false,
         receive_time: "2026-05-08T10:00:01Z".parse().expect("RFC 3339"),
         content,
     }
@@ -55,6 +56,19 @@ fn required_keys_are_the_contract() {
             schema["required"].as_array().unwrap().iter().map(|key| key.as_str().unwrap()).collect();
         assert_eq!(required, keys(&written), "{}", event_type.name());
         assert_eq!(schema["properties"]["event"]["const"], event_type.name());
+    }
+}
+
+/// A time that is ours is marked in every body that tells of something at a provider's, and every such
+/// schema knows the mark.
+#[test]
+fn times_of_ours_are_described() {
+    for event_type in EventType::ALL {
+        let ours = Event { is_time_ours: true, ..bare(event_type) };
+        let written: Value = serde_json::from_slice(&body(&ours)).unwrap();
+        let schema = schema(event_type.name());
+        let known = &schema["properties"]["timestamp_source"]["const"];
+        assert_eq!(written.get("timestamp_source").unwrap_or(&Value::Null), known, "{}", event_type.name());
     }
 }
 

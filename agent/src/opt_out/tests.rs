@@ -63,6 +63,7 @@ impl Agent {
         let (entry, records) =
             self.opt_outs.decide(normalized, is_known, &self.snapshot, &origin(), NOW.parse().unwrap());
         self.opt_outs.remember(&records);
+        self.written.extend(entry.marks);
         let mut new = Vec::new();
         for event in entry.events {
             if !self.written.contains(&event.id) {
@@ -139,6 +140,107 @@ fn repeated_callbacks_decide_nothing() {
         assert_eq!(agent.told(&stop), []);
         assert_eq!(agent.known(CONTACT), BACK);
     }
+}
+
+fn preference(value: &str, time: &Value) -> Vec<u8> {
+    let mut preference = json!({"wa_id": CONTACT, "category": "marketing_messages", "value": value});
+    if !time.is_null() {
+        preference["timestamp"] = time.clone();
+    }
+    in_value(json!({"user_preferences": [preference]}))
+}
+
+/// The provider's retry of a preference undoes no newer decision, of the same second or a later one, and is
+/// told once; the same wish at another time is another one.
+#[test]
+fn repeated_preferences_decide_nothing() {
+    for (first, second, told) in [("resume", "stop", [IN, OUT]), ("stop", "resume", [OUT, IN])] {
+        for later in [100, 101] {
+            let mut agent = Agent::new();
+            let [first, second] = [preference(first, &json!(100)), preference(second, &json!(later))];
+            assert_eq!(agent.told(&first), told[..1]);
+            assert_eq!(agent.told(&second), told[1..]);
+            let known = agent.known(CONTACT);
+            for _ in 0..2 {
+                assert_eq!(agent.told(&first), []);
+                assert_eq!(agent.told(&second), []);
+            }
+            assert_eq!(agent.known(CONTACT), known);
+        }
+    }
+    let mut agent = Agent::new();
+    for second in [100, 102, 104] {
+        assert_eq!(agent.told(&preference("stop", &json!(second))), [OUT]);
+        assert_eq!(agent.told(&preference("resume", &json!((second + 1).to_string()))), [IN]);
+    }
+}
+
+/// Without a time, a preference to stop counts every time and one to resume only once: when a repeat cannot
+/// be told from a new wish, the contact is left alone.
+#[test]
+fn preferences_without_time_leave_the_contact_alone() {
+    let mut agent = Agent::new();
+    assert_eq!(agent.told(&preference("stop", &Value::Null)), [OUT]);
+    let events = agent.take(&preference("resume", &Value::Null));
+    assert_eq!((events[0].0, &events[0].1["timestamp_source"]), (IN, &json!("receive_time")));
+    assert_eq!(agent.told(&preference("stop", &Value::Null)), [OUT]);
+    assert_eq!(agent.told(&preference("resume", &Value::Null)), []);
+    assert_eq!(agent.known(CONTACT), MARKETING);
+}
+
+/// A preference beside messages and statuses is its own, not that of the item before it.
+#[test]
+fn preferences_beside_messages_count() {
+    let mut agent = Agent::new();
+    let stop = json!({"wa_id": CONTACT, "category": "marketing_messages", "value": "stop", "timestamp": 100});
+    let text = |id: &str| json!({"id": id, "from": CONTACT, "timestamp": "100", "type": "text", "text": {"body": "hi"}});
+    let body = |id: &str| in_value(json!({"user_preferences": [stop], "messages": [text(id)]}));
+    assert_eq!(agent.told(&body("wamid.1")), [RECEIVED, OUT]);
+    assert_eq!(agent.told(&preference("resume", &json!(100))), [IN]);
+    assert_eq!(agent.told(&body("wamid.1")), []);
+    assert_eq!(agent.told(&body("wamid.2")), [RECEIVED]);
+    assert_eq!(agent.known(CONTACT), Some((OptOutState::OptedIn, OptOutScope::Marketing)));
+}
+
+/// A START whose time is ahead, or missing, ends with the STOP that follows it, also within its second.
+#[test]
+fn start_from_the_future_does_not_outlast_a_stop() {
+    let now = NOW.parse::<Timestamp>().unwrap().as_second();
+    for start in [json!((now + 20 * 3_600).to_string()), json!("4102444800"), json!("0"), Value::Null] {
+        for stop in [now, now + 5] {
+            let mut agent = Agent::new();
+            let message = json!({"id": "wamid.1", "from": CONTACT, "timestamp": start, "type": "text", "text": {"body": "START"}});
+            assert_eq!(agent.told(&in_value(json!({"messages": [message]}))), [RECEIVED, IN]);
+            let stop = texts(&[("wamid.2", CONTACT, stop.try_into().unwrap(), "STOP")]);
+            assert_eq!(agent.told(&stop), [RECEIVED, OUT], "{start}");
+            assert_eq!(agent.known(CONTACT), FULL);
+        }
+    }
+}
+
+/// A STOP after an opt-out of marketing is told: the customer learns that it now covers more. Once, under an
+/// id of its own.
+#[test]
+fn wider_opt_outs_are_told() {
+    let mut agent = Agent::new();
+    assert_eq!(agent.told(&preference("stop", &json!(100))), [OUT]);
+    let events = agent.take(&texts(&[("wamid.1", CONTACT, 101, "STOP")]));
+    assert_eq!(events.iter().map(|(event, _)| *event).collect::<Vec<_>>(), [RECEIVED, OUT]);
+    assert_eq!(events[1].1["scope"], "non_essential");
+    let expected = EventId::derive(&["recipient.opted_out", "support-line", "+966500000001", "2"]);
+    assert_eq!(events[1].1["event_id"], expected.to_string());
+    assert_eq!(agent.told(&texts(&[("wamid.2", CONTACT, 102, "STOP")])), [RECEIVED]);
+    assert_eq!(agent.told(&preference("stop", &json!(103))), []);
+    assert_eq!(agent.told(&texts(&[("wamid.3", CONTACT, 104, "START")])), [RECEIVED, IN]);
+}
+
+/// An error that says stop counts wherever it stands among the errors.
+#[test]
+fn any_error_of_a_status_opts_out() {
+    let mut agent = Agent::new();
+    let told = agent.told(&fixture("errors_several"));
+    assert_eq!(told.iter().filter(|event| **event == OUT).count(), 1);
+    assert_eq!(agent.known("16505551234"), MARKETING);
 }
 
 /// A STOP that arrives late, with an older time than the START that is known, changes nothing.
@@ -225,11 +327,7 @@ fn buttons_and_captions_count() {
 #[test]
 fn preferences_stop_marketing_only() {
     let mut agent = Agent::new();
-    let preference = |value: &str, seconds: u64| {
-        in_value(
-            json!({"user_preferences": [{"wa_id": CONTACT, "category": "marketing_messages", "value": value, "timestamp": seconds}]}),
-        )
-    };
+    let preference = |value: &str, seconds: u64| preference(value, &json!(seconds));
     let events = agent.take(&preference("stop", 100));
     assert_eq!(events[0].1["reason"], "provider_preference");
     assert_eq!(events[0].1["scope"], "marketing");
@@ -276,9 +374,14 @@ fn opt_out_follows_the_contact() {
 
     let mut agent = Agent::new();
     let stop = json!({"messages": [{"id": "wamid.1", "from_user_id": "US.13491208655302741918", "timestamp": "100", "type": "text", "text": {"body": "stop"}}]});
-    assert_eq!(agent.told(&in_value(stop)), [RECEIVED, OUT]);
+    assert_eq!(agent.told(&in_value(stop.clone())), [RECEIVED, OUT]);
     assert_eq!(agent.told(&fixture("system_user_id_changed")), [RECEIVED]);
     assert_eq!(agent.known_as(&user_id("US.222")), FULL);
+
+    let mut agent = Agent::new();
+    assert_eq!(agent.told(&in_value(stop)), [RECEIVED, OUT]);
+    assert_eq!(agent.told(&fixture("system_without_sender")), [RECEIVED, RECEIVED]);
+    assert_eq!((agent.known_as(&user_id("US.333")), agent.known("12195555358")), (FULL, FULL));
     assert_eq!(Agent::new().told(&fixture("system_number_changed")), [RECEIVED], "nothing to follow");
 }
 
@@ -337,6 +440,12 @@ async fn decisions_are_durable_before_they_hold() {
     assert_eq!(buffer.local_opt_outs().len(), 1);
     let repeated = take(&buffer, "wamid.1", "STOP").await.unwrap();
     assert_eq!((repeated.stored, repeated.duplicates), (0, 1));
+    let prefer = async || {
+        let normalized = normalized(&snapshot, &preference("stop", &json!(101)));
+        opt_outs.append(&buffer, normalized, &snapshot, &origin(), now).await.unwrap()
+    };
+    assert_eq!(prefer().await, Receipt { stored: 0, duplicates: 0 });
+    assert_eq!(prefer().await, Receipt { stored: 0, duplicates: 1 });
 
     buffer.close().await;
     assert!(take(&buffer, "wamid.3", "START").await.is_err());

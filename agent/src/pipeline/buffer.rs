@@ -108,6 +108,8 @@ pub struct Entry {
     pub events: Vec<NewEvent>,
     /// Parts that nobody claims.
     pub unrouted: Vec<NewUnrouted>,
+    /// Marks of what has no event of its own: a contact's wish that came alone.
+    pub marks: Vec<EventId>,
     /// Decisions of contacts; the newest record of an id is kept.
     pub opt_outs: Vec<v1::OptOut>,
 }
@@ -117,7 +119,7 @@ pub struct Entry {
 pub struct Receipt {
     /// Events and unrouted parts that are new and now on disk.
     pub stored: usize,
-    /// Those that came before; they are counted and not delivered again.
+    /// Those, and marks, that came before; they are counted and not delivered again.
     pub duplicates: usize,
 }
 
@@ -332,8 +334,8 @@ impl Buffer {
         answer.await.unwrap_or(Err(AppendError::Stopped))
     }
 
-    /// Whether the event was accepted in the last eight days. Reads the disk when the page is not in
-    /// memory. False while the disk is broken.
+    /// Whether the event, or what else has this mark, was accepted in the last eight days. Reads the disk
+    /// when the page is not in memory. False while the disk is broken.
     pub fn contains(&self, id: &EventId) -> bool {
         let found = self.shared.store().and_then(|store| store.get(&record::mark_key(id)));
         matches!(found, Ok(Some(_)))

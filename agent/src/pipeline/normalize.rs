@@ -21,7 +21,10 @@ use jiff::Timestamp;
 use super::buffer::{Entry, NewEvent, NewUnrouted};
 use crate::{
     opt_out::{Wish, WishKind, keyword_texts},
-    provider::{Item, MessageItem, NoticeItem, Part, PreferenceItem, StatusItem, Target, json::identity},
+    provider::{
+        Item, MessageItem, NoticeItem, Part, PreferenceIdentity, PreferenceItem, StatusItem, Target,
+        json::identity,
+    },
 };
 
 /// Longest text in the log's own column, in bytes; the webhook body in the log has the whole text. WhatsApp
@@ -40,7 +43,7 @@ pub struct Origin {
 /// What one callback comes to.
 #[derive(Default)]
 pub struct Normalized {
-    /// Events, and parts that nobody claims.
+    /// Events, parts that nobody claims, and the marks of wishes that came alone.
     pub entry: Entry,
     /// Wishes of contacts, in the order in which they came. Deciding them takes what is known of the
     /// contact, and may add events.
@@ -169,7 +172,7 @@ impl OfInstance<'_> {
             Item::Preference(item) => self.preference(&item),
             Item::ContactChange(change) => {
                 let kind = WishKind::Follow { from: contact_ref(&change.from), to: contact_ref(&change.to) };
-                self.wish(kind, self.newest_event, change.to, None);
+                self.wish(Wish { mark: self.newest_event, ..self.wish_of(change.to, kind, None) });
             }
             Item::Notice(item) => self.notice(*item),
         }
@@ -181,16 +184,15 @@ impl OfInstance<'_> {
         self.newest_event = Some(id);
         let wish = if item.is_echo { None } else { self.keyword_wish(&item) };
         let business_phone = item.business_phone.or_else(|| self.business_phone.clone());
-        let event_time = self.time(item.time);
-        let (contact, text) = match &wish {
-            Some(_) => (item.contact.clone(), item.message.text.clone()),
-            None => (Contact::default(), None),
-        };
+        let wish = wish.map(|decision| {
+            let wish = self.wish_of(item.contact.clone(), WishKind::Decide(decision), item.time);
+            Wish { mark: Some(id), message_text: item.message.text.clone(), ..wish }
+        });
         let content = Content::Message(Box::new(item.message));
-        let event = self.event(id, event_type, content);
-        self.push(Event { business_phone, contact: item.contact, event_time, ..event });
-        if let Some(decision) = wish {
-            self.wish(WishKind::Decide(decision), Some(id), contact, text);
+        let event = self.event(id, event_type, content, item.time);
+        self.push(Event { business_phone, contact: item.contact, ..event });
+        if let Some(wish) = wish {
+            self.wish(wish);
         }
     }
 
@@ -220,8 +222,8 @@ impl OfInstance<'_> {
             let parts =
                 [&*identity, &*status.status, &*status.recipient, code.as_deref().unwrap_or_default()];
             let id = self.event_id(event_type, parts);
-            let event = self.event(id, event_type, Content::Status(Box::new(status.clone())));
-            self.push(Event { contact: contact.clone(), event_time: self.time(time), ..event });
+            let event = self.event(id, event_type, Content::Status(Box::new(status.clone())), time);
+            self.push(Event { contact: contact.clone(), ..event });
             self.newest_event.get_or_insert(id);
         }
     }
@@ -230,20 +232,28 @@ impl OfInstance<'_> {
         let direction = if item.opts_out { OptOutDirection::OptOut } else { OptOutDirection::OptIn };
         let reason =
             if item.from_error { OptOutReason::ProviderError } else { OptOutReason::ProviderPreference };
-        // The item before this one is the one that told of it, if the wish did not come alone.
-        let trigger = self.newest_event.filter(|_| item.external_message_id.is_some());
+        let mark = match &item.identity {
+            PreferenceIdentity::ItemBefore => self.newest_event,
+            PreferenceIdentity::Own(identity) => {
+                let provider = self.normalizer.route.provider.name();
+                let mark = EventId::derive(&["preference", provider, self.instance.id.as_str(), identity]);
+                self.normalized.entry.marks.push(mark);
+                Some(mark)
+            }
+            PreferenceIdentity::Unknown => None,
+        };
         let decision = Decision {
             external_message_id: item.external_message_id.clone(),
             ..self.decision(&item.contact, direction, OptOutScope::Marketing, reason, item.time)
         };
-        self.wish(WishKind::Decide(decision), trigger, item.contact.clone(), None);
+        let wish = self.wish_of(item.contact.clone(), WishKind::Decide(decision), item.time);
+        self.wish(Wish { mark, ..wish });
     }
 
     fn notice(&mut self, item: NoticeItem) {
         let id = self.event_id(EventType::ProviderEvent, [&item.identity, "", "", ""]);
         let content = Content::Provider(ProviderNotice { field: item.field, raw: item.raw });
-        let event_time = self.time(item.time);
-        self.push(Event { event_time, ..self.event(id, EventType::ProviderEvent, content) });
+        self.push(self.event(id, EventType::ProviderEvent, content, item.time));
     }
 
     /// The id, from the provider's id, status, recipient and error code: a repeat of the item gives it again.
@@ -260,16 +270,26 @@ impl OfInstance<'_> {
         ])
     }
 
+    /// The provider's time, or else ours, as coarse as a provider's: of what happens within its second neither
+    /// is the earlier.
     fn time(&self, time: Option<Timestamp>) -> Timestamp {
-        time.unwrap_or(self.normalizer.receive_time)
+        time.unwrap_or_else(|| self.receive_second())
     }
 
-    fn event(&self, id: EventId, event_type: EventType, content: Content) -> Event {
+    fn receive_second(&self) -> Timestamp {
         let receive_time = self.normalizer.receive_time;
-        let contact = Contact::default();
-        let business_phone = self.business_phone.clone();
-        let event_time = receive_time;
-        let about = About { instance: self.instance, contact, business_phone, event_time, receive_time };
+        Timestamp::from_second(receive_time.as_second()).unwrap_or(receive_time)
+    }
+
+    fn event(&self, id: EventId, event_type: EventType, content: Content, time: Option<Timestamp>) -> Event {
+        let about = About {
+            instance: self.instance,
+            contact: Contact::default(),
+            business_phone: self.business_phone.clone(),
+            event_time: self.time(time),
+            is_time_ours: time.is_none(),
+            receive_time: self.normalizer.receive_time,
+        };
         about.event(id, event_type, content)
     }
 
@@ -286,6 +306,11 @@ impl OfInstance<'_> {
         reason: OptOutReason,
         time: Option<Timestamp>,
     ) -> Decision {
+        let mut event_time = self.time(time);
+        if self.normalizer.replay_time.is_some() && direction == OptOutDirection::OptIn {
+            // A callback that was kept says nothing of the time since it came.
+            event_time = event_time.min(self.receive_second());
+        }
         Decision {
             tenant_id: self.instance.tenant_id.clone(),
             instance_id: self.instance.id.clone(),
@@ -296,26 +321,26 @@ impl OfInstance<'_> {
             keyword: None,
             external_message_id: None,
             note: None,
-            event_time: self.time(time),
+            event_time,
             origin: TakenBy::Here,
         }
     }
 
-    fn wish(
-        &mut self,
-        kind: WishKind,
-        trigger: Option<EventId>,
-        contact: Contact,
-        message_text: Option<Box<str>>,
-    ) {
-        self.normalized.wishes.push(Wish {
+    /// A wish without mark and text.
+    fn wish_of(&self, contact: Contact, kind: WishKind, time: Option<Timestamp>) -> Wish {
+        Wish {
             instance: Arc::clone(self.instance),
             contact,
             business_phone: self.business_phone.clone(),
-            trigger,
-            message_text,
+            mark: None,
+            message_text: None,
+            is_time_ours: time.is_none(),
             kind,
-        });
+        }
+    }
+
+    fn wish(&mut self, wish: Wish) {
+        self.normalized.wishes.push(wish);
     }
 }
 
@@ -333,6 +358,8 @@ pub struct About<'a> {
     pub business_phone: Option<Phone>,
     /// When it happened.
     pub event_time: Timestamp,
+    /// Whether that time is ours because the provider gave none.
+    pub is_time_ours: bool,
     /// When the agent took it.
     pub receive_time: Timestamp,
 }
@@ -349,6 +376,7 @@ impl About<'_> {
             contact: self.contact,
             business_phone: self.business_phone,
             event_time: self.event_time,
+            is_time_ours: self.is_time_ours,
             receive_time: self.receive_time,
             content,
         }

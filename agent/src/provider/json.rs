@@ -25,6 +25,11 @@ impl<'a> Fields<'a> {
         raw.get().starts_with('{').then(|| serde_json::from_str(raw.get()).ok())?
     }
 
+    /// Every field with its value, in the order in which they were written.
+    pub fn iter(&self) -> impl Iterator<Item = (&[u8], &'a RawValue)> {
+        self.0.iter().map(|(name, value)| (&**name, *value))
+    }
+
     /// The value of a field; None when it is missing or null.
     pub fn get(&self, name: &str) -> Option<&'a RawValue> {
         let (_, value) = self.0.iter().rev().find(|(key, _)| **key == *name.as_bytes())?;
@@ -56,9 +61,9 @@ impl<'a> Fields<'a> {
         time(self.get(name)?)
     }
 
-    /// A field as an integer; strings of one count.
+    /// A field as an integer; strings of one count, and floats without a fraction.
     pub fn integer(&self, name: &str) -> Option<i64> {
-        self.get(name)?.get().trim_matches('"').parse().ok()
+        integer(self.get(name)?)
     }
 
     /// A field as a finite number; strings of one count.
@@ -144,6 +149,18 @@ pub fn text(raw: &RawValue) -> Option<Cow<'_, str>> {
         b'-' | b'0'..=b'9' | b't' | b'f' => Some(Cow::Borrowed(raw.get())),
         _ => None,
     }
+}
+
+/// An integer, a float without a fraction, or a string of one.
+pub fn integer(raw: &RawValue) -> Option<i64> {
+    let number = raw.get().trim_matches('"').trim();
+    number.parse().ok().or_else(|| number.parse().ok().and_then(whole))
+}
+
+/// A float as an integer, if it is one exactly.
+#[expect(clippy::cast_possible_truncation, reason = "the range and the fraction are checked first")]
+fn whole(number: f64) -> Option<i64> {
+    (number.abs() < 9e15 && number.fract() == 0.0).then_some(number as i64)
 }
 
 /// An epoch time as an integer, a float or a string of one, seconds or milliseconds.
@@ -282,6 +299,10 @@ mod tests {
         assert_eq!(fields.text("a").as_deref(), Some("two"));
         assert_eq!(fields.name("n").as_deref(), Some("16505551234"));
         assert_eq!(fields.integer("n"), Some(16_505_551_234));
+        let integers = raw(r#"[131026.0, "131026.0", " 131026 ", 1.31026e5, 131026.5, 1e300, "NaN", true]"#);
+        let integers: Vec<_> = elements(&integers).unwrap().into_iter().map(integer).collect();
+        assert_eq!(integers[..4], [Some(131_026); 4]);
+        assert_eq!(integers[4..], [None; 4]);
         assert_eq!((fields.integer("big"), fields.number("big"), fields.time("big")), (None, None, None));
         assert_eq!(fields.name("big").as_deref(), Some("1e999"));
         assert!(fields.get("null").is_none() && fields.get("missing").is_none());

@@ -15,6 +15,7 @@ mod value;
 mod contact;
 mod message;
 mod content;
+mod error;
 mod status;
 mod preference;
 #[cfg(test)]

@@ -284,13 +284,13 @@ async fn operator_opt_out(
         .map_err(status::invalid)
 }
 
-/// Queues, in the same transaction, that an agent tells the customer of a change of state.
+/// Queues, in the same transaction, that an agent tells the customer of a change.
 async fn tell(
     transaction: &mut WriteTx,
     regions: &[String],
     recorded: &OptOutRecorded,
 ) -> Result<(), Status> {
-    if recorded.state_changed {
+    if recorded.is_news {
         WorkQueue::enqueue_in(transaction, regions, Work::OptOut(recorded.opt_out.clone())).await?;
     }
     Ok(())

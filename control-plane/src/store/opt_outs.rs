@@ -47,8 +47,8 @@ pub struct OptOutRecorded {
     pub opt_out: v1::OptOut,
     /// Whether the record is another one than before.
     pub changed: bool,
-    /// Whether the contact went from one state to the other, or decided for the first time.
-    pub state_changed: bool,
+    /// Whether the customer is to be told: [`Merged::is_news`].
+    pub is_news: bool,
 }
 
 /// Which opt-outs a list gives.
@@ -184,7 +184,7 @@ pub(super) async fn record_reported(
         Ok(incoming) => incoming,
         Err(violations) => {
             warn!(%violations, "passed over a reported opt-out that cannot be read");
-            return Ok(OptOutRecorded { opt_out: reported.clone(), changed: false, state_changed: false });
+            return Ok(OptOutRecorded { opt_out: reported.clone(), changed: false, is_news: false });
         }
     };
     // The tenant is the instance's, whatever the agent believes.
@@ -211,7 +211,7 @@ async fn write_merged(
     let before = rows.iter().map(read).collect::<Result<Vec<_>, _>>()?;
     let merged = merger(merged_of(&before).as_ref());
     if let ([row], false) = (rows.as_slice(), merged.changed) {
-        return Ok(OptOutRecorded { opt_out: row.clone(), changed: false, state_changed: false });
+        return Ok(OptOutRecorded { opt_out: row.clone(), changed: false, is_news: false });
     }
     // The old rows go first, since a key belongs to one row.
     for row in &rows {
@@ -227,7 +227,7 @@ async fn write_merged(
             put(transaction, &old.copy_to(contact, now)).await?;
         }
     }
-    Ok(OptOutRecorded { opt_out, changed: true, state_changed: merged.state_changed })
+    Ok(OptOutRecorded { opt_out, changed: true, is_news: merged.is_news })
 }
 
 /// Logs a record and writes it. Its etag names the place in the log.

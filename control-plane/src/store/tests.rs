@@ -257,7 +257,7 @@ async fn reported_opt_outs_merge() {
     let directory = tempfile::tempdir().unwrap();
     let store = open(&directory).await;
     let first = store.record_opt_outs(vec![opt_out("+5511987654321", 100)]).await.unwrap();
-    assert!(first[0].changed && first[0].state_changed && !first[0].opt_out.etag.is_empty());
+    assert!(first[0].changed && first[0].is_news && !first[0].opt_out.etag.is_empty());
     let repeat = store.record_opt_outs(vec![opt_out("+5511987654321", 100)]).await.unwrap();
     assert!(!repeat[0].changed);
     assert_eq!(repeat[0].opt_out, first[0].opt_out);
@@ -339,7 +339,7 @@ async fn operator_opt_in_ends_an_opt_out() {
     let decision = Decision::operator_opt_in(&record, clock::now());
     let ended = opt_outs::record(&mut transaction, &decision).await.unwrap();
     transaction.commit().await.unwrap();
-    assert!(ended.state_changed);
+    assert!(ended.is_news);
     assert_eq!((ended.opt_out.state(), ended.opt_out.change_number), (v1::OptOutState::OptedIn, 2));
     let old = store.record_opt_outs(vec![opt_out("+966500000001", 100)]).await.unwrap();
     assert!(!old[0].changed, "a repeat of the old STOP does not undo the opt-in");

@@ -14,14 +14,20 @@
 //! order and however often they are merged, on every agent and on the control plane: commutative,
 //! associative, idempotent. An opt-out is never lost except to an opt-in that is later. Reason, keyword
 //! and message id are those of a decision with that time; between two that agree in all of that, the
-//! first merged stays. `change_number` is not a function of the set: whoever hears of STOP, START, STOP
-//! counts 3, whoever hears of the last STOP alone counts 1 until the records merge, and then the larger
-//! number counts.
+//! first merged stays. `change_number` counts the changes that the customer is told: those of the state, and
+//! a marketing opt-out that becomes a full one. It is not a function of the set: whoever hears of STOP,
+//! START, STOP counts 3, whoever hears of the last STOP alone counts 1 until the records merge, and then the
+//! larger number counts.
 //!
 //! Providers give whole seconds, so ties are common: STOP and START within one second. An agent that took
 //! both knows their order, and writes it into the time: the second is a microsecond later ([`Origin`]).
 //! Between agents nobody knows, and the opt-out stays. An opt-in so moved counts as later than an opt-out
 //! of the same second that a third party has not heard of yet.
+//!
+//! A provider's clock that is ahead of ours must not decide what comes after it. An opt-in taken here is
+//! never later than its recording, so that the next STOP ends it, except as far as it has to be to end an
+//! opt-out that the same clock dates before it; an opt-out may be a minute ahead. And a STOP that is taken
+//! here while an opt-in that is still ahead of our clock is in force came after that one.
 //!
 //! The wire ([`v1::OptOut`](gateway_proto::v1::OptOut)) carries one decision for each record: the deciding
 //! one. A record that came over the wire or from a store therefore does not know a second opt-out beside
@@ -94,7 +100,7 @@ pub struct OptOutRecord {
     pub(super) full: Option<Mark>,
     /// The newest decision about marketing.
     pub(super) marketing: Option<Mark>,
-    /// Counts the changes of state, from 1.
+    /// Counts the changes of state, and of an opt-out from marketing to everything, from 1.
     pub change_number: u64,
     /// An operator's remark.
     pub note: Option<Box<str>>,
@@ -285,9 +291,9 @@ pub struct Merged {
     pub left_over: Option<OptOutRecord>,
     /// Whether the record is another one than before and has to be stored.
     pub changed: bool,
-    /// Whether the contact went from one state to the other, or decided for the first time: the customer
-    /// is to be told, with [`OptOutRecord::event_id`].
-    pub state_changed: bool,
+    /// Whether the contact went from one state to the other, decided for the first time, or widened an
+    /// opt-out of marketing to everything: the customer is to be told, with [`OptOutRecord::event_id`].
+    pub is_news: bool,
 }
 
 /// Merges a decision into what is known of the contact. `existing` is the record that matches the
@@ -295,8 +301,8 @@ pub struct Merged {
 /// with [`merge_record`]. Keys that the record lacks are learned; where a key differs, the decision's is
 /// the newer one, the record gets a new id, and what was known of the old key is [`Merged::left_over`].
 ///
-/// `now` is the time of recording. A provider's decision more than a day ahead of it counts as made now: a
-/// wrong clock must not make an opt-out endless.
+/// `now` is the time of recording. A provider's opt-in that is ahead of it, and an opt-out more than a minute
+/// ahead, count as made in the present second: a wrong clock must make neither endless.
 pub fn merge(existing: Option<&OptOutRecord>, decision: &Decision, now: Timestamp) -> Merged {
     let mut record = existing.cloned().unwrap_or_else(|| OptOutRecord::empty(decision, now));
     record.learn(&decision.contact);
@@ -311,7 +317,7 @@ pub fn merge(existing: Option<&OptOutRecord>, decision: &Decision, now: Timestam
 /// caller's mistake; it is merged all the same, since refusing would lose an opt-out.
 pub fn merge_record(existing: Option<&OptOutRecord>, incoming: &OptOutRecord, now: Timestamp) -> Merged {
     let Some(known) = existing else {
-        return Merged { record: incoming.clone(), left_over: None, changed: true, state_changed: true };
+        return Merged { record: incoming.clone(), left_over: None, changed: true, is_news: true };
     };
     let mut record = known.clone();
     record.learn(&incoming.contact);
@@ -328,38 +334,57 @@ fn finish(
     known_number: u64,
     now: Timestamp,
 ) -> Merged {
-    let state_changed = existing.map(OptOutRecord::state) != Some(record.state());
-    record.change_number = (record.change_number + u64::from(state_changed)).max(known_number);
+    let is_news = existing.is_none_or(|known| {
+        let (before, after) = (known.opt_out_scope(), record.opt_out_scope());
+        before.is_some() != after.is_some() || after > before
+    });
+    record.change_number = (record.change_number + u64::from(is_news)).max(known_number);
     let changed = existing != Some(&record);
     if changed {
         record.update_time = now;
     }
     let left_over = existing.and_then(|known| known.left_over(&record));
-    Merged { record, left_over, changed, state_changed }
+    Merged { record, left_over, changed, is_news }
 }
 
-/// How far a provider's clock may be ahead of ours.
-const AHEAD_MAX: SignedDuration = SignedDuration::from_hours(24);
+/// How far a provider's clock may be ahead of ours for an opt-out to keep its time.
+const AHEAD_MAX: SignedDuration = SignedDuration::from_mins(1);
 /// Resolution of providers' clocks, in microseconds: what lies below it orders decisions that tie.
 const CLOCK_TICK_MICROS: i64 = 1_000;
 
 /// The time under which a register records a decision. One that was taken here and ties with what the
 /// register holds is moved within its millisecond: an opt-out beside the opt-in, where it wins; an opt-in
-/// behind an opt-out that was taken here too. Otherwise it stays, and the opt-out wins.
+/// behind an opt-out that was taken here too. Otherwise it stays, and the opt-out wins. Where the provider's
+/// clock is ahead, everything from the present second to the time it gave is such a tie.
 fn effective_time(register: Option<&Mark>, decision: &Decision, now: Timestamp) -> Timestamp {
     if decision.origin == Origin::Elsewhere {
         return from_micros(decision.event_time.as_microsecond());
     }
-    let ahead = decision.event_time.duration_since(now);
-    let event_time = if ahead > AHEAD_MAX { now } else { decision.event_time };
-    let tick = event_time.as_microsecond().div_euclid(CLOCK_TICK_MICROS) * CLOCK_TICK_MICROS;
-    let last = tick + CLOCK_TICK_MICROS - 1;
+    let ahead_max = match decision.direction {
+        OptOutDirection::OptOut => AHEAD_MAX,
+        OptOutDirection::OptIn => SignedDuration::ZERO,
+    };
+    let given = tick(decision.event_time);
+    let is_ahead = decision.event_time.duration_since(now) > ahead_max;
+    // As coarse as providers' clocks, so that what follows within the second ties with it.
+    let recorded = if is_ahead { tick(now) - tick(now).rem_euclid(1_000_000) } else { given };
+    let ties = recorded..given + CLOCK_TICK_MICROS;
     let held = register.filter(|mark| mark.direction != decision.direction);
-    let moved = held.and_then(|mark| match decision.direction {
-        OptOutDirection::OptOut => Some(mark.event_time.as_microsecond()),
-        OptOutDirection::OptIn => (mark.origin == Origin::Here).then(|| mark.event_time.as_microsecond() + 1),
+    let moved = held.and_then(|mark| {
+        let held = mark.event_time.as_microsecond();
+        match decision.direction {
+            OptOutDirection::OptOut => (ties.contains(&held) || mark.event_time > now).then_some(held),
+            OptOutDirection::OptIn => {
+                (mark.origin == Origin::Here && ties.contains(&(held + 1))).then_some(held + 1)
+            }
+        }
     });
-    from_micros(moved.filter(|moved| (tick..=last).contains(moved)).unwrap_or(tick))
+    from_micros(moved.unwrap_or(recorded))
+}
+
+/// The beginning of the provider's tick that a time is in, in microseconds.
+fn tick(time: Timestamp) -> i64 {
+    time.as_microsecond().div_euclid(CLOCK_TICK_MICROS) * CLOCK_TICK_MICROS
 }
 
 /// A time of whole microseconds, so that every store keeps the order of decisions.

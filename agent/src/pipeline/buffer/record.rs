@@ -279,7 +279,7 @@ pub(super) struct Mark {
     pub(super) expire_day: u32,
     /// How many times it came again.
     pub(super) duplicates: u32,
-    /// The event's sequence; 0 for an unrouted callback.
+    /// The event's sequence; 0 for what is no event: an unrouted callback, a contact's wish that came alone.
     pub(super) sequence: u64,
 }
 

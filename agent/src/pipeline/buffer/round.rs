@@ -134,6 +134,13 @@ impl Round<'_> {
                 self.report(Lane::Logs, 0, v1::report::Report::UnroutedCallback(unrouted.callback));
             }
         }
+        for mark in entry.marks {
+            if self.is_duplicate(&mark)? {
+                receipt.duplicates += 1;
+            } else {
+                self.put_mark(mark, 0);
+            }
+        }
         self.plan.replies.push((reply, Ok(receipt)));
         Ok(())
     }

@@ -237,6 +237,21 @@ async fn repeats_are_counted_not_delivered() {
     assert_eq!(counts, [1, 2]);
 }
 
+/// A mark without an event is as durable as one: its repeat is a duplicate, also after a kill.
+#[tokio::test]
+async fn marks_without_events_survive_a_kill() {
+    let directory = tempfile::tempdir().unwrap();
+    let buffer = open(directory.path()).await;
+    let marked = || Entry { marks: vec![event_id(1), event_id(1)], ..Entry::default() };
+    assert!(!buffer.contains(&event_id(1)));
+    assert_eq!(buffer.append(marked()).await, Ok(Receipt { stored: 0, duplicates: 1 }));
+    kill(buffer).await;
+    let buffer = open(directory.path()).await;
+    assert!(buffer.contains(&event_id(1)));
+    assert_eq!(buffer.append(marked()).await, Ok(Receipt { stored: 0, duplicates: 2 }));
+    assert!(buffer.is_drained());
+}
+
 /// Two agents never share a directory, and the second one says who is there.
 #[tokio::test]
 async fn second_opener_is_told_who_is_there() {

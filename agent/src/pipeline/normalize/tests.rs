@@ -83,9 +83,12 @@ fn describe(normalized: &Normalized) -> String {
             "wish: {} {kind} (text {:?}, with an event: {})",
             wish.instance.id,
             wish.message_text,
-            wish.trigger.is_some()
+            normalized.entry.events.iter().any(|event| Some(event.id) == wish.mark)
         )
         .unwrap();
+    }
+    for mark in &normalized.entry.marks {
+        writeln!(text, "mark: {mark}").unwrap();
     }
     if text.is_empty() { "nothing\n".to_owned() } else { text }
 }
@@ -143,6 +146,7 @@ fn kept_parts_give_the_same_events() {
             let again = normalize(&snapshot, unrouted.callback.payload_json.as_bytes()).unwrap();
             later.entry.events.extend(again.entry.events);
             later.entry.unrouted.extend(again.entry.unrouted);
+            later.entry.marks.extend(again.entry.marks);
             later.wishes.extend(again.wishes);
         }
         assert_eq!(describe(&later), describe(&at_once), "{name}");
@@ -214,6 +218,19 @@ fn account_events_do_not_cross_tenants() {
     };
     assert_eq!(count(&alone), (2, 0));
     assert_eq!(count(&shared), (0, 1));
+}
+
+/// Changes of a shape that does not exist yet are kept whole, each under an id of its own.
+#[test]
+fn changes_of_another_shape_are_kept_apart() {
+    let entry = normalize(&configuration(&[]), &fixture("change_other_shape")).unwrap().entry;
+    let ids: std::collections::HashSet<_> = entry.events.iter().map(|event| event.id).collect();
+    assert_eq!(ids.len(), entry.events.len());
+    let bodies: Vec<serde_json::Value> =
+        entry.events.iter().map(|event| serde_json::from_str(&event.log.payload_json).unwrap()).collect();
+    for important in [1, 2, 3] {
+        assert!(bodies.iter().any(|body| body["raw"]["payload"]["important"] == important), "{important}");
+    }
 }
 
 /// More items than any provider sends are refused before they cost memory.

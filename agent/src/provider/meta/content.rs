@@ -4,7 +4,7 @@
 use gateway_core::event::{Location, Media, Message, MessageContext, Reaction, Reply};
 use serde_json::value::RawValue;
 
-use crate::provider::json::{Fields, kept};
+use crate::provider::json::{self, Fields, kept};
 
 /// Reads the content of a message of this type into `message`. None when the type is not known or the
 /// content is not what the type says.
@@ -92,7 +92,7 @@ fn interactive(object: &Fields<'_>, message: &mut Message) -> Option<()> {
     match &*kind {
         "nfm_reply" => {
             reply.title = name("name");
-            reply.response = of_kind.as_ref().and_then(|reply| response(&reply.text("response_json")?));
+            reply.response = of_kind.as_ref().and_then(|reply| reply.get("response_json")).and_then(response);
             message.text = name("body");
         }
         "call_permission_reply" => {
@@ -105,7 +105,7 @@ fn interactive(object: &Fields<'_>, message: &mut Message) -> Option<()> {
         }
     }
     // A kind of reply that we do not know has other fields than these.
-    if reply.id.is_none() && reply.title.is_none() && reply.response.is_none() {
+    if reply.id.is_none() && reply.title.is_none() && reply.response.is_none() && message.text.is_none() {
         return None;
     }
     reply.reply_type = Some(kind);
@@ -113,11 +113,13 @@ fn interactive(object: &Fields<'_>, message: &mut Message) -> Option<()> {
     Some(())
 }
 
-/// The answers of a flow: JSON in a text, not always an object; a text that is no JSON stays a text.
-fn response(json: &str) -> Option<Box<RawValue>> {
-    match serde_json::from_str::<&RawValue>(json) {
+/// The answers of a flow: JSON in a text, not always an object; a text that is no JSON stays a text, and JSON
+/// without a text around it is taken as it is.
+fn response(raw: &RawValue) -> Option<Box<RawValue>> {
+    let Some(json) = json::text(raw) else { return Some(kept(raw)) };
+    match serde_json::from_str::<&RawValue>(&json) {
         Ok(response) => Some(kept(response)),
-        Err(_) => serde_json::value::to_raw_value(json).ok(),
+        Err(_) => serde_json::value::to_raw_value(&json).ok(),
     }
 }
 

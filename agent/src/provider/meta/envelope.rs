@@ -26,6 +26,8 @@ pub struct Change<'a> {
     pub field: Option<&'a RawValue>,
     /// `value`.
     pub value: Option<&'a RawValue>,
+    /// The element itself, when it has no `value` or says more than `field` and `value`.
+    pub whole: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
@@ -46,12 +48,14 @@ struct Entry<'a> {
     changes: Vec<ChangeFields<'a>>,
 }
 
+/// The documented shape and no other, so that nothing in another one is passed over.
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct ChangeFields<'a> {
     #[serde(borrow)]
     field: Option<&'a RawValue>,
     #[serde(borrow)]
-    value: Option<&'a RawValue>,
+    value: &'a RawValue,
 }
 
 /// What a body says, by change.
@@ -63,7 +67,8 @@ pub fn parts(body: &[u8]) -> Result<Vec<Part<'_>>, NormalizeError> {
         Ok(envelope) if is_whatsapp(envelope.object) == Some(true) => {
             for entry in envelope.entry {
                 for ChangeFields { field, value } in entry.changes {
-                    parts.change(Change { account: entry.id, entry_time: entry.time, field, value })?;
+                    let (account, entry_time, value) = (entry.id, entry.time, Some(value));
+                    parts.change(Change { account, entry_time, field, value, whole: None })?;
                 }
             }
         }
@@ -107,7 +112,10 @@ fn odd_entry<'a>(entry: &'a RawValue, parts: &mut Parts<'a>) -> Result<(), Norma
     for change in changes {
         if let Some(fields) = Fields::of(change) {
             let (field, value) = (fields.get("field"), fields.get("value"));
-            parts.change(Change { account, entry_time, field, value })?;
+            let says_more = fields.iter().any(|(name, _)| !matches!(name, b"field" | b"value"));
+            let has_value = fields.iter().any(|(name, _)| name == b"value");
+            let whole = (says_more || !has_value).then_some(change);
+            parts.change(Change { account, entry_time, field, value, whole })?;
         } else {
             let mut original = head(account, entry_time);
             original.extend([r#""changes":["#, change.get(), "]}]}"]);
@@ -143,6 +151,10 @@ impl<'a> Change<'a> {
     fn original(&self) -> Vec<&'a str> {
         let or_null = |raw: Option<&'a RawValue>| raw.map_or("null", RawValue::get);
         let mut pieces = head(self.account, self.entry_time);
+        if let Some(whole) = self.whole {
+            pieces.extend([r#""changes":["#, whole.get(), "]}]}"]);
+            return pieces;
+        }
         let (value, field) = (or_null(self.value), or_null(self.field));
         pieces.extend([r#""changes":[{"value":"#, value, r#","field":"#, field, "}]}]}"]);
         pieces

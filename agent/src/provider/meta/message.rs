@@ -2,36 +2,37 @@
 //! <https://developers.facebook.com/docs/whatsapp/cloud-api/webhooks/reference/messages>.
 
 use gateway_core::{
-    event::{Contact, Message, ProviderError},
+    event::{Contact, Message},
     phone::{Phone, normalize_phone},
 };
 use serde_json::value::RawValue;
 
-use super::{contact::Contacts, content, status::first_error};
+use super::{contact::Contacts, content, error::Errors};
 use crate::provider::{
-    ContactChange, Item, MessageItem, PreferenceItem,
+    ContactChange, Item, MessageItem, PreferenceIdentity, PreferenceItem,
     json::{Fields, identity, kept},
 };
 
 /// What we call a message that we cannot tell more about; it is passed on raw.
-const UNSUPPORTED: &str = "unsupported";
+pub const UNSUPPORTED: &str = "unsupported";
 
-/// A message of a contact. `value_error` is the error of the whole value: it explains a message without
-/// content.
+/// A message of a contact.
 pub fn received(
     raw: &RawValue,
     contacts: &Contacts,
     alone: bool,
     business_phone: Option<&Phone>,
-    value_error: Option<&ProviderError>,
 ) -> Vec<Item> {
     let Some(fields) = Fields::of(raw) else { return vec![unreadable(raw, business_phone, false)] };
-    let contact = contacts.join(fields.name("from"), fields.name("from_user_id"), alone);
-    let mut message = read(raw, &fields);
-    if message.error.is_none() && &*message.message_type == UNSUPPORTED {
-        message.error = value_error.cloned();
-    }
+    let message = read(raw, &fields);
     let system = fields.object("system").filter(|_| &*message.message_type == "system");
+    let contact = match &system {
+        // Who changed their id is named by the new one, in `system` alone.
+        Some(system) if !has_sender(&fields) => {
+            contacts.join(new_number(system), system.name("user_id"), alone)
+        }
+        _ => contacts.join(fields.name("from"), fields.name("from_user_id"), alone),
+    };
     let told = system.and_then(|system| system_item(&system, &fields, &contact));
     let item = MessageItem {
         identity: identity_of(&message, raw),
@@ -82,12 +83,15 @@ fn identity_of(message: &Message, raw: &RawValue) -> Box<str> {
 }
 
 fn read(raw: &RawValue, fields: &Fields<'_>) -> Message {
+    let errors = Errors::of(fields.get("errors"));
     let mut message = Message {
         external_message_id: fields.name("id"),
         context: fields.object("context").and_then(|context| content::context(&context)),
         referral: fields.get("referral").map(kept),
         group_id: fields.name("group_id"),
-        error: fields.get("errors").and_then(first_error),
+        identity: fields.get("identity").map(kept),
+        error: errors.first,
+        raw: errors.say_more.then(|| kept(raw)),
         ..Message::default()
     };
     let literal = fields.name("type");
@@ -106,16 +110,26 @@ fn read(raw: &RawValue, fields: &Fields<'_>) -> Message {
     message
 }
 
+fn has_sender(fields: &Fields<'_>) -> bool {
+    fields.name("from").is_some() || fields.name("from_user_id").is_some()
+}
+
+/// The contact's new number; `new_wa_id` is the word of before v12.
+fn new_number(system: &Fields<'_>) -> Option<Box<str>> {
+    system.name("wa_id").or_else(|| system.name("new_wa_id"))
+}
+
 /// What a system message means beside being one.
 fn system_item(system: &Fields<'_>, fields: &Fields<'_>, contact: &Contact) -> Option<Item> {
     let user_id = system.name("user_id");
     match system.text("type")?.as_ref() {
-        // `customer_changed_number` and `new_wa_id` are the words of before v12.
+        // `customer_changed_number` is the word of before v12.
         "user_changed_number" | "customer_changed_number" | "user_changed_user_id" => {
-            let number = system.name("wa_id").or_else(|| system.name("new_wa_id"));
+            let number = new_number(system);
             let from_user_id = fields.name("from_user_id").filter(|from| user_id.as_ref() != Some(from));
             let from = Contact {
-                phone: contact.phone.clone(),
+                // Of a message without a sender the contact is the new one.
+                phone: contact.phone.clone().filter(|_| has_sender(fields)),
                 user_id: system.name("previous_user_id").or(from_user_id),
                 ..Contact::default()
             };
@@ -134,6 +148,7 @@ fn system_item(system: &Fields<'_>, fields: &Fields<'_>, contact: &Contact) -> O
                 opts_out,
                 from_error: false,
                 external_message_id: fields.name("id"),
+                identity: PreferenceIdentity::ItemBefore,
                 time: fields.time("timestamp"),
             })))
         }

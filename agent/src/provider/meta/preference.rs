@@ -4,12 +4,16 @@
 use serde_json::value::RawValue;
 
 use super::contact::Contacts;
-use crate::provider::{Item, PreferenceItem, json::Fields};
+use crate::provider::{
+    Item, PreferenceIdentity, PreferenceItem,
+    json::{Fields, identity},
+};
 
 /// The decision; None for what is not one that we know.
 pub fn preference(raw: &RawValue, contacts: &Contacts, alone: bool) -> Option<Item> {
     let fields = Fields::of(raw)?;
-    let opts_out = match fields.text("value")?.as_ref() {
+    let value = fields.text("value")?;
+    let opts_out = match value.as_ref() {
         "stop" => true,
         "resume" | "signup" => false,
         _ => return None,
@@ -17,11 +21,21 @@ pub fn preference(raw: &RawValue, contacts: &Contacts, alone: bool) -> Option<It
     if fields.text("category").is_some_and(|category| category != "marketing_messages") {
         return None;
     }
+    let contact = contacts.join(fields.name("wa_id"), fields.name("user_id"), alone);
+    let time = fields.time("timestamp");
+    let identity = match time {
+        Some(time) => PreferenceIdentity::Own(identity(&[contact.key(), &value, &time.to_string()])),
+        // It may be the contact's second wish of this kind: that counts if it is to stop, and does not if it
+        // is to start again.
+        None if opts_out => PreferenceIdentity::Unknown,
+        None => PreferenceIdentity::Own(identity(&[contact.key(), &value, ""])),
+    };
     Some(Item::Preference(Box::new(PreferenceItem {
-        contact: contacts.join(fields.name("wa_id"), fields.name("user_id"), alone),
+        contact,
         opts_out,
         from_error: false,
         external_message_id: None,
-        time: fields.time("timestamp"),
+        identity,
+        time,
     })))
 }

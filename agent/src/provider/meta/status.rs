@@ -2,13 +2,13 @@
 //! <https://developers.facebook.com/docs/whatsapp/cloud-api/webhooks/reference/messages/status>. No order is
 //! promised, and none is made: each status is passed on as it comes.
 
-use gateway_core::event::{Contact, EventType, ProviderError, Status};
+use gateway_core::event::{Contact, EventType, Status};
 use serde_json::value::RawValue;
 
-use super::contact::Contacts;
+use super::{contact::Contacts, error::Errors};
 use crate::provider::{
-    Item, PreferenceItem, StatusItem,
-    json::{self, Fields, elements, identity, kept},
+    Item, PreferenceIdentity, PreferenceItem, StatusItem,
+    json::{Fields, identity, kept},
 };
 
 /// The contact stopped marketing messages in WhatsApp itself; a send tells us so. It counts like the
@@ -17,15 +17,16 @@ const USER_STOPPED_MARKETING: i64 = 131_050;
 
 /// A status of a message, and the opt-out that it may tell of.
 pub fn of_message(raw: &RawValue, contacts: &Contacts, alone: bool) -> Vec<Item> {
-    let item = read(raw, contacts, alone);
-    let code = item.status.error.as_ref().and_then(|error| error.code);
-    let stopped = item.event_type == Some(EventType::MessageFailed) && code == Some(USER_STOPPED_MARKETING);
+    let (item, errors) = read(raw, contacts, alone);
+    let stopped =
+        item.event_type == Some(EventType::MessageFailed) && errors.codes.contains(&USER_STOPPED_MARKETING);
     let opt_out = stopped.then(|| {
         Item::Preference(Box::new(PreferenceItem {
             contact: item.contact.clone(),
             opts_out: true,
             from_error: true,
             external_message_id: item.status.external_message_id.clone(),
+            identity: PreferenceIdentity::ItemBefore,
             time: item.time,
         }))
     });
@@ -34,41 +35,44 @@ pub fn of_message(raw: &RawValue, contacts: &Contacts, alone: bool) -> Vec<Item>
 
 /// A status of a call (`RINGING`, `ACCEPTED`, …): never one of a message.
 pub fn of_call(raw: &RawValue, contacts: &Contacts, alone: bool) -> Item {
-    let mut item = read(raw, contacts, alone);
+    let (mut item, _) = read(raw, contacts, alone);
     item.event_type = None;
     item.status.raw.get_or_insert_with(|| kept(raw));
     Item::Status(Box::new(item))
 }
 
-fn read(raw: &RawValue, contacts: &Contacts, alone: bool) -> StatusItem {
+fn read(raw: &RawValue, contacts: &Contacts, alone: bool) -> (StatusItem, Errors) {
     let Some(fields) = Fields::of(raw) else {
         let status = Status { status: "unknown".into(), raw: Some(kept(raw)), ..Status::default() };
         let identity = identity(&[raw.get()]);
-        return StatusItem { contact: Contact::default(), status, identity, event_type: None, time: None };
+        let contact = Contact::default();
+        return (StatusItem { contact, status, identity, event_type: None, time: None }, Errors::default());
     };
-    let word =
-        fields.text("status").map_or_else(|| "unknown".into(), |word| word.to_lowercase().into_boxed_str());
+    let word = fields.text("status").filter(|word| !word.trim().is_empty());
+    let word = word.map_or_else(|| "unknown".into(), |word| word.to_lowercase().into_boxed_str());
     let of_message = fields.text("type").is_none_or(|kind| kind == "message");
     let event_type = event_type(&word).filter(|_| of_message);
     let (contact, recipient, group_id) = recipient(&fields, contacts, alone);
     let external_message_id = fields.name("id");
-    StatusItem {
+    let errors = Errors::of(fields.get("errors"));
+    let item = StatusItem {
         identity: external_message_id.clone().unwrap_or_else(|| identity(&[raw.get()])),
         status: Status {
             external_message_id,
             status: word,
             recipient,
-            error: fields.get("errors").and_then(first_error),
+            error: errors.first.clone(),
             pricing: fields.get("pricing").map(kept),
             conversation: fields.get("conversation").map(kept),
             correlation: fields.name("biz_opaque_callback_data"),
             group_id,
-            raw: event_type.is_none().then(|| kept(raw)),
+            raw: (event_type.is_none() || errors.say_more).then(|| kept(raw)),
         },
         contact,
         event_type,
         time: fields.time("timestamp"),
-    }
+    };
+    (item, errors)
 }
 
 fn event_type(word: &str) -> Option<EventType> {
@@ -93,19 +97,4 @@ fn recipient(fields: &Fields<'_>, contacts: &Contacts, alone: bool) -> (Contact,
     };
     let named = phone.clone().or_else(|| user_id.clone()).or_else(|| group_id.clone()).unwrap_or_default();
     (contacts.join(phone, user_id, alone && !in_group), named, group_id)
-}
-
-/// The first of an `errors` array. `title` may be missing and repeated in `message`; `error_data` is an
-/// object or a text, and older errors have `details` beside it.
-pub fn first_error(errors: &RawValue) -> Option<ProviderError> {
-    let error = Fields::of(elements(errors)?.first()?)?;
-    let data = error.get("error_data");
-    let details = data.and_then(Fields::of).and_then(|data| data.name("details"));
-    let details =
-        details.or_else(|| data.and_then(json::text).map(Box::from)).or_else(|| error.name("details"));
-    Some(ProviderError {
-        code: error.integer("code"),
-        title: error.name("title").or_else(|| error.name("message")),
-        details,
-    })
 }

@@ -1,18 +1,29 @@
 //! What a change says, by its field, and the number or account it is about.
 
-use gateway_core::phone::normalize_phone;
+use gateway_core::phone::{Phone, normalize_phone};
 use jiff::Timestamp;
 use serde_json::value::RawValue;
 
 use super::{
     contact::Contacts,
     envelope::{Change, UNKNOWN_FIELD},
+    error::Errors,
     message, preference, status,
 };
 use crate::provider::{
     Item, NormalizeError, NoticeItem, Target,
-    json::{self, Fields, identity, kept},
+    json::{self, Fields, elements, identity, kept},
 };
+
+/// What the business wrote in its phone app.
+const ECHOES: &str = "smb_message_echoes";
+/// Fields whose values hold lists that we know. Each of the lists is read in each of them, because Meta adds
+/// lists to values.
+const FIELDS_WITH_LISTS: [&str; 4] = ["messages", ECHOES, "user_preferences", "calls"];
+/// The lists.
+const LISTS: [&str; 4] = ["messages", "message_echoes", "statuses", "user_preferences"];
+/// What stands beside lists and says nothing by itself.
+const ABOUT_LISTS: [&str; 3] = ["messaging_product", "metadata", "contacts"];
 
 /// The number or account of a change, and its items. Fails when there are more than `items_max`.
 pub fn change_part(change: &Change<'_>, items_max: usize) -> Result<(Target, Vec<Item>), NormalizeError> {
@@ -25,25 +36,20 @@ pub fn change_part(change: &Change<'_>, items_max: usize) -> Result<(Target, Vec
     }
     let Some((raw, value)) = change.value.and_then(|raw| Fields::of(raw).map(|value| (raw, value))) else {
         let target = Target { account_id: change.account_id(), ..Target::default() };
-        let raw = change.value.unwrap_or(RawValue::NULL);
+        let raw = change.whole.or(change.value).unwrap_or(RawValue::NULL);
         return Ok((target, vec![notice(change, field, raw, None)]));
     };
     let target = target(change, &value);
-    let value = Value { contacts: Contacts::of(value.get("contacts")), fields: value, items_max };
-    let mut items = match field {
-        "messages" => value.messages(&target)?,
-        "smb_message_echoes" => {
-            value.each("message_echoes", |raw, alone| message::echo(raw, &value.contacts, alone))?
-        }
-        "user_preferences" => value.each("user_preferences", |raw, alone| {
-            let known = preference::preference(raw, &value.contacts, alone);
-            vec![known.unwrap_or_else(|| notice(change, field, raw, None))]
-        })?,
-        "calls" => value.each("statuses", |raw, alone| vec![status::of_call(raw, &value.contacts, alone)])?,
-        _ => Vec::new(),
-    };
-    if items.is_empty() || value.says_more(field, &items) {
-        items.push(notice(change, field, raw, value.time()));
+    let value = Value { contacts: Contacts::of(value.get("contacts")), fields: value };
+    let mut items = Vec::new();
+    let mut says_more = true;
+    if FIELDS_WITH_LISTS.contains(&field) {
+        items = value.items(change, field, &target, items_max)?;
+        let errors_are_told = value.explain(&mut items);
+        says_more = items.is_empty() || change.whole.is_some() || value.says_more(errors_are_told);
+    }
+    if says_more {
+        items.push(notice(change, field, change.whole.unwrap_or(raw), value.time()));
     }
     Ok((target, items))
 }
@@ -51,48 +57,80 @@ pub fn change_part(change: &Change<'_>, items_max: usize) -> Result<(Target, Vec
 struct Value<'a> {
     fields: Fields<'a>,
     contacts: Contacts,
-    items_max: usize,
 }
 
-impl<'a> Value<'a> {
-    fn each(
+impl Value<'_> {
+    /// What the lists say, list by list.
+    fn items(
         &self,
-        name: &str,
-        item: impl Fn(&'a RawValue, bool) -> Vec<Item>,
+        change: &Change<'_>,
+        field: &str,
+        target: &Target,
+        items_max: usize,
     ) -> Result<Vec<Item>, NormalizeError> {
-        let elements = self.fields.array(name).unwrap_or_default();
-        if elements.len() > self.items_max {
+        let lists = LISTS.map(|name| self.fields.array(name).unwrap_or_default());
+        let count = lists.iter().map(Vec::len).sum();
+        if count > items_max {
             return Err(NormalizeError::TooManyItems);
         }
-        let alone = elements.len() == 1;
-        Ok(elements.into_iter().flat_map(|raw| item(raw, alone)).collect())
-    }
-
-    fn messages(&self, target: &Target) -> Result<Vec<Item>, NormalizeError> {
+        let [messages, echoes, statuses, preferences] = lists;
+        let (contacts, alone) = (&self.contacts, count == 1);
         let business_phone = target.display_phone.as_deref().and_then(normalize_phone);
-        let error = self.fields.get("errors").and_then(status::first_error);
-        let mut items = self.each("messages", |raw, alone| {
-            message::received(raw, &self.contacts, alone, business_phone.as_ref(), error.as_ref())
-        })?;
-        items.extend(self.each("statuses", |raw, alone| status::of_message(raw, &self.contacts, alone))?);
+        let mut items = Vec::with_capacity(count);
+        for raw in messages {
+            items.extend(if field == ECHOES && is_from(raw, business_phone.as_ref()) {
+                message::echo(raw, contacts, alone)
+            } else {
+                message::received(raw, contacts, alone, business_phone.as_ref())
+            });
+        }
+        for raw in echoes {
+            items.extend(message::echo(raw, contacts, alone));
+        }
+        for raw in statuses {
+            if field == "calls" {
+                items.push(status::of_call(raw, contacts, alone));
+            } else {
+                items.extend(status::of_message(raw, contacts, alone));
+            }
+        }
+        for raw in preferences {
+            let known = preference::preference(raw, contacts, alone);
+            items.push(known.unwrap_or_else(|| notice(change, field, raw, None)));
+        }
         Ok(items)
     }
 
-    /// Whether the value says more than the items, so that it is passed on raw beside them: calls beside call
-    /// statuses, lists that are none, and errors of the account that explain no message.
-    fn says_more(&self, field: &str, items: &[Item]) -> bool {
-        let has = |name| self.fields.get(name).is_some_and(|raw| raw.get() != "[]");
-        let is_unsupported = |item: &Item| matches!(item, Item::Message(item) if item.message.raw.is_some());
-        match field {
-            "messages" => {
-                let odd_list = ["messages", "statuses"]
-                    .iter()
-                    .any(|name| has(name) && self.fields.array(name).is_none());
-                odd_list || (has("errors") && !items.iter().any(is_unsupported))
+    /// The errors of the value explain messages that are unsupported and have none of their own. Says whether
+    /// the messages now say all that the errors do.
+    fn explain(&self, items: &mut [Item]) -> bool {
+        let errors = Errors::of(self.fields.get("errors"));
+        let mut is_told = errors.first.is_none();
+        for item in items {
+            if let Item::Message(item) = item
+                && &*item.message.message_type == message::UNSUPPORTED
+                && item.message.error.is_none()
+            {
+                item.message.error.clone_from(&errors.first);
+                is_told = true;
             }
-            "calls" => has("calls") || has("errors"),
-            _ => false,
         }
+        is_told && !errors.say_more
+    }
+
+    /// Whether the value says more than its lists, so that it is passed on raw beside their items: a list that
+    /// is none, errors that explain no message, a key that nobody reads.
+    fn says_more(&self, errors_are_told: bool) -> bool {
+        self.fields.iter().any(|(name, raw)| {
+            let is_empty = raw.get() == "null" || elements(raw).is_some_and(|elements| elements.is_empty());
+            let is_read = match std::str::from_utf8(name) {
+                Ok("errors") => errors_are_told,
+                Ok(name) if LISTS.contains(&name) => raw.get().starts_with('['),
+                Ok(name) => ABOUT_LISTS.contains(&name),
+                Err(_) => false,
+            };
+            !is_read && !is_empty
+        })
     }
 
     /// The time of the first call, group change, ….
@@ -103,6 +141,12 @@ impl<'a> Value<'a> {
             .find_map(first)
             .or_else(|| self.fields.time("timestamp"))
     }
+}
+
+/// Whether a message is the business's own.
+fn is_from(raw: &RawValue, business_phone: Option<&Phone>) -> bool {
+    let from = Fields::of(raw).and_then(|fields| normalize_phone(&fields.text("from")?));
+    from.is_some() && from.as_ref() == business_phone
 }
 
 fn target(change: &Change<'_>, value: &Fields<'_>) -> Target {

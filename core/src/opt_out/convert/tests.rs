@@ -38,7 +38,7 @@ fn records_round_trip() {
         assert_eq!(v1::OptOut::from(&read), message);
         assert_eq!((read.state(), read.scope(), read.id), (record.state(), record.scope(), record.id));
         let echoed = merge_record(Some(&record), &read, at(NOW));
-        assert!(!echoed.state_changed && echoed.record.change_number == record.change_number);
+        assert!(!echoed.is_news && echoed.record.change_number == record.change_number);
         assert!(!merge_record(Some(&echoed.record), &read, at(NOW)).changed, "an echo is taken once at most");
     }
 }
@@ -157,7 +157,7 @@ fn operators_come_last() {
     for second in [1, NOW, NOW + 30] {
         let known = merge(None, &decision(second), at(NOW)).record;
         let ended = merge(Some(&known), &Decision::operator_opt_in(&known, at(NOW)), at(NOW));
-        assert!(ended.state_changed && ended.record.state() == OptOutState::OptedIn, "{second}");
+        assert!(ended.is_news && ended.record.state() == OptOutState::OptedIn, "{second}");
         let again = merge(Some(&ended.record), &decision(second.max(NOW)), at(NOW)).record;
         assert_eq!(again.state(), OptOutState::OptedOut, "{second}");
         let renewed = operator_opt_out(&request(), Some(&ended.record)).unwrap();

@@ -147,8 +147,31 @@ fn scope_is_never_narrowed_by_an_opt_out() {
     assert_eq!(outcome(&[stop_marketing(2), stop(1)]), OUT);
     assert_eq!(outcome(&[stop(1), stop_marketing(2)]), OUT);
     let widened = merged(&[stop_marketing(1), stop(2)]);
-    assert!(widened.changed && !widened.state_changed);
-    assert_eq!(widened.record.change_number, 1);
+    assert_eq!((widened.record.state(), widened.is_news), (OptOutState::OptedOut, true));
+    let narrower = merge(Some(&widened.record), &stop_marketing(3), at(NOW));
+    assert!(narrower.changed && !narrower.is_news);
+}
+
+/// A marketing opt-out that becomes a full one is told like a change of state, once, under an id of its own
+/// that every agent gives it.
+#[test]
+fn a_wider_opt_out_is_news() {
+    let mut record = None;
+    let mut numbers = Vec::new();
+    for decision in
+        [stop_marketing(1), stop(2), stop(3), stop_marketing(4), start(5), stop_marketing(6), stop(7)]
+    {
+        let merged = merge(record.as_ref(), &decision, at(NOW));
+        numbers.push((merged.record.change_number, merged.is_news));
+        record = Some(merged.record);
+    }
+    assert_eq!(numbers, [(1, true), (2, true), (2, false), (2, false), (3, true), (4, true), (5, true)]);
+    let marketing = merged(&[stop_marketing(1)]).record;
+    let widened = merged(&[stop_marketing(1), stop(2)]).record;
+    assert_ne!(widened.event_id(), marketing.event_id());
+    let heard = merge_record(Some(&marketing), &widened, at(NOW));
+    assert_eq!((heard.record.change_number, heard.record.event_id()), (2, widened.event_id()));
+    assert!(!merge_record(Some(&heard.record), &marketing, at(NOW)).is_news);
 }
 
 /// START ends every opt-out before it; the provider's `resume` ends one of marketing only.
@@ -170,12 +193,12 @@ fn changes_of_state_are_counted() {
     let mut numbers = Vec::new();
     for decision in [stop(1), stop(2), stop(1), start(3), start(4), stop(5), stop_marketing(6)] {
         let merged = merge(record.as_ref(), &decision, at(NOW));
-        numbers.push((merged.record.change_number, merged.state_changed));
+        numbers.push((merged.record.change_number, merged.is_news));
         record = Some(merged.record);
     }
     assert_eq!(numbers, [(1, true), (1, false), (1, false), (2, true), (2, false), (3, true), (3, false)]);
     let first = merged(&[start(1)]);
-    assert!(first.state_changed && first.record.change_number == 1);
+    assert!(first.is_news && first.record.change_number == 1);
 }
 
 /// Repeating a decision changes nothing, so nothing is stored or told again.
@@ -183,7 +206,7 @@ fn changes_of_state_are_counted() {
 fn repeats_change_nothing() {
     let once = merged(&[stop(1)]);
     let again = merge(Some(&once.record), &stop(1), at(NOW + 1));
-    assert_eq!(again, Merged { changed: false, state_changed: false, ..once.clone() });
+    assert_eq!(again, Merged { changed: false, is_news: false, ..once.clone() });
     let echoed = merge_record(Some(&once.record), &once.record, at(NOW + 1));
     assert_eq!(echoed, again);
 }
@@ -222,7 +245,7 @@ fn a_second_key_is_learned() {
     let learned = merge(Some(&known.record), &Decision { contact: both.clone(), ..stop(1) }, at(NOW));
     assert_eq!(learned.record.contact, both);
     assert_eq!(learned.record.id, known.record.id);
-    assert!(learned.changed && !learned.state_changed && learned.left_over.is_none());
+    assert!(learned.changed && !learned.is_news && learned.left_over.is_none());
 }
 
 /// A contact that comes with another number takes its wish along, and the old number keeps it.
@@ -246,6 +269,37 @@ fn far_future_counts_as_now() {
     let record = merged(&[endless]).record;
     assert_eq!(record.deciding().event_time, at(NOW));
     assert_eq!(merge(Some(&record), &start(NOW + 1), at(NOW + 1)).record.state(), OptOutState::OptedIn);
+}
+
+/// An opt-in whose clock is ahead does not outlast the STOP that follows it, however little ahead.
+#[test]
+fn an_opt_in_from_the_future_ends_with_the_next_opt_out() {
+    let now = at(NOW).checked_add(SignedDuration::from_millis(900)).unwrap();
+    for ahead in [1, 5, 59, 61, 20 * 3_600, 48 * 3_600] {
+        let opted_in = merge(None, &start(NOW + ahead), now).record;
+        assert_eq!(opted_in.deciding().event_time, at(NOW), "{ahead}");
+        for second in [NOW, NOW + 5] {
+            let after = merge(Some(&opted_in), &stop(second), now).record;
+            assert_eq!(after.state(), OptOutState::OptedOut, "{ahead}, {second}");
+        }
+    }
+    // A record of before, or of a program with another clock.
+    let endless = merged(&[elsewhere(start(NOW + 3_600))]).record;
+    assert_eq!(merge(Some(&endless), &stop(NOW), now).record.state(), OptOutState::OptedOut);
+}
+
+/// STOP and START by one clock that is ahead of ours end in the order of that clock, and of receipt within
+/// its second.
+#[test]
+fn a_clock_ahead_keeps_its_order() {
+    assert_eq!(outcome(&[stop(NOW + 5), start(NOW + 7)]), IN);
+    assert_eq!(outcome(&[stop(NOW + 5), start(NOW + 5)]), IN);
+    assert_eq!(outcome(&[stop(NOW + 5), start(NOW + 5), stop(NOW + 5)]), OUT);
+    assert_eq!(outcome(&[stop(NOW + 5), start(NOW + 7), stop(NOW + 7)]), OUT);
+    assert_eq!(outcome(&[stop(NOW + 5), start(NOW + 3)]), OUT);
+    assert_eq!(outcome(&[stop(NOW + 5), start(NOW + 90_000), stop(NOW)]), OUT);
+    assert_eq!(outcome(&[stop(NOW + 90_000), start(NOW)]), IN);
+    assert_eq!(outcome(&[elsewhere(stop(NOW + 5)), start(NOW + 7)]), OUT);
 }
 
 /// Debug output carries neither number, user id, keyword nor message id.

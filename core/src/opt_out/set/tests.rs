@@ -61,7 +61,7 @@ fn records_are_found_by_either_key() {
 fn deciding_does_not_insert() {
     let mut set = OptOutSet::new();
     let merged = set.decide(&stop(phone_contact(ONE), 1), at(NOW));
-    assert!(merged.state_changed && set.is_empty());
+    assert!(merged.is_news && set.is_empty());
     assert!(set.insert(&merged.record));
     assert!(!set.insert(&merged.record));
     assert_eq!(set.lookup(&instance(), &phone_contact(ONE)), Some(merged.record));
@@ -89,7 +89,7 @@ fn two_keys_of_one_contact_become_one_record() {
     set.apply(&stop(phone_contact(ONE), 5), at(NOW));
     set.apply(&start(user("SA.1"), 3), at(NOW));
     let seen = set.apply(&start(both(ONE, "SA.1"), 2), at(NOW));
-    assert_eq!((seen.record.state(), seen.state_changed), (OptOutState::OptedOut, false));
+    assert_eq!((seen.record.state(), seen.is_news), (OptOutState::OptedOut, false));
     assert_eq!(set.len(), 1);
     for contact in [phone_contact(ONE), user("SA.1")] {
         assert_eq!(state(&set, &contact), Some(OptOutState::OptedOut));

@@ -91,7 +91,7 @@ async fn unowned_events_are_reported() {
     let buffer = open(directory.path()).await;
     let callback = v1::UnroutedCallback { id: "unrouted_1".to_owned(), ..v1::UnroutedCallback::default() };
     let unrouted = NewUnrouted { mark: event_id(9), callback };
-    let both = Entry { events: vec![event(1, &[])], unrouted: vec![unrouted.clone()], opt_outs: Vec::new() };
+    let both = Entry { unrouted: vec![unrouted.clone()], ..entry([event(1, &[])]) };
     assert_eq!(buffer.append(both).await.unwrap(), Receipt { stored: 2, duplicates: 0 });
     let repeated = Entry { unrouted: vec![unrouted], ..Entry::default() };
     assert_eq!(buffer.append(repeated).await.unwrap(), Receipt { stored: 0, duplicates: 1 });
