@@ -272,10 +272,6 @@ impl Engine {
             }
             index.bytes = (index.bytes + plan.bytes_added).saturating_sub(plan.bytes_removed);
         }
-        self.metrics.events("stored", plan.new_events.len() as u64);
-        let receipts = plan.replies.iter().filter_map(|(_, answer)| answer.ok());
-        let duplicates: usize = receipts.map(|receipt| receipt.duplicates).sum();
-        self.metrics.events("duplicate", duplicates as u64);
         self.publish_logs(&plan.freed, plan.new_events);
         let has_reports = plan.reports.iter().any(|reports| !reports.is_empty());
         for ((lane, reports), acked) in Lane::ALL.into_iter().zip(plan.reports).zip(plan.acked) {

@@ -12,6 +12,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use tracing::{error, warn};
@@ -119,6 +120,10 @@ pub(super) struct SledDisk {
     directory: PathBuf,
 }
 
+/// How long files that were just closed are waited for.
+const FILES_FREE_WAIT: Duration = Duration::from_secs(5);
+/// How often they are tried.
+const FILES_FREE_POLL: Duration = Duration::from_millis(20);
 const STORE: &str = "store";
 const QUARANTINE: &str = "quarantine";
 
@@ -137,13 +142,7 @@ impl Disk for SledDisk {
         // One that a kill left half written would be taken for the newest, and opening would fail. The
         // finished one before it is still there.
         remove_snapshots(&directory, ".generating").map_err(StoreError::of_io)?;
-        let db = guarded(|| {
-            sled::Config::new()
-                .path(&directory)
-                .cache_capacity(CACHE_BYTES)
-                .flush_every_ms(Some(FLUSH_EVERY_MS))
-                .open()
-        })?;
+        let db = open_when_free(&directory)?;
         let file = File::open(directory.join("db")).map_err(StoreError::of_io)?;
         if is_new {
             guarded(|| db.flush())?;
@@ -185,6 +184,32 @@ impl SledDisk {
         let time = gateway_runtime::clock::now().strftime("%Y%m%dT%H%M%S%.6f");
         Ok(quarantine.join(format!("store.{time}.{reason}")))
     }
+}
+
+/// Opens sled. Its threads may hold the files for a moment after the last handle is gone; that another agent
+/// holds them is ruled out by our own lock.
+fn open_when_free(directory: &Path) -> Result<sled::Db, StoreError> {
+    let give_up = Instant::now() + FILES_FREE_WAIT;
+    loop {
+        let opened = guarded(|| {
+            sled::Config::new()
+                .path(directory)
+                .cache_capacity(CACHE_BYTES)
+                .flush_every_ms(Some(FLUSH_EVERY_MS))
+                .open()
+        });
+        match opened {
+            Err(StoreError::Io(error)) if is_locked(&error) && Instant::now() < give_up => {
+                std::thread::park_timeout(FILES_FREE_POLL);
+            }
+            opened => return opened,
+        }
+    }
+}
+
+/// sled 0.34 says it in words only.
+fn is_locked(error: &io::Error) -> bool {
+    error.to_string().starts_with("could not acquire lock")
 }
 
 /// Removes snapshots whose name ends like this.
