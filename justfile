@@ -21,7 +21,7 @@ clippy:
 
 # Documentation, broken links denied.
 doc:
-    RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
+    RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" cargo doc --workspace --no-deps
 
 # Licences, sources and banned crates.
 deny:
