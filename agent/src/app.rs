@@ -1,6 +1,6 @@
 //! Configuration → parts joined together → run → drain.
 
-use std::{fs, net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use gateway_runtime::{
@@ -23,6 +23,7 @@ use crate::{
         buffer::{self, Buffer},
         deliver, report,
     },
+    private,
     provider::Refusals,
     snapshot::{self, Follower, SnapshotHandle},
     work::Worker,
@@ -64,7 +65,7 @@ impl Running {
 /// When an address is taken, the data directory cannot be used, or the control plane refuses the agent.
 pub async fn start(config: Config, stop: CancellationToken) -> anyhow::Result<Running> {
     let config = Arc::new(config);
-    fs::create_dir_all(&config.data_dir)
+    private::create_directory(&config.data_dir)
         .with_context(|| format!("create data directory `{}`", config.data_dir.display()))?;
     info!(?config, "starting");
     let supervisor = Supervisor::new(stop);
@@ -144,6 +145,10 @@ async fn serve_admin(
 /// is the end.
 async fn identify(config: &Config, channel: Channel, stop: &CancellationToken) -> anyhow::Result<Identity> {
     if let Some(identity) = control_plane::stored_identity(&config.data_dir)? {
+        if let Some(asked) = config.region.clone().filter(|asked| *asked != identity.region) {
+            let (enrolled, data_dir) = (identity.region, config.data_dir.clone());
+            return Err(IdentityError::Region { asked, enrolled, data_dir }.into());
+        }
         return Ok(identity);
     }
     let mut backoff = Backoff::new(ENROLL_RETRY_FIRST, ENROLL_RETRY_MAX);
@@ -152,7 +157,7 @@ async fn identify(config: &Config, channel: Channel, stop: &CancellationToken) -
             channel.clone(),
             &config.control_plane_url,
             config.join_token_file.as_deref(),
-            &config.region,
+            config.region.as_deref(),
             &config.data_dir,
         );
         match enrolling.await {

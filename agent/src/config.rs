@@ -33,7 +33,7 @@ pub struct Settings {
     /// The control plane [default: http://127.0.0.1:50051]
     #[arg(long, env = "GATEWAY_AGENT_CONTROL_PLANE_URL", value_name = "URL")]
     pub control_plane_url: Option<String>,
-    /// Where this agent runs; must be the join token's region [default: default]
+    /// Where this agent runs; when given it must be the join token's region [default: the join token's]
     #[arg(long, env = "GATEWAY_AGENT_REGION", value_name = "REGION")]
     pub region: Option<String>,
     /// The address that providers call, when a proxy stands before the agent, for providers that sign it
@@ -105,8 +105,8 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// The control plane.
     pub control_plane_url: String,
-    /// Where this agent runs.
-    pub region: String,
+    /// Where this agent is meant to run; None for where its join token says.
+    pub region: Option<String>,
     /// The address that providers call, if it is not the request's own.
     pub public_base_url: Option<Url>,
     /// File with the join token.
@@ -156,8 +156,7 @@ impl Settings {
         check_control_plane(&control_plane_url, &mut violations);
         let public_base_url =
             self.public_base_url.as_deref().and_then(|text| base_url(text, &mut violations));
-        let region = self.region.unwrap_or_else(|| "default".to_owned());
-        if !is_region(&region) {
+        if self.region.as_deref().is_some_and(|region| !is_region(region)) {
             violations.add("region", "must match [a-z0-9][a-z0-9_-]{0,62}");
         }
         violations.into_result(Config {
@@ -165,7 +164,7 @@ impl Settings {
             admin_listen: self.admin_listen.unwrap_or(([127, 0, 0, 1], 9465).into()),
             data_dir: self.data_dir.unwrap_or_else(|| PathBuf::from("./data/agent")),
             control_plane_url,
-            region,
+            region: self.region,
             public_base_url,
             join_token_file: self.join_token_file,
             allow_destination_cidr: self.allow_destination_cidr,

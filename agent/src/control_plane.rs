@@ -2,8 +2,6 @@
 
 use std::{
     fs, io,
-    io::Write as _,
-    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -16,6 +14,8 @@ use tonic::{
     service::{Interceptor, interceptor::InterceptedService},
     transport::{Channel, Endpoint},
 };
+
+use crate::private;
 
 /// Largest message of the config and report streams.
 pub const MESSAGE_BYTES_MAX: usize = 8 * 1024 * 1024;
@@ -37,6 +37,20 @@ impl Interceptor for Credential {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
         request.metadata_mut().insert("authorization", self.0.clone());
         Ok(request)
+    }
+}
+
+/// A call that the control plane refused or did not answer. A `Status` itself prints its whole insides.
+#[derive(Debug, thiserror::Error)]
+#[error("call the control plane: {message} ({code:?})")]
+pub struct CallFailed {
+    code: Code,
+    message: String,
+}
+
+impl From<Status> for CallFailed {
+    fn from(status: Status) -> Self {
+        Self { code: status.code(), message: status.message().to_owned() }
     }
 }
 
@@ -82,6 +96,21 @@ pub enum IdentityError {
         #[source]
         source: serde_json::Error,
     },
+    /// The agent enrolled for another region than it is started with.
+    #[error(
+        "use region `{asked}`: `{data_dir}` belongs to an agent that enrolled in `{enrolled}`; start it without --region, or enroll a new agent in an empty data directory"
+    )]
+    Region {
+        /// What `--region` says.
+        asked: String,
+        /// What the join token said.
+        enrolled: String,
+        /// Where the identity is.
+        data_dir: PathBuf,
+    },
+    /// The join token file has nothing in it.
+    #[error("read join token from `{0}`: the file is empty")]
+    EmptyJoinToken(PathBuf),
     /// The control plane URL is not a URL.
     #[error("parse --control-plane-url")]
     Url(#[source] tonic::transport::Error),
@@ -161,16 +190,19 @@ pub async fn enroll(
     channel: Channel,
     url: &str,
     token_file: Option<&Path>,
-    region: &str,
+    region: Option<&str>,
     data_dir: &Path,
 ) -> Result<Identity, IdentityError> {
     let token_file = token_file.ok_or_else(|| IdentityError::NoJoinToken(data_dir.to_owned()))?;
     let join_token = fs::read_to_string(token_file)
         .map_err(|source| IdentityError::File { path: token_file.to_owned(), source })?;
+    if join_token.trim().is_empty() {
+        return Err(IdentityError::EmptyJoinToken(token_file.to_owned()));
+    }
     let mut request = Request::new(v1::EnrollAgentRequest {
         join_token: join_token.trim().to_owned(),
         build: crate::BUILD.to_owned(),
-        region: region.to_owned(),
+        region: region.unwrap_or_default().to_owned(),
     });
     request.set_timeout(ENROLL_TIMEOUT);
     let response = AgentSyncServiceClient::new(channel)
@@ -197,24 +229,5 @@ fn refusal(url: &str, status: &Status) -> IdentityError {
 fn store_identity(identity: &Identity, data_dir: &Path) -> Result<(), IdentityError> {
     let path = data_dir.join(CREDENTIAL_FILE);
     let bytes = serde_json::to_vec_pretty(identity).expect("three strings are JSON");
-    write_secret_file(&path, &bytes).map_err(|source| IdentityError::File { path, source })
-}
-
-/// Writes a file that only its owner can read: beside it first, synced, then renamed over it, so that a
-/// crash leaves the old one or the new one.
-///
-/// # Errors
-/// When the disk does.
-pub fn write_secret_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(".new");
-    let mut file =
-        fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&beside, path)?;
-    match path.parent() {
-        Some(directory) => fs::File::open(directory)?.sync_all(),
-        None => Ok(()),
-    }
+    private::write_file(&path, &bytes).map_err(|source| IdentityError::File { path, source })
 }

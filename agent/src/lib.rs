@@ -8,6 +8,7 @@
 pub mod config;
 pub mod metrics;
 pub mod app;
+pub mod private;
 pub mod control_plane;
 pub mod snapshot;
 pub mod opt_out;

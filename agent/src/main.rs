@@ -10,7 +10,7 @@ use tracing::error;
 
 /// Takes provider callbacks, proves them genuine, and delivers them as signed webhooks.
 ///
-/// Exit codes: 0 stopped, 1 failed, 2 wrong usage, 64 wrong configuration.
+/// Exit codes: 0 stopped, 1 failed, 64 wrong configuration or usage.
 #[derive(Parser)]
 #[command(version, about)]
 struct Arguments {
@@ -23,7 +23,14 @@ struct Arguments {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            // Help and version come this way too, and are no error.
+            let code = if error.use_stderr() { EXIT_BAD_CONFIG } else { 0 };
+            return error.print().map_or(ExitCode::FAILURE, |()| ExitCode::from(code));
+        }
+    };
     let configured = arguments
         .settings
         .with_file(arguments.config.as_deref())

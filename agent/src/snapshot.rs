@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use crate::{
-    control_plane::{Client, Identity},
+    control_plane::{CallFailed, Client, Identity},
     metrics::Metrics,
     opt_out::OptOuts,
     pipeline::buffer::Buffer,
@@ -48,6 +48,7 @@ const OUTGOING_MAX: usize = 64;
 pub struct SnapshotHandle {
     current: Arc<ArcSwap<Snapshot>>,
     ready: Arc<AtomicBool>,
+    fresh: watch::Sender<bool>,
     version: watch::Sender<u64>,
 }
 
@@ -57,6 +58,7 @@ impl SnapshotHandle {
         Self {
             current: Arc::new(ArcSwap::from_pointee(Snapshot::default())),
             ready: Arc::new(AtomicBool::new(false)),
+            fresh: watch::Sender::new(false),
             version: watch::Sender::new(0),
         }
     }
@@ -76,6 +78,19 @@ impl SnapshotHandle {
     /// Whether some configuration, even an empty one, came from disk or wire.
     pub fn is_ready(&self) -> bool {
         self.ready.load(Ordering::Acquire)
+    }
+
+    /// Waits until the control plane has answered this process with a configuration: until then the one in
+    /// use may be as old as the disk. Once so, it stays so.
+    pub async fn fresh(&self) {
+        let mut fresh = self.fresh.subscribe();
+        // The sender is in `self`, so the wait does not fail.
+        drop(fresh.wait_for(|is_fresh| *is_fresh).await);
+    }
+
+    /// Says that the configuration in use came from the control plane.
+    fn mark_fresh(&self) {
+        self.fresh.send_replace(true);
     }
 
     /// Wakes whenever another configuration is in use.
@@ -171,13 +186,14 @@ impl Follower {
     ) -> anyhow::Result<()> {
         let (outgoing, requests) = mpsc::channel(OUTGOING_MAX);
         outgoing.send(request(v1::stream_config_request::Message::Hello(self.hello()))).await?;
-        let mut responses = client.stream_config(ReceiverStream::new(requests)).await?.into_inner();
+        let mut responses =
+            client.stream_config(ReceiverStream::new(requests)).await.map_err(CallFailed::from)?.into_inner();
         let mut health = tokio::time::interval(HEALTH_INTERVAL);
         let mut staged = None;
         loop {
             tokio::select! {
                 response = responses.message() => {
-                    let response = response?.context("read config stream: it ended")?;
+                    let response = response.map_err(CallFailed::from)?.context("read config stream: it ended")?;
                     if std::mem::take(away) {
                         info!("the control plane is back");
                     }
@@ -232,6 +248,7 @@ impl Follower {
         self.store(response).await;
         outgoing.send(request(verdict(nonce, &refused))).await?;
         self.handle.replace(snapshot);
+        self.handle.mark_fresh();
         self.metrics.applied_version(version);
         let applied = v1::ConfigApplied { version };
         outgoing.send(request(v1::stream_config_request::Message::Applied(applied))).await?;
@@ -338,6 +355,17 @@ mod tests {
             upserts: ids.iter().map(instance).collect(),
             ..v1::StreamConfigResponse::default()
         }
+    }
+
+    /// A configuration from disk is not fresh, whatever else changes; what the control plane delivers makes it so.
+    #[tokio::test(start_paused = true)]
+    async fn fresh_once_the_control_plane_delivers() {
+        let handle = SnapshotHandle::fixed(Snapshot::default());
+        let patience = Duration::from_secs(5);
+        assert!(tokio::time::timeout(patience, handle.fresh()).await.is_err());
+        handle.mark_fresh();
+        handle.replace(Snapshot::default());
+        assert!(tokio::time::timeout(patience, handle.fresh()).await.is_ok());
     }
 
     /// A snapshot in parts is used only when its last part is there, and then as one; an empty configuration

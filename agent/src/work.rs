@@ -18,7 +18,11 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use crate::{control_plane::Client, pipeline::Pipeline, snapshot::SnapshotHandle};
+use crate::{
+    control_plane::{CallFailed, Client},
+    pipeline::Pipeline,
+    snapshot::SnapshotHandle,
+};
 
 const RECONNECT_FIRST: Duration = Duration::from_millis(200);
 const RECONNECT_MAX: Duration = Duration::from_secs(10);
@@ -61,9 +65,13 @@ impl Worker {
     async fn follow(&self, mut client: Client, backoff: &mut Backoff) -> anyhow::Result<()> {
         let (acks, requests) = mpsc::channel(ACKS_MAX);
         acks.send(v1::StreamWorkRequest::default()).await?;
-        let mut responses = client.stream_work(ReceiverStream::new(requests)).await?.into_inner();
-        while let Some(response) = responses.message().await? {
+        let mut responses =
+            client.stream_work(ReceiverStream::new(requests)).await.map_err(CallFailed::from)?.into_inner();
+        while let Some(response) = responses.message().await.map_err(CallFailed::from)? {
             backoff.reset();
+            if !response.work.is_empty() {
+                self.fresh_configuration().await;
+            }
             for work in response.work {
                 if let Some(kind) = work.work {
                     self.take(kind).await?;
@@ -74,6 +82,13 @@ impl Worker {
             }
         }
         Ok(())
+    }
+
+    /// Waits until the configuration in use is not the one from disk, within [`CONFIG_WAIT`].
+    async fn fresh_configuration(&self) {
+        if tokio::time::timeout(CONFIG_WAIT, self.snapshot.fresh()).await.is_err() {
+            debug!("doing work with the last good configuration; the control plane sent none yet");
+        }
     }
 
     async fn take(&self, work: Work) -> anyhow::Result<()> {

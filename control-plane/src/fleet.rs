@@ -105,6 +105,14 @@ impl Fleet {
         self.lock().agents.get(agent_id).cloned()
     }
 
+    /// The configuration that an agent's pipeline uses; 0 while its config stream is not open or it has not
+    /// said so yet.
+    pub fn applied_version(&self, agent_id: &str) -> u64 {
+        let members = self.lock();
+        let member = members.agents.get(agent_id).filter(|member| member.is_online);
+        member.map_or(0, |member| member.applied_version)
+    }
+
     /// How the agents of `regions` (empty: of any region) are doing, seen from one inbound route.
     pub fn diagnosis(&self, route_id: &str, regions: &[String], config_version: u64) -> FleetDiagnosis {
         let members = self.lock();
@@ -239,7 +247,10 @@ mod tests {
         let member = fleet.member("agt_1").unwrap();
         assert!(member.is_online);
         assert_eq!((member.accepted_version, member.applied_version), (4, 0));
+        new.applied(5);
+        assert_eq!(fleet.applied_version("agt_1"), 5);
         drop(new);
+        assert_eq!((fleet.applied_version("agt_1"), fleet.applied_version("agt_2")), (0, 0));
         assert!(!fleet.member("agt_1").unwrap().is_online);
     }
 

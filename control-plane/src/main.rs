@@ -11,9 +11,20 @@ use gateway_control_plane::{
 use gateway_runtime::{config::EXIT_BAD_CONFIG, supervise, telemetry};
 use tokio_util::sync::CancellationToken;
 
+/// Ends `--help`.
+const AFTER_HELP: &str = "\
+Environment:
+  GATEWAY_CONTROL_PLANE_ADMIN_KEY  The admin key; without it `admin.key` of the data directory, made at the
+                                   first start
+
+Exit codes:
+  0   stopped as asked
+  1   failed
+  64  wrong configuration or usage";
+
 /// The source of truth of WhatsApp Gateway: configuration, opt-outs and inbound logs over gRPC.
 #[derive(clap::Parser)]
-#[command(name = "gateway-control-plane", version)]
+#[command(name = "gateway-control-plane", version, after_help = AFTER_HELP)]
 struct Cli {
     #[command(flatten)]
     settings: Settings,

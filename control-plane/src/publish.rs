@@ -292,7 +292,8 @@ impl Iterator for Parts {
             if !serves(&group[0].regions, &self.region) {
                 if has_instance && !self.is_snapshot() {
                     let keys = group.iter().filter_map(|item| resource_key(&item.resource));
-                    self.removals.extend(keys.map(|(r#type, id)| v1::ConfigRemoval { r#type, id }));
+                    let left = keys.map(|(r#type, id)| v1::ConfigRemoval { r#type, id, deleted: false });
+                    self.removals.extend(left);
                 }
                 self.next_item += group.len();
                 continue;

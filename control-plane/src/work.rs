@@ -6,7 +6,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -23,13 +26,15 @@ use uuid::Uuid;
 use crate::{
     app::State,
     inbound_log::{LogStore, LogStoreError, UnroutedNumber},
-    store::{self, Store, StoreError, WriteTx, instances, work::QueuedWork},
+    store::{self, Store, StoreError, WriteTx, instances, webhook_subscriptions, work::QueuedWork},
 };
 
 /// How long an agent has to make work durable and acknowledge it.
 pub const LEASE_TIME: Duration = Duration::from_secs(30);
 /// Work that one stream holds unacknowledged; more waits in the queue.
 const LEASED_PER_STREAM_MAX: usize = 256;
+/// How often a stream looks again for work that its agent's configuration was too old for.
+const CONFIG_LOOK: Duration = Duration::from_millis(200);
 /// Rows looked at by one query.
 const ROWS_CHUNK: i64 = 256;
 /// Unrouted callbacks moved by one transaction.
@@ -60,6 +65,10 @@ struct Inner {
     store: Store,
     logs: LogStore,
     leases: Mutex<Leases>,
+    /// The configuration that an agent must use to be given a claimed callback: with an older one it would
+    /// not know the webhook subscription, and record the events without deliveries. At least 1, so that an
+    /// agent without configuration is given none.
+    claim_version: AtomicU64,
     /// Counts events that can make work available.
     changed: watch::Sender<u64>,
 }
@@ -78,7 +87,13 @@ struct Lease {
 impl WorkQueue {
     /// The queue in `store`; unrouted callbacks come out of `logs`.
     pub fn new(store: Store, logs: LogStore) -> Self {
-        let inner = Inner { store, logs, leases: Mutex::default(), changed: watch::Sender::new(0) };
+        let inner = Inner {
+            store,
+            logs,
+            leases: Mutex::default(),
+            claim_version: AtomicU64::new(1),
+            changed: watch::Sender::new(0),
+        };
         Self { inner: Arc::new(inner) }
     }
 
@@ -119,12 +134,20 @@ impl WorkQueue {
     }
 
     /// Moves the unrouted callbacks that `instance` claims into the queue: those of its number, and those
-    /// of its inbound route that carry no number. Returns how many. Each is queued before it leaves the
-    /// list, so a crash in between repeats it; agents recognize its events by their ids.
+    /// of its inbound route that carry no number. Returns how many: none while the instance has no webhook
+    /// subscription, since nobody would get them. Each is queued before it leaves the list, so a crash in
+    /// between repeats it; agents recognize its events by their ids.
     ///
     /// # Errors
     /// When a database fails; what was moved so far stays moved, and a repeat goes on.
     pub async fn claim_unrouted(&self, instance: &v1::Instance) -> Result<usize, ClaimError> {
+        let mut connection = self.inner.store.reader().await?;
+        let has_subscription = webhook_subscriptions::has_any(&mut connection, &instance.id).await?;
+        drop(connection);
+        if !has_subscription {
+            return Ok(0);
+        }
+        self.inner.claim_version.fetch_max(self.inner.store.version().await?, Ordering::Relaxed);
         let mut moved = 0;
         for number_key in [canonical_number(&instance.provider_number_id), String::new()] {
             let number = UnroutedNumber { route_id: instance.inbound_route_id.clone(), number_key };
@@ -152,6 +175,7 @@ impl WorkQueue {
             queue: self.clone(),
             region: region.to_owned(),
             stream,
+            holds_back: false,
             changed: self.inner.changed.subscribe(),
         }
     }
@@ -170,24 +194,29 @@ pub struct WorkStream {
     queue: WorkQueue,
     region: String,
     stream: u64,
+    /// Whether there is work that the agent's configuration is too old for.
+    holds_back: bool,
     changed: watch::Receiver<u64>,
 }
 
 impl WorkStream {
-    /// Leases what is free, oldest first, perhaps nothing.
+    /// Leases what is free, oldest first, perhaps nothing, to an agent that uses the configuration
+    /// `applied_version`.
     ///
     /// # Errors
     /// When the store cannot be read.
-    pub async fn lease(&mut self) -> Result<Vec<v1::Work>, StoreError> {
+    pub async fn lease(&mut self, applied_version: u64) -> Result<Vec<v1::Work>, StoreError> {
         // What comes from here on wakes `available`.
         self.changed.mark_unchanged();
+        self.holds_back = false;
+        let is_current = applied_version >= self.queue.inner.claim_version.load(Ordering::Relaxed);
         let mut leased = Vec::new();
         let mut after = 0;
         loop {
             let rows = store::work::list(&self.queue.inner.store, &self.region, after, ROWS_CHUNK).await?;
             let Some(last) = rows.last() else { break };
             after = last.seq;
-            if !self.take(rows, &mut leased) {
+            if !self.take(rows, is_current, &mut leased) {
                 break;
             }
         }
@@ -198,13 +227,18 @@ impl WorkStream {
         Ok(leased)
     }
 
-    /// Leases the free ones of `rows`; false when the stream holds enough.
-    fn take(&self, rows: Vec<QueuedWork>, leased: &mut Vec<v1::Work>) -> bool {
+    /// Leases the free ones of `rows`, without claimed callbacks when the agent's configuration is not
+    /// current; false when the stream holds enough.
+    fn take(&mut self, rows: Vec<QueuedWork>, is_current: bool, leased: &mut Vec<v1::Work>) -> bool {
         let now = Instant::now();
         let mut leases = self.queue.lock();
         leases.by_work.retain(|_, lease| lease.end > now);
         let mut held = leases.by_work.values().filter(|lease| lease.stream == self.stream).count();
         for QueuedWork { work, .. } in rows {
+            if !is_current && matches!(work.work, Some(Task::UnroutedCallback(_))) {
+                self.holds_back = true;
+                continue;
+            }
             if held >= LEASED_PER_STREAM_MAX {
                 return false;
             }
@@ -217,8 +251,8 @@ impl WorkStream {
         true
     }
 
-    /// Resolves when there may be work to lease: some was queued or given back, or a lease ended. Cancel
-    /// safe.
+    /// Resolves when there may be work to lease: some was queued or given back, a lease ended, or the agent
+    /// may have newer configuration by now. Cancel safe.
     pub async fn available(&mut self) {
         let lease_end = self.queue.lock().by_work.values().map(|lease| lease.end).min();
         let lease_ended = async {
@@ -227,10 +261,18 @@ impl WorkStream {
                 None => std::future::pending().await,
             }
         };
+        let look_again = async {
+            if self.holds_back {
+                tokio::time::sleep(CONFIG_LOOK).await;
+            } else {
+                std::future::pending::<()>().await;
+            }
+        };
         tokio::select! {
             // The sender lives as long as the queue, which this stream holds.
             _ = self.changed.changed() => {}
             () = lease_ended => {}
+            () = look_again => {}
         }
     }
 
@@ -262,9 +304,10 @@ impl Drop for WorkStream {
     }
 }
 
-/// Starts the task that finds instances for unrouted callbacks. Creating an instance claims its callbacks
-/// at once; this one takes care of those that an agent reports after that, because it did not know the
-/// instance yet, and of those that a crash left behind.
+/// Starts the task that finds instances for unrouted callbacks. Creating an instance's first webhook
+/// subscription claims its callbacks at once, and so does a change of its number; this one takes care of
+/// those that an agent reports after that, because it did not know the instance yet, and of those that a
+/// crash left behind.
 pub fn spawn(state: &State, supervisor: &Supervisor) {
     let state = state.clone();
     supervisor.spawn("claim-unrouted", OnEnd::Shutdown, |stop| async move {
@@ -308,11 +351,12 @@ async fn claim(state: &State, after: i64) -> Result<usize, ClaimError> {
     Ok(moved)
 }
 
-/// The instance that claims a number; any instance of the route when the callback carries none.
+/// The instance that claims a number; any one of the route with a webhook subscription when the callback
+/// carries none.
 async fn claimant(store: &Store, number: &UnroutedNumber) -> Result<Option<v1::Instance>, StoreError> {
     let mut connection = store.pool().acquire().await?;
     let id = if number.number_key.is_empty() {
-        instances::ids_of_route(&mut connection, &number.route_id, 1).await?.pop()
+        webhook_subscriptions::instance_of_route(&mut connection, &number.route_id).await?
     } else {
         instances::holder_of_number(&mut connection, &number.route_id, &number.number_key).await?
     };
@@ -350,18 +394,18 @@ mod tests {
         let [mut one, mut two, mut far] = ["eu", "eu", "eu-2"].map(|region| queue.open(region));
         queue.enqueue(&["eu".into(), "us".into()], task(1)).await.unwrap();
         queue.enqueue(&[], task(2)).await.unwrap();
-        let leased = one.lease().await.unwrap();
+        let leased = one.lease(0).await.unwrap();
         assert_eq!(
             leased.iter().map(|work| work.work.clone().unwrap()).collect::<Vec<_>>(),
             [task(1), task(2)]
         );
-        assert!(two.lease().await.unwrap().is_empty() && far.lease().await.unwrap().is_empty());
+        assert!(two.lease(0).await.unwrap().is_empty() && far.lease(0).await.unwrap().is_empty());
         one.acknowledge(&ids(&leased[..1])).await.unwrap();
         drop(one);
         tokio::time::timeout(DEADLINE, two.available()).await.unwrap();
-        assert_eq!(ids(&two.lease().await.unwrap()), ids(&leased[1..]));
+        assert_eq!(ids(&two.lease(0).await.unwrap()), ids(&leased[1..]));
         let restarted = WorkQueue::new(store, logs);
-        assert_eq!(ids(&restarted.open("us").lease().await.unwrap()), ids(&leased[1..]));
+        assert_eq!(ids(&restarted.open("us").lease(0).await.unwrap()), ids(&leased[1..]));
         supervisor.stop().cancel();
         supervisor.wait(DEADLINE).await.unwrap();
     }
@@ -377,11 +421,11 @@ mod tests {
         let total = u32::try_from(LEASED_PER_STREAM_MAX).unwrap() + 10;
         queue.enqueue_all(&[], (0..total).map(task).collect()).await.unwrap();
         let mut stream = queue.open("eu");
-        let first = stream.lease().await.unwrap();
+        let first = stream.lease(0).await.unwrap();
         assert_eq!(first.len(), LEASED_PER_STREAM_MAX);
-        assert!(stream.lease().await.unwrap().is_empty());
+        assert!(stream.lease(0).await.unwrap().is_empty());
         stream.acknowledge(&ids(&first)).await.unwrap();
-        assert_eq!(stream.lease().await.unwrap().len(), 10);
+        assert_eq!(stream.lease(0).await.unwrap().len(), 10);
         supervisor.stop().cancel();
         supervisor.wait(DEADLINE).await.unwrap();
     }

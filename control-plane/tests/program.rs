@@ -31,11 +31,16 @@ fn bad_configuration_exits_64() {
     }
 }
 
-/// Help and version are no failure.
+/// Help and version are no failure; help names the environment variable and the exit codes.
 #[test]
 fn help_succeeds() {
     for argument in ["--help", "--version"] {
         let output = run(&[argument], None);
         assert!(output.status.success() && !output.stdout.is_empty());
+    }
+    let help = run(&["--help"], None).stdout;
+    let help = String::from_utf8_lossy(&help);
+    for named in ["GATEWAY_CONTROL_PLANE_ADMIN_KEY", "Exit codes", "64"] {
+        assert!(help.contains(named), "{help}");
     }
 }

@@ -224,6 +224,8 @@ mod tests {
         assert_eq!(fields(&v1::InboundRoute { credentials: None, ..valid() }), ["inbound_route.meta"]);
         let named = v1::InboundRoute { display_name: "a".repeat(101), ..valid() };
         assert_eq!(fields(&named), ["inbound_route.display_name"]);
+        let blank = v1::InboundRoute { display_name: "  ".into(), ..valid() };
+        assert_eq!(fields(&blank), ["inbound_route.display_name"]);
         assert_eq!(fields(&with(&[], &["y"])), ["inbound_route.meta.app_secrets"]);
         assert_eq!(fields(&with(&["x"], &[""])), ["inbound_route.meta.verify_tokens[0]"]);
         assert_eq!(fields(&with(&["x", "x"], &["y"])), ["inbound_route.meta.app_secrets[1]"]);

@@ -96,7 +96,8 @@ fn note(violations: &mut FieldViolations, field: &str, error: Option<&impl ToStr
     }
 }
 
-/// Notes a text that is shorter or longer than allowed, or that holds control characters.
+/// Notes a text that is shorter or longer than allowed, that is white space only, or that holds control
+/// characters.
 pub(crate) fn check_text(violations: &mut FieldViolations, field: &str, text: &str, min: usize, max: usize) {
     let chars = text.chars().count();
     if chars < min {
@@ -105,6 +106,8 @@ pub(crate) fn check_text(violations: &mut FieldViolations, field: &str, text: &s
         violations.add(field, format!("must be at most {max} characters long, has {chars}"));
     } else if text.chars().any(char::is_control) {
         violations.add(field, "must not contain control characters");
+    } else if chars > 0 && text.trim().is_empty() {
+        violations.add(field, "must not be white space only");
     }
 }
 
@@ -207,6 +210,10 @@ mod tests {
         );
         assert_eq!(
             fields(&v1::Instance { display_name: "a\nb".into(), ..valid() }),
+            ["instance.display_name"]
+        );
+        assert_eq!(
+            fields(&v1::Instance { display_name: " \u{3000}".into(), ..valid() }),
             ["instance.display_name"]
         );
         assert_eq!(fields(&v1::Instance { regions: vec!["a".into(); 33], ..valid() }), ["instance.regions"]);

@@ -1,7 +1,11 @@
 //! An agent's whole configuration, and applying a delta to it. Good resources of a delta apply even when
 //! others are refused; a refused one keeps its last good value.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use gateway_proto::v1;
 use jiff::Timestamp;
@@ -106,6 +110,16 @@ pub struct PolicyConfig {
     pub keywords: Arc<KeywordSet>,
 }
 
+/// What a configuration says about a webhook subscription that is owed deliveries.
+pub enum SubscriptionLookup<'a> {
+    /// It is known with these settings, or was until it departed: its deliveries are made.
+    Known(&'a Arc<SubscriptionConfig>),
+    /// It was deleted: its deliveries are cancelled.
+    Deleted,
+    /// Nothing: its deliveries wait.
+    Unknown,
+}
+
 /// A resource that cannot be used, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refused {
@@ -148,6 +162,10 @@ pub struct Snapshot {
     instances_by_route: HashMap<InboundRouteId, Vec<Arc<InstanceConfig>>>,
     subscriptions: HashMap<WebhookSubscriptionId, Arc<SubscriptionConfig>>,
     subscriptions_by_instance: HashMap<InstanceId, Vec<Arc<SubscriptionConfig>>>,
+    /// Subscriptions that are not for this agent any more, with their last settings: new events do not go
+    /// to them, but what they are owed is still delivered.
+    departed: HashMap<WebhookSubscriptionId, Arc<SubscriptionConfig>>,
+    deleted: HashSet<Box<str>>,
     policies: HashMap<InstanceId, Arc<PolicyConfig>>,
 }
 
@@ -182,6 +200,15 @@ impl Snapshot {
         self.subscriptions.get(id)
     }
 
+    /// What becomes of the deliveries that a webhook subscription is owed.
+    pub fn look_up_subscription(&self, id: &str) -> SubscriptionLookup<'_> {
+        match self.subscriptions.get(id).or_else(|| self.departed.get(id)) {
+            Some(settings) => SubscriptionLookup::Known(settings),
+            None if self.deleted.contains(id) => SubscriptionLookup::Deleted,
+            None => SubscriptionLookup::Unknown,
+        }
+    }
+
     /// The webhook subscriptions of an instance.
     pub fn subscriptions_of(&self, instance: &InstanceId) -> &[Arc<SubscriptionConfig>] {
         self.subscriptions_by_instance.get(instance).map_or(&[], Vec::as_slice)
@@ -198,10 +225,11 @@ impl Snapshot {
     }
 
     /// The configuration after a response of the config stream, and what of it was refused. A `snapshot`
-    /// response replaces everything, but a refused resource keeps its last good value.
+    /// response replaces everything, but a refused resource keeps its last good value, and subscriptions that
+    /// it does not name have departed.
     #[must_use]
     pub fn apply(&self, response: &v1::StreamConfigResponse) -> (Self, Vec<Refused>) {
-        let mut next = if response.snapshot { Self::default() } else { self.clone() };
+        let mut next = if response.snapshot { self.all_departed() } else { self.clone() };
         next.version = response.version;
         next.store_epoch = response.store_epoch.as_str().into();
         let mut refused = Vec::new();
@@ -215,6 +243,13 @@ impl Snapshot {
         }
         next.rebuild_lookups();
         (next, refused)
+    }
+
+    /// Nothing, but for what is remembered of subscriptions that are not there.
+    fn all_departed(&self) -> Self {
+        let mut departed = self.departed.clone();
+        departed.extend(self.subscriptions.iter().map(|(id, settings)| (id.clone(), Arc::clone(settings))));
+        Self { departed, deleted: self.deleted.clone(), ..Self::default() }
     }
 
     fn upsert(&mut self, resource: &v1::ConfigResource, last_good: &Self) -> Result<(), Refused> {
@@ -240,14 +275,10 @@ impl Snapshot {
                     return Err(refuse("instance", &instance.id, violations));
                 }
             },
-            Some(Resource::WebhookSubscription(config)) => match SubscriptionConfig::try_from(config) {
-                Ok(good) => drop(self.subscriptions.insert(good.id.clone(), Arc::new(good))),
-                Err(violations) => {
-                    let id = config.webhook_subscription.as_ref().map_or("", |subscription| &subscription.id);
-                    keep(&mut self.subscriptions, &last_good.subscriptions, id);
-                    return Err(refuse("webhook_subscription", id, violations));
-                }
-            },
+            Some(Resource::WebhookSubscription(config)) => {
+                self.upsert_subscription(config, last_good)
+                    .map_err(|(id, violations)| refuse("webhook_subscription", id, violations))?;
+            }
             Some(Resource::OptOutPolicy(policy)) => match policy_config(policy) {
                 Ok((id, good)) => drop(self.policies.insert(id, Arc::new(good))),
                 Err(violations) => {
@@ -264,6 +295,30 @@ impl Snapshot {
         Ok(())
     }
 
+    /// Fails with the id.
+    fn upsert_subscription<'a>(
+        &mut self,
+        config: &'a v1::WebhookSubscriptionConfig,
+        last_good: &Self,
+    ) -> Result<(), (&'a str, FieldViolations)> {
+        let id = config.webhook_subscription.as_ref().map_or("", |subscription| &subscription.id);
+        self.deleted.remove(id);
+        let refused = match SubscriptionConfig::try_from(config) {
+            Ok(good) => {
+                self.subscriptions.insert(good.id.clone(), Arc::new(good));
+                Ok(())
+            }
+            Err(violations) => {
+                keep(&mut self.subscriptions, &last_good.subscriptions, id);
+                Err((id, violations))
+            }
+        };
+        if self.subscriptions.contains_key(id) {
+            self.departed.remove(id);
+        }
+        refused
+    }
+
     fn remove(&mut self, removal: &v1::ConfigRemoval) {
         let id = removal.id.as_str();
         match removal.r#type.as_str() {
@@ -272,7 +327,15 @@ impl Snapshot {
                 self.instances.remove(id);
                 self.policies.remove(id);
             }
-            "webhook_subscription" => drop(self.subscriptions.remove(id)),
+            "webhook_subscription" => {
+                let last = self.subscriptions.remove_entry(id);
+                if removal.deleted {
+                    self.departed.remove(id);
+                    self.deleted.insert(id.into());
+                } else {
+                    self.departed.extend(last);
+                }
+            }
             "opt_out_policy" => drop(self.policies.remove(id)),
             _ => {}
         }
@@ -478,3 +541,6 @@ fn signing_secrets(
 fn optional(text: &str) -> Option<Box<str>> {
     (!text.is_empty()).then(|| text.into())
 }
+
+#[cfg(test)]
+mod tests;

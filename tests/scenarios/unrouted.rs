@@ -48,7 +48,8 @@ async fn subscribe_second(world: &World, path: &str) {
 }
 
 /// Messages for a number that no instance claims are answered 200, listed once each with the payload they
-/// came with, and delivered when an instance claims the number; then the list is empty.
+/// came with, and delivered when an instance claims the number and has a webhook subscription; then the list
+/// is empty.
 #[tokio::test]
 async fn unclaimed_number_is_delivered_once_claimed() {
     let world = World::start().await.unwrap();
@@ -71,6 +72,10 @@ async fn unclaimed_number_is_delivered_once_claimed() {
     assert!(kept[0].payload_json.contains(&wamid) && kept[0].payload_json.contains("anybody there?"));
 
     world.client().instances().create_instance(second_instance(&world)).await.unwrap();
+    assert_eq!(unrouted(&world).await.unwrap().len(), 1, "nobody would get it yet");
+    subscribe_second(&world, "/second").await;
+    let webhook = world.receiver.message(&wamid).within(DEADLINE).await.unwrap();
+    assert_eq!((webhook.path.as_str(), webhook.text("instance_id").as_str()), ("/second", "inst-second"));
     let log = eventually(DEADLINE, async || {
         let logs = world.logs().await?;
         logs.into_iter().find(|log| log.external_message_id == wamid).context("the event is not logged yet")

@@ -17,6 +17,7 @@ use gateway_core::{
     retry,
     snapshot::{Snapshot, SubscriptionConfig},
 };
+use gateway_proto::v1;
 use gateway_runtime::clock;
 use tokio::{
     task::{Id, JoinError, JoinSet},
@@ -27,7 +28,7 @@ use tracing::{debug, error, info};
 
 use crate::{control_plane::Identity, metrics::Metrics, snapshot::SnapshotHandle};
 
-use super::buffer::{Buffer, Outcome};
+use super::buffer::{Buffer, Outcome, Owed};
 
 mod queue;
 mod guard;
@@ -83,6 +84,8 @@ pub struct Deliverer {
     running: JoinSet<Ended>,
     /// Which delivery a running attempt belongs to, so that not even a panic loses one.
     deliveries: HashMap<Id, (u32, u64)>,
+    /// Per subscription the events that are attempted, each with what is cancelled when the attempt ends.
+    attempted: HashMap<u32, BTreeMap<u64, CancellationToken>>,
     /// Where the clock of [`Queues`] begins.
     origin: Instant,
 }
@@ -129,6 +132,7 @@ impl Deliverer {
             standings: Standings::default(),
             running: JoinSet::new(),
             deliveries: HashMap::new(),
+            attempted: HashMap::new(),
             origin: Instant::now(),
         }
     }
@@ -148,7 +152,6 @@ impl Deliverer {
         let mut config = self.snapshot.load();
         loop {
             self.take_new(&config);
-            self.look_again_at_unknown(&config);
             self.queues.wake(self.now_ms());
             self.start_due(&config);
             let wake = self.wake_at();
@@ -190,7 +193,7 @@ impl Deliverer {
     fn wake_at(&self) -> Instant {
         let due = self.queues.next_due().map(|due| self.origin + Duration::from_millis(due));
         let far = Instant::now() + Duration::from_secs(3_600);
-        due.into_iter().chain(self.standings.next_check()).fold(far, Instant::min)
+        due.map_or(far, |due| due.min(far))
     }
 
     /// Takes over deliveries that the buffer has for us.
@@ -208,7 +211,7 @@ impl Deliverer {
                 Standing::Active(_) if delivery.held => {
                     self.queues.add(subscription, delivery.event, now, now)
                 }
-                Standing::Active(_) | Standing::Unknown => {
+                Standing::Active(_) => {
                     let due = now.saturating_add(u64::try_from(wait.as_millis()).unwrap_or(u64::MAX));
                     self.queues.add(subscription, delivery.event, due, now);
                 }
@@ -227,7 +230,7 @@ impl Deliverer {
     fn evaluate(&mut self, subscription: u32, config: &Snapshot) {
         let id = self.buffer.subscription_id(subscription);
         let before = self.standings.of(subscription).clone();
-        let after = self.standings.evaluate(subscription, config.subscription(id.as_str()), Instant::now());
+        let after = self.standings.evaluate(subscription, config.look_up_subscription(id.as_str()));
         self.queues.set_mode(subscription, self.standings.mode(subscription));
         match (&before, &after) {
             (Standing::Held, Standing::Held) | (Standing::Deleted, Standing::Deleted) => {}
@@ -242,12 +245,6 @@ impl Deliverer {
                 }
             }
             _ => {}
-        }
-    }
-
-    fn look_again_at_unknown(&mut self, config: &Snapshot) {
-        for subscription in self.standings.due_checks(Instant::now()) {
-            self.evaluate(subscription, config);
         }
     }
 
@@ -290,11 +287,29 @@ impl Deliverer {
                 continue;
             };
             let (buffer, attempter) = (self.buffer.clone(), self.attempter.clone());
+            let of_subscription = self.attempted.entry(subscription).or_default();
+            let earlier: Vec<(u64, CancellationToken)> =
+                of_subscription.range(..event).map(|(event, ended)| (*event, ended.clone())).collect();
+            let ended = CancellationToken::new();
+            of_subscription.insert(event, ended.clone());
             let attempt = self.running.spawn(async move {
-                let next = make_attempt(&buffer, &attempter, subscription, event, settings).await;
+                // Cancelled also by a panic.
+                let _ended = ended.drop_guard();
+                let next = make_attempt(&buffer, &attempter, subscription, event, settings, earlier).await;
                 Ended::Attempt { subscription, event, next }
             });
             self.deliveries.insert(attempt.id(), (subscription, event));
+        }
+    }
+
+    /// Counts an attempt as no longer running.
+    fn attempt_ended(&mut self, subscription: u32, event: u64) {
+        self.queues.ended(subscription);
+        if let Some(of_subscription) = self.attempted.get_mut(&subscription) {
+            of_subscription.remove(&event);
+            if of_subscription.is_empty() {
+                self.attempted.remove(&subscription);
+            }
         }
     }
 
@@ -316,14 +331,14 @@ impl Deliverer {
             }
             None => return,
         };
-        self.queues.ended(subscription);
+        self.attempt_ended(subscription, event);
         let now = self.now_ms();
         match next {
             AfterAttempt::Settled => {}
             AfterAttempt::Wait(delay) => {
                 let delay_ms = u64::try_from(delay.min(WAIT_MAX).as_millis()).unwrap_or(u64::MAX);
                 match self.standings.of(subscription) {
-                    Standing::Active(_) | Standing::Unknown => {
+                    Standing::Active(_) => {
                         self.queues.add(subscription, event, now.saturating_add(delay_ms), now);
                     }
                     Standing::Held | Standing::Deleted => self.announce(subscription, vec![event]),
@@ -356,13 +371,43 @@ fn wait_until(due_ms: i64, wall_ms: i64) -> Duration {
     Duration::from_millis(u64::try_from(due_ms.saturating_sub(wall_ms)).unwrap_or(0)).min(WAIT_MAX)
 }
 
-/// Makes one attempt and records it.
+/// Waits before the first attempt of what a contact decided until those of the contact's events before it have
+/// ended, so that the message is known before what it means. All other deliveries wait for nothing.
+async fn wait_for_earlier(
+    buffer: &Buffer,
+    subscription: u32,
+    owed: &Owed,
+    earlier: Vec<(u64, CancellationToken)>,
+) {
+    if owed.attempts > 0 || !owed.log.event.starts_with("recipient.") {
+        return;
+    }
+    for (event, ended) in earlier {
+        // One that is settled meanwhile, or cannot be read, is not waited for.
+        if let Ok(Some(before)) = buffer.load(event, subscription).await
+            && before.attempts == 0
+            && is_same_contact(&before.log, &owed.log)
+        {
+            ended.cancelled().await;
+        }
+    }
+}
+
+fn is_same_contact(one: &v1::InboundLog, other: &v1::InboundLog) -> bool {
+    let is_same = |one: &str, other: &str| !one.is_empty() && one == other;
+    one.instance_id == other.instance_id
+        && (is_same(&one.contact_user_id, &other.contact_user_id)
+            || is_same(&one.from_phone, &other.from_phone))
+}
+
+/// Makes one attempt and records it. `earlier` are the attempts of earlier events that run.
 async fn make_attempt(
     buffer: &Buffer,
     attempter: &Attempter,
     subscription: u32,
     event: u64,
     settings: Arc<SubscriptionConfig>,
+    earlier: Vec<(u64, CancellationToken)>,
 ) -> AfterAttempt {
     let owed = match buffer.load(event, subscription).await {
         Ok(Some(owed)) => owed,
@@ -372,6 +417,7 @@ async fn make_attempt(
             return AfterAttempt::Wait(UNREADABLE_PAUSE);
         }
     };
+    wait_for_earlier(buffer, subscription, &owed, earlier).await;
     let outcome = attempter.attempt(event, subscription, &owed, &settings).await;
     let delay_ms = outcome.due_ms.map(|due_ms| due_ms.saturating_sub(clock::now().as_millisecond()));
     let state = outcome.state;

@@ -12,7 +12,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use crate::control_plane::Client;
+use crate::control_plane::{CallFailed, Client};
 
 use super::buffer::{Buffer, Lane, ReportLimits};
 
@@ -114,8 +114,8 @@ impl Reporter {
         let mut client = self.client.clone();
         let opening = client.report_logs(ReceiverStream::new(requests));
         // Cancel safe: a stream that is not open yet carries nothing.
-        let mut acks =
-            tokio::time::timeout(ANSWER_TIMEOUT, opening).await.context("open report stream")??.into_inner();
+        let opened = tokio::time::timeout(ANSWER_TIMEOUT, opening).await.context("open report stream")?;
+        let mut acks = opened.map_err(CallFailed::from)?.into_inner();
         if std::mem::take(is_away) {
             info!("reporting to the control plane again");
         }
@@ -136,7 +136,7 @@ impl Reporter {
             }
             tokio::select! {
                 ack = acks.message() => {
-                    let ack = ack?.context("read report stream: it ended")?;
+                    let ack = ack.map_err(CallFailed::from)?.context("read report stream: it ended")?;
                     backoff.reset();
                     session.take_ack(&ack);
                     answer_by = Instant::now() + ANSWER_TIMEOUT;

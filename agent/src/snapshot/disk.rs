@@ -21,6 +21,8 @@ use tracing::warn;
 const FILE: &str = "config.log";
 const FORMAT: &[u8; 8] = b"WAGWCFG1";
 const FRAME_HEADER_BYTES: usize = 8;
+/// The oneof field of `ConfigResource` for webhook subscriptions.
+const SUBSCRIPTION: &str = "webhook_subscription";
 /// Below this size a rewrite is not worth it.
 const REWRITE_BYTES_MIN: usize = 1 << 20;
 
@@ -71,6 +73,8 @@ struct State {
     version: u64,
     store_epoch: String,
     resources: BTreeMap<(&'static str, String), v1::ConfigResource>,
+    /// Webhook subscriptions, by id, that are not for this agent any more and may still be owed deliveries.
+    departed: BTreeMap<String, v1::ConfigResource>,
     opt_out_cursor: u64,
 }
 
@@ -80,48 +84,70 @@ pub fn name_of(resource: &v1::ConfigResource) -> (&'static str, &str) {
     match &resource.resource {
         Some(Resource::InboundRoute(route)) => ("inbound_route", &route.id),
         Some(Resource::Instance(instance)) => ("instance", &instance.id),
-        Some(Resource::WebhookSubscription(config)) => (
-            "webhook_subscription",
-            config.webhook_subscription.as_ref().map_or("", |subscription| &subscription.id),
-        ),
+        Some(Resource::WebhookSubscription(config)) => {
+            (SUBSCRIPTION, config.webhook_subscription.as_ref().map_or("", |subscription| &subscription.id))
+        }
         Some(Resource::OptOutPolicy(policy)) => ("opt_out_policy", &policy.instance_id),
         None => ("unknown", ""),
     }
 }
 
+/// A resource that was removed as one that departed, when it is a webhook subscription.
+fn as_departed(
+    ((resource_type, id), resource): ((&'static str, String), v1::ConfigResource),
+) -> Option<(String, v1::ConfigResource)> {
+    (resource_type == SUBSCRIPTION).then_some((id, resource))
+}
+
 impl State {
     fn absorb(&mut self, response: &v1::StreamConfigResponse) {
         if response.snapshot {
-            self.resources.clear();
+            let resources = std::mem::take(&mut self.resources);
+            self.departed.extend(resources.into_iter().filter_map(as_departed));
         }
         self.version = response.version;
         self.store_epoch.clone_from(&response.store_epoch);
         self.opt_out_cursor = response.opt_out_cursor;
         for resource in &response.upserts {
             let (resource_type, id) = name_of(resource);
+            if resource_type == SUBSCRIPTION {
+                self.departed.remove(id);
+            }
             self.resources.insert((resource_type, id.to_owned()), resource.clone());
         }
         for removal in &response.removals {
-            self.resources
-                .retain(|(resource_type, id), _| !(*resource_type == removal.r#type && *id == removal.id));
+            let is_it = |resource_type: &str, id: &str| resource_type == removal.r#type && id == removal.id;
+            let removed = self.resources.extract_if(.., |(resource_type, id), _| is_it(resource_type, id));
+            self.departed.extend(removed.filter_map(as_departed));
+            if removal.deleted {
+                self.departed.retain(|id, _| !is_it(SUBSCRIPTION, id));
+            }
         }
     }
 
     fn as_snapshot(&self, opt_outs: Vec<v1::OptOut>) -> v1::StreamConfigResponse {
         // What is referred to before what refers to it; the control plane sends this order too.
-        let order = ["inbound_route", "instance", "opt_out_policy", "webhook_subscription"];
+        let order = ["inbound_route", "instance", "opt_out_policy", SUBSCRIPTION];
         let upserts = order
             .iter()
             .flat_map(|wanted| self.resources.iter().filter(move |((kind, _), _)| kind == wanted))
-            .map(|(_, resource)| resource.clone())
+            .map(|(_, resource)| resource)
+            .chain(self.departed.values())
+            .cloned()
             .collect();
+        // What departed comes and goes, so that a reader knows it as departed.
+        let departed = self.departed.keys().map(|id| v1::ConfigRemoval {
+            r#type: SUBSCRIPTION.to_owned(),
+            id: id.clone(),
+            deleted: false,
+        });
         v1::StreamConfigResponse {
             nonce: String::new(),
             version: self.version,
             store_epoch: self.store_epoch.clone(),
             snapshot: true,
             upserts,
-            removals: Vec::new(),
+            removals: departed.collect(),
             opt_outs,
             opt_out_cursor: self.opt_out_cursor,
         }
@@ -219,7 +245,7 @@ impl Inner {
     fn rewrite(&mut self, opt_outs: Vec<v1::OptOut>) -> io::Result<()> {
         let mut bytes = FORMAT.to_vec();
         frame(&self.state.as_snapshot(opt_outs), &mut bytes);
-        crate::control_plane::write_secret_file(&self.path, &bytes)?;
+        crate::private::write_file(&self.path, &bytes)?;
         self.log_bytes = bytes.len();
         self.base_bytes = bytes.len();
         Ok(())
@@ -306,6 +332,40 @@ mod tests {
         let [only] = &responses[..] else { panic!("one snapshot, not {}", responses.len()) };
         assert!(only.snapshot && only.upserts.len() == 3 && only.opt_outs.len() == 1 && only.version == 3);
         assert_eq!(log.opt_out_cursor(), 3);
+    }
+
+    /// A webhook subscription that departed is known as such after a rewrite, until it is deleted.
+    #[test]
+    fn departed_subscriptions_that_may_be_owed_deliveries_survive_a_rewrite() {
+        let directory = tempfile::tempdir().unwrap();
+        let (log, _) = reopen(directory.path());
+        let subscription = v1::WebhookSubscription { id: "sub_a".to_owned(), ..Default::default() };
+        let config =
+            v1::WebhookSubscriptionConfig { webhook_subscription: Some(subscription), ..Default::default() };
+        let resource = Some(v1::config_resource::Resource::WebhookSubscription(config));
+        let known = v1::StreamConfigResponse {
+            upserts: vec![v1::ConfigResource { version: 1, resource }],
+            ..Default::default()
+        };
+        let removed = |deleted| v1::StreamConfigResponse {
+            removals: vec![v1::ConfigRemoval {
+                r#type: SUBSCRIPTION.to_owned(),
+                id: "sub_a".to_owned(),
+                deleted,
+            }],
+            ..Default::default()
+        };
+        log.append(known, None).unwrap();
+        for (deleted, left) in [(false, 1), (true, 0)] {
+            log.append(removed(deleted), Some(Vec::new())).unwrap();
+            // Read by a new process, and rewritten by it.
+            let (log, _) = reopen(directory.path());
+            assert!(log.last_good(SUBSCRIPTION, "sub_a").is_none());
+            log.append(v1::StreamConfigResponse::default(), Some(Vec::new())).unwrap();
+            let (_, responses) = reopen(directory.path());
+            let counts = (responses[0].upserts.len(), responses[0].removals.len());
+            assert_eq!(counts, (left, left));
+        }
     }
 
     /// Cut at any byte, or with any byte flipped, the log gives a beginning of what was appended and goes on.

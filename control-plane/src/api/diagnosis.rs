@@ -98,7 +98,7 @@ fn findings(facts: &Facts<'_>) -> Vec<v1::DiagnosisFinding> {
     if facts.has_unrouted {
         findings.push(finding(
             "UNROUTED_CALLBACKS",
-            "callbacks come in on the inbound route for numbers that no instance claims",
+            "callbacks come in on the inbound route for numbers that no instance with a webhook subscription claims",
             "compare `provider_number_id` with those of ListUnroutedCallbacks",
         ));
     }
@@ -132,14 +132,24 @@ fn refused(refusal: &v1::CallbackRefusal) -> v1::DiagnosisFinding {
         "wrong_verify_token" => "compare the verify token at the provider with that of the inbound route",
         _ => "look at the callbacks that the provider sends to this inbound route",
     };
+    let callbacks = if refusal.count == 1 { "callback was" } else { "callbacks were" };
     let description =
-        format!("{} callbacks were refused on the inbound route: {}", refusal.count, refusal.reason);
+        format!("{} {callbacks} refused on the inbound route: {}", refusal.count, refusal.reason);
     finding("CALLBACKS_REFUSED", description, advice)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The number of refused callbacks reads right, also for one.
+    #[test]
+    fn refusals_are_counted_in_words() {
+        for (count, wanted) in [(1, "1 callback was refused on "), (2, "2 callbacks were refused on ")] {
+            let refusal = v1::CallbackRefusal { reason: "wrong_signature".into(), count, last_time: None };
+            assert!(refused(&refusal).description.starts_with(wanted));
+        }
+    }
 
     /// Each problem is found, agents first, and a healthy instance has none.
     #[test]

@@ -194,6 +194,8 @@ impl InboundRouteService for InboundRouteApi {
         Ok(Response::new(v1::RemoveInboundRouteSecretResponse { inbound_route: Some(stored.route) }))
     }
 
+    /// Callbacks stay listed until an instance of the inbound route claims the number and has a webhook
+    /// subscription: without one their events would be recorded and delivered to nobody.
     async fn list_unrouted_callbacks(
         &self,
         request: Request<v1::ListUnroutedCallbacksRequest>,

@@ -31,7 +31,8 @@ impl InstanceApi {
         Self { state }
     }
 
-    /// Callbacks that waited for the instance go on their way. The instance stands whatever comes of it:
+    /// Callbacks that waited for the instance go on their way, if it has a webhook subscription; otherwise
+    /// the first one claims them. The instance stands whatever comes of it:
     /// the claiming task looks again.
     async fn claim_unrouted(&self, instance: &v1::Instance) {
         if let Err(error) = self.state.work.claim_unrouted(instance).await {

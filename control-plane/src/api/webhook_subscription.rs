@@ -14,11 +14,12 @@ use jiff::Timestamp;
 use prost::Message as _;
 use sqlx::SqliteConnection;
 use tonic::{Request, Response, Status};
+use tracing::warn;
 
 use super::{authorize, field_mask, instance, new_id, page::Page, repeat, status};
 use crate::{
     app::State,
-    store::{WriteTx, requests, webhook_subscriptions},
+    store::{WriteTx, instances, requests, webhook_subscriptions},
 };
 
 const FIELDS: [&str; 6] =
@@ -46,6 +47,23 @@ impl WebhookSubscriptionApi {
     fn check(&self, subscription: &v1::WebhookSubscription) -> Result<WebhookSubscription, Status> {
         WebhookSubscription::from_proto(subscription, &self.state.config.destinations)
             .map_err(status::invalid)
+    }
+
+    /// Callbacks that waited for an instance to have a subscription go on their way. The subscription stands
+    /// whatever comes of it.
+    async fn claim_unrouted(&self, instance_id: &str) {
+        let claimed = async {
+            let mut connection = self.state.store.reader().await?;
+            let instance = instances::find_any(&mut connection, instance_id).await?;
+            drop(connection);
+            match instance {
+                Some(instance) => self.state.work.claim_unrouted(&instance).await,
+                None => Ok(0),
+            }
+        };
+        if let Err(error) = claimed.await {
+            warn!(gateway.instance.id = instance_id, %error, "failed to claim unrouted callbacks");
+        }
     }
 
     async fn create(
@@ -97,9 +115,11 @@ impl WebhookSubscriptionService for WebhookSubscriptionApi {
             return Ok(Response::new(answer));
         }
         let subscription = self.create(&mut transaction, &tenant_id, wanted).await?;
+        let instance_id = subscription.instance_id.clone();
         let response = v1::CreateWebhookSubscriptionResponse { webhook_subscription: Some(subscription) };
         requests::remember(&mut transaction, &key, &response).await?;
         transaction.commit().await?;
+        self.claim_unrouted(&instance_id).await;
         Ok(Response::new(response))
     }
 

@@ -13,6 +13,8 @@ const READERS_MAX: u32 = 4;
 /// How long a connection waits for a lock: only a backup tool can hold one against the single writer.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// `log_duplicates` has rows only of agents that were not the first to take an event.
+///
 /// `logs` comes with one secondary index, on the instance: SQLite appends the row id to it, so it is
 /// (instance, seq), which gives the newest rows of an instance in order and grows at one place per
 /// instance. Times need no index: `log_segments` says which times each sealed segment holds.
@@ -36,6 +38,12 @@ CREATE TABLE IF NOT EXISTS attempts (
     attempt_seq INTEGER NOT NULL,
     body BLOB NOT NULL,
     PRIMARY KEY (log_seq, attempt_seq)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS log_duplicates (
+    log_seq INTEGER NOT NULL,
+    agent_id TEXT NOT NULL,
+    count INTEGER NOT NULL,
+    PRIMARY KEY (log_seq, agent_id)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS log_changes (
     change_seq INTEGER PRIMARY KEY,

@@ -26,7 +26,19 @@ pub(super) struct StagedLog {
     pub(super) receive_time: i64,
     /// Attempts of it, new ones included.
     pub(super) attempt_count: i64,
+    /// What agents other than the log's own add to its `duplicate_count`; that agent's part is the rest.
+    pub(super) repeats: Vec<AgentRepeats>,
     pub(super) log: v1::InboundLog,
+}
+
+/// How often the provider repeated an event to an agent other than the one that took it first. Its own first
+/// sight of the event is one of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct AgentRepeats {
+    pub(super) agent_id: String,
+    pub(super) count: u32,
+    /// Whether this group changed it.
+    pub(super) is_changed: bool,
 }
 
 /// An attempt to append.
@@ -85,7 +97,14 @@ impl Stage {
     }
 
     /// Makes a stored row known, so that records can change it.
-    pub(super) fn load(&mut self, key: EventKey, seq: i64, attempt_count: i64, log: v1::InboundLog) {
+    pub(super) fn load(
+        &mut self,
+        key: EventKey,
+        seq: i64,
+        attempt_count: i64,
+        repeats: Vec<AgentRepeats>,
+        log: v1::InboundLog,
+    ) {
         let receive_time = microseconds(log.receive_time.as_ref(), self.now);
         self.by_key.insert(key, self.logs.len());
         self.logs.push(StagedLog {
@@ -96,6 +115,7 @@ impl Stage {
             change_seq: 0,
             receive_time,
             attempt_count,
+            repeats,
             log,
         });
     }
@@ -104,31 +124,29 @@ impl Stage {
     pub(super) fn apply(&mut self, agent_id: &str, record: Record) {
         match record {
             Record::Event(log, attempts) => {
-                let place = self.event(agent_id, *log);
+                let place = self.event(agent_id, *log, &attempts);
                 self.attempt(place, attempts);
             }
             Record::Attempts(report) => match self.by_key.get(&event_key(&report.event_id)).copied() {
                 Some(place) => {
-                    self.deliveries(place, report.deliveries);
+                    self.deliveries(place, report.deliveries, &report.attempts);
                     self.attempt(place, report.attempts);
                 }
                 None => self.unknown_events += 1,
             },
             Record::Duplicate(report) => match self.by_key.get(&event_key(&report.event_id)).copied() {
-                Some(place) => self.duplicates(place, report.duplicate_count),
+                Some(place) => self.duplicates(place, agent_id, report.duplicate_count),
                 None => self.unknown_events += 1,
             },
             Record::Unrouted(callback) => self.unrouted.push(callback),
         }
     }
 
-    fn event(&mut self, agent_id: &str, mut log: v1::InboundLog) -> usize {
+    fn event(&mut self, agent_id: &str, mut log: v1::InboundLog, attempts: &[v1::DeliveryAttempt]) -> usize {
         let key = event_key(&log.event_id);
         if let Some(place) = self.by_key.get(&key).copied() {
-            // Another agent took the provider's repeat: that is one more time than it counted itself.
-            let repeats = u32::from(self.logs[place].log.agent_id != agent_id);
-            self.duplicates(place, log.duplicate_count.saturating_add(repeats));
-            self.deliveries(place, log.deliveries);
+            self.duplicates(place, agent_id, log.duplicate_count);
+            self.deliveries(place, log.deliveries, attempts);
             return place;
         }
         log.record_time = Some(time::to_proto(self.now));
@@ -147,9 +165,10 @@ impl Stage {
             change_seq,
             receive_time,
             attempt_count: 0,
+            repeats: Vec::new(),
             log,
         });
-        self.deliveries(place, deliveries);
+        self.deliveries(place, deliveries, attempts);
         place
     }
 
@@ -160,13 +179,14 @@ impl Stage {
         change_seq
     }
 
-    fn deliveries(&mut self, place: usize, reported: Vec<v1::Delivery>) {
+    fn deliveries(&mut self, place: usize, reported: Vec<v1::Delivery>, attempts: &[v1::DeliveryAttempt]) {
         for delivery in reported {
             let staged = &mut self.logs[place];
             staged.is_changed = true;
             let seq = staged.seq;
             let subscription_id = delivery.subscription_id.clone();
-            if merge_delivery(&mut staged.log.deliveries, delivery) {
+            let has_attempt = attempts.iter().any(|attempt| attempt.subscription_id == subscription_id);
+            if merge_delivery(&mut staged.log.deliveries, delivery, has_attempt) {
                 self.change(seq, Some(subscription_id));
             }
         }
@@ -185,18 +205,43 @@ impl Stage {
         }
     }
 
-    fn duplicates(&mut self, place: usize, count: u32) {
+    /// An agent says how often it saw the event again, in all. The figures of all agents add up; one that
+    /// did not take it first saw it once more than it counts.
+    fn duplicates(&mut self, place: usize, agent_id: &str, count: u32) {
         let staged = &mut self.logs[place];
-        if count > staged.log.duplicate_count {
-            staged.log.duplicate_count = count;
+        let added = if staged.log.agent_id == agent_id {
+            let elsewhere = staged.repeats.iter().fold(0_u32, |sum, one| sum.saturating_add(one.count));
+            count.saturating_sub(staged.log.duplicate_count.saturating_sub(elsewhere))
+        } else {
+            repeated_at(&mut staged.repeats, agent_id, count.saturating_add(1))
+        };
+        if added > 0 {
+            staged.log.duplicate_count = staged.log.duplicate_count.saturating_add(added);
             staged.is_changed = true;
         }
     }
 }
 
-/// Merges what an agent says of a delivery into what is known. True when the delivery now is in another
+/// Notes the figure of a further agent, which never goes down; returns how much is new of it.
+fn repeated_at(repeats: &mut Vec<AgentRepeats>, agent_id: &str, count: u32) -> u32 {
+    match repeats.iter_mut().find(|one| one.agent_id == agent_id) {
+        Some(one) => {
+            let added = count.saturating_sub(one.count);
+            one.count += added;
+            one.is_changed |= added > 0;
+            added
+        }
+        None => {
+            repeats.push(AgentRepeats { agent_id: agent_id.to_owned(), count, is_changed: true });
+            count
+        }
+    }
+}
+
+/// Merges what an agent says of a delivery into what is known; without an attempt the outcome of the last
+/// one stays. True when the delivery now is in another
 /// state, and that state is worth telling: anything but pending.
-fn merge_delivery(known: &mut Vec<v1::Delivery>, mut reported: v1::Delivery) -> bool {
+fn merge_delivery(known: &mut Vec<v1::Delivery>, mut reported: v1::Delivery, has_attempt: bool) -> bool {
     let is_told = |state: i32| {
         state != v1::DeliveryState::Unspecified as i32 && state != v1::DeliveryState::Pending as i32
     };
@@ -215,6 +260,10 @@ fn merge_delivery(known: &mut Vec<v1::Delivery>, mut reported: v1::Delivery) -> 
         Some(delivery) => {
             let told = delivery.state != reported.state && is_told(reported.state);
             reported.attempt_count = reported.attempt_count.max(delivery.attempt_count);
+            if !has_attempt {
+                reported.last_status_code = delivery.last_status_code;
+                reported.last_error = std::mem::take(&mut delivery.last_error);
+            }
             *delivery = reported;
             told
         }

@@ -156,6 +156,62 @@ async fn an_event_of_two_agents_is_one_log() {
     running.close().await;
 }
 
+/// Repeats add up over agents: what each counts, and one for each agent that did not take the event first;
+/// also after a restart, and in one group with the event.
+#[tokio::test]
+async fn repeats_add_up_over_agents() {
+    let dir = TempDir::new().unwrap();
+    let duplicate = |number, duplicate_count| {
+        Record::Duplicate(v1::DuplicateReport { event_id: event_id(number), duplicate_count })
+    };
+    let running = Running::open(&dir, 65_536).await;
+    let count = async |running: &Running, number| {
+        running.logs.get(None, &event_id(number)).await.unwrap().unwrap().duplicate_count
+    };
+    running.logs.append(batch("agt_1", 1, vec![event(1), event(2), duplicate(2, 5)])).await.unwrap();
+    let three = vec![event(1), duplicate(1, 1), duplicate(1, 2)];
+    running.logs.append(batch("agt_2", 1, three)).await.unwrap();
+    assert_eq!(count(&running, 1).await, 3);
+    running.logs.append(batch("agt_2", 4, vec![event(2), duplicate(2, 1)])).await.unwrap();
+    assert_eq!(count(&running, 2).await, 7);
+    running.close().await;
+    let running = Running::open(&dir, 65_536).await;
+    running.logs.append(batch("agt_1", 4, vec![duplicate(2, 6), duplicate(2, 6)])).await.unwrap();
+    running.logs.append(batch("agt_2", 6, vec![duplicate(2, 1), duplicate(2, 2)])).await.unwrap();
+    running.logs.append(batch("agt_3", 1, vec![event(2)])).await.unwrap();
+    assert_eq!(count(&running, 2).await, 10);
+    running.close().await;
+}
+
+/// A change of state without an attempt keeps what the last attempt came to.
+#[tokio::test]
+async fn held_deliveries_keep_the_last_outcome() {
+    let dir = TempDir::new().unwrap();
+    let running = Running::open(&dir, 65_536).await;
+    let failed = v1::Delivery {
+        attempt_count: 2,
+        last_status_code: 503,
+        last_error: "answered 503".into(),
+        ..delivery("sub_1", v1::DeliveryState::Pending)
+    };
+    let failed = v1::InboundLog { deliveries: vec![failed], ..log(1) };
+    let failed = Record::Event(Box::new(failed), vec![attempt(1, 2, "sub_1")]);
+    let cancelled = v1::Delivery { attempt_count: 1, ..delivery("sub_1", v1::DeliveryState::Cancelled) };
+    let cancelled = Record::Attempts(v1::AttemptsReport {
+        event_id: event_id(1),
+        deliveries: vec![cancelled],
+        attempts: vec![],
+    });
+    running.logs.append(batch("agt_1", 1, vec![failed, cancelled])).await.unwrap();
+    let kept = running.logs.get(None, &event_id(1)).await.unwrap().unwrap().deliveries.remove(0);
+    assert_eq!(kept.state(), v1::DeliveryState::Cancelled);
+    assert_eq!(
+        (kept.attempt_count, kept.last_status_code, kept.last_error.as_str()),
+        (2, 503, "answered 503")
+    );
+    running.close().await;
+}
+
 /// Attempts and repeats reported later change their log, in the same group as the event or long after;
 /// reports about unknown events hold up nothing.
 #[tokio::test]

@@ -1,4 +1,5 @@
-//! Callbacks for numbers that no instance claims: kept, bounded, listed, and taken out once claimed.
+//! Callbacks for numbers that no instance with a webhook subscription claims: kept, bounded, listed, and
+//! taken out once claimed.
 
 use gateway_proto::v1;
 use prost::Message as _;

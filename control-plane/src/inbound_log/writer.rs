@@ -19,7 +19,7 @@ use super::{
     LogStoreError, Record, ReportBatch,
     event_index::{EventIndex, EventKey, IndexedRow, event_key, find_sealed},
     insert::RowInsert,
-    stage::{Stage, StagedLog},
+    stage::{AgentRepeats, Stage, StagedLog},
     unrouted::trim,
 };
 
@@ -61,6 +61,7 @@ struct Inserts {
     attempts: RowInsert,
     changes: RowInsert,
     event_ids: RowInsert,
+    duplicates: RowInsert,
 }
 
 impl Inserts {
@@ -75,6 +76,11 @@ impl Inserts {
             attempts: RowInsert::new("INSERT INTO attempts (log_seq, attempt_seq, body)", 3, ""),
             changes: RowInsert::new("INSERT INTO log_changes (change_seq, log_seq, subscription_id)", 3, ""),
             event_ids: RowInsert::new("INSERT INTO log_event_ids (segment, event_key, log_seq)", 3, ""),
+            duplicates: RowInsert::new(
+                "INSERT INTO log_duplicates (log_seq, agent_id, count)",
+                3,
+                "ON CONFLICT (log_seq, agent_id) DO UPDATE SET count = excluded.count",
+            ),
         }
     }
 }
@@ -238,11 +244,17 @@ impl Writer {
             for (seq, _) in chunk {
                 query = query.bind(seq);
             }
-            for row in query.fetch_all(&mut self.connection).await.map_err(LogStoreError::read)? {
+            let found = query.fetch_all(&mut self.connection).await.map_err(LogStoreError::read)?;
+            for row in found {
                 let seq: i64 = row.get(0);
                 let log = v1::InboundLog::decode(row.get::<&[u8], _>(2))
                     .map_err(|source| LogStoreError::Corrupt { table: "logs", source })?;
-                stage.load(keys[&seq], seq, row.get(1), log);
+                // A further agent counts at least its own first sight, so without a count there is none.
+                let repeats = match log.duplicate_count {
+                    0 => Vec::new(),
+                    _ => stored_repeats(&mut self.connection, seq).await.map_err(LogStoreError::read)?,
+                };
+                stage.load(keys[&seq], seq, row.get(1), repeats, log);
             }
         }
         Ok(())
@@ -316,6 +328,7 @@ impl Writer {
                 row.bind(change.subscription_id.as_deref())
             })
             .await?;
+        write_repeats(&mut tx, &self.inserts.duplicates, &stage.logs).await?;
         let unrouted_seq = write_unrouted(&mut tx, &stage.unrouted).await?;
         for ((agent_id, buffer_id), sequence) in positions {
             sqlx::query(
@@ -379,6 +392,42 @@ impl Writer {
         }
         tx.commit().await
     }
+}
+
+/// What further agents add to the count of repeats of a log.
+async fn stored_repeats(
+    connection: &mut SqliteConnection,
+    log_seq: i64,
+) -> Result<Vec<AgentRepeats>, sqlx::Error> {
+    let rows: Vec<(String, u32)> =
+        sqlx::query_as("SELECT agent_id, count FROM log_duplicates WHERE log_seq = ?")
+            .bind(log_seq)
+            .fetch_all(connection)
+            .await?;
+    Ok(rows
+        .into_iter()
+        .map(|(agent_id, count)| AgentRepeats { agent_id, count, is_changed: false })
+        .collect())
+}
+
+/// Writes what further agents add to the counts of repeats, as far as it changed.
+async fn write_repeats(
+    connection: &mut SqliteConnection,
+    insert: &RowInsert,
+    logs: &[StagedLog],
+) -> Result<(), sqlx::Error> {
+    let changed: Vec<_> = logs
+        .iter()
+        .flat_map(|staged| staged.repeats.iter().map(|repeats| (staged.seq, repeats)))
+        .filter(|(_, repeats)| repeats.is_changed)
+        .collect();
+    insert
+        .run(connection, &changed, |(log_seq, repeats), row| {
+            row.bind(*log_seq)?;
+            row.bind(repeats.agent_id.as_str())?;
+            row.bind(i64::from(repeats.count))
+        })
+        .await
 }
 
 async fn write_unrouted(

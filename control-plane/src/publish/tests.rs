@@ -1,6 +1,7 @@
 //! What one agent is sent of a change.
 
 use super::*;
+use crate::store::webhook_subscriptions;
 
 fn route(id: &str) -> v1::ConfigResource {
     let route = v1::InboundRouteConfig { id: id.into(), ..Default::default() };
@@ -60,6 +61,23 @@ fn leaving_a_region_removes() {
     assert!(parts[0].upserts.is_empty() && !parts[0].begins_snapshot);
     assert_eq!(ids(&parts[0]), ["inst_1", "sub_1"]);
     assert_eq!(parts[0].removals.len(), 2);
+    assert!(parts[0].removals.iter().all(|removal| !removal.deleted), "it is only not for this agent");
+}
+
+/// What is deleted is said to be deleted, which is not the same as leaving a region.
+#[tokio::test]
+async fn deleted_is_told_from_left() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open(directory.path()).await.unwrap();
+    for id in ["sub_1", "sub_2"] {
+        let mut transaction = store.begin_write().await.unwrap();
+        webhook_subscriptions::delete(&mut transaction, id).await.unwrap();
+        transaction.commit().await.unwrap();
+    }
+    let changes = store.changes_since(1).await.unwrap();
+    let removals: Vec<_> =
+        changes.removals.iter().map(|removal| (removal.id.as_str(), removal.deleted)).collect();
+    assert_eq!(removals, [("sub_2", true)]);
 }
 
 /// Even when nothing concerns the agent there is a response, so that it learns the version.

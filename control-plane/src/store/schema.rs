@@ -128,7 +128,7 @@ pub(super) async fn removed_since(
             .fetch_all(connection)
             .await?;
     let mut removals: Vec<_> =
-        rows.into_iter().map(|(r#type, id)| v1::ConfigRemoval { r#type, id }).collect();
+        rows.into_iter().map(|(r#type, id)| v1::ConfigRemoval { r#type, id, deleted: true }).collect();
     removals.sort_by_key(|removal| REMOVAL_ORDER.iter().position(|known| *known == removal.r#type));
     Ok(removals)
 }

@@ -78,6 +78,31 @@ pub async fn list(
     configs.iter().map(|config| decode(config).map(subscription)).collect()
 }
 
+/// Whether an instance has a subscription, in whatever state.
+///
+/// # Errors
+/// When the database cannot be read.
+pub async fn has_any(connection: &mut SqliteConnection, instance_id: &str) -> Result<bool, StoreError> {
+    let sql = "SELECT EXISTS (SELECT 1 FROM webhook_subscriptions WHERE instance_id = ?1)";
+    Ok(sqlx::query_scalar(sql).bind(instance_id).fetch_one(connection).await?)
+}
+
+/// An instance of a route that has a subscription.
+///
+/// # Errors
+/// When the database cannot be read.
+pub async fn instance_of_route(
+    connection: &mut SqliteConnection,
+    inbound_route_id: &str,
+) -> Result<Option<String>, StoreError> {
+    let id = sqlx::query_scalar(
+        "SELECT id FROM instances WHERE inbound_route_id = ?1
+         AND EXISTS (SELECT 1 FROM webhook_subscriptions WHERE instance_id = instances.id)
+         ORDER BY id LIMIT 1",
+    );
+    Ok(id.bind(inbound_route_id).fetch_optional(connection).await?)
+}
+
 /// Writes a new or changed subscription under a new version; sets its etag.
 ///
 /// # Errors

@@ -170,7 +170,8 @@ impl Mark {
 impl Decision {
     /// What CreateOptOut asks for. Paths of violations begin with `opt_out.`; tenant and existence of the
     /// instance are the caller's to check. `existing` is the record that matches the contact: an opt-out
-    /// without `event_time` is made now, and comes after everything that is known already.
+    /// without `event_time` is made in the present second, as coarse as providers' clocks, and comes after
+    /// everything that is known already.
     ///
     /// # Errors
     /// Fields that are missing or out of bounds; an `event_time` over a minute later than `now`.
@@ -199,7 +200,10 @@ impl Decision {
             violations.add("opt_out.note", format!("must have at most {NOTE_CHARS_MAX} characters"));
         }
         let event_time = match &request.event_time {
-            None => existing.and_then(OptOutRecord::newest_time).map_or(now, |newest| newest.max(now)),
+            None => {
+                let second = whole_second(now);
+                existing.and_then(OptOutRecord::newest_time).map_or(second, |newest| newest.max(second))
+            }
             Some(given) => from_proto(given)
                 .filter(|given| given.duration_since(now) <= AHEAD_MAX)
                 .unwrap_or_else(|| {
@@ -229,7 +233,7 @@ impl Decision {
     /// coarse as providers' clocks, so that a STOP which follows within that second is not taken for an
     /// older one; but never before what it ends.
     pub fn operator_opt_in(record: &OptOutRecord, now: Timestamp) -> Self {
-        let second = Timestamp::from_second(now.as_second()).unwrap_or(now);
+        let second = whole_second(now);
         let after =
             record.newest_time().and_then(|newest| newest.checked_add(SignedDuration::from_micros(1)).ok());
         Self {
@@ -246,6 +250,11 @@ impl Decision {
             origin: Origin::Elsewhere,
         }
     }
+}
+
+/// The second that a time is in.
+fn whole_second(time: Timestamp) -> Timestamp {
+    Timestamp::from_second(time.as_second()).unwrap_or(time)
 }
 
 fn contact(message: &v1::OptOut, prefix: &str, violations: &mut FieldViolations) -> Option<ContactRef> {

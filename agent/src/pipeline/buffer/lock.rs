@@ -1,12 +1,13 @@
 //! One agent per directory.
 
 use std::{
-    fs::{self, File, OpenOptions, TryLockError},
+    fs::{File, OpenOptions, TryLockError},
     io::{Read as _, Seek as _, Write as _},
     path::Path,
 };
 
 use super::OpenError;
+use crate::private;
 
 const LOCK_FILE: &str = "lock";
 
@@ -20,7 +21,7 @@ impl DirectoryLock {
     /// whoever comes second.
     pub(super) fn take(directory: &Path) -> Result<Self, OpenError> {
         let failed = |source| OpenError::Directory { directory: directory.to_owned(), source };
-        fs::create_dir_all(directory).map_err(failed)?;
+        private::create_directory(directory).map_err(failed)?;
         let mut file = OpenOptions::new()
             .read(true)
             .write(true)

@@ -6,12 +6,11 @@ use gateway_core::{
     retry::Next,
     signature::{WebhookHeaders, WebhookSecret, verify_webhook},
 };
-use gateway_proto::v1;
 use prost_types::Timestamp as ProtoTimestamp;
 
 use super::*;
 use crate::pipeline::buffer::{
-    self, Entry, Lane, ReportLimits,
+    self, Lane, ReportLimits,
     tests::{DEADLINE, entry, event, event_id},
 };
 
@@ -42,6 +41,14 @@ fn subscription(id: &str, destination_url: &str) -> v1::WebhookSubscription {
         state: v1::WebhookSubscriptionState::Active.into(),
         ..v1::WebhookSubscription::default()
     }
+}
+
+/// A configuration in which a subscription was removed.
+fn without(before: &Snapshot, id: &str, deleted: bool) -> Snapshot {
+    let removal = v1::ConfigRemoval { r#type: "webhook_subscription".to_owned(), id: id.to_owned(), deleted };
+    let response =
+        v1::StreamConfigResponse { removals: vec![removal], ..v1::StreamConfigResponse::default() };
+    before.apply(&response).0
 }
 
 /// A whole configuration of these subscriptions.
@@ -318,6 +325,46 @@ async fn slow_destination_harms_nobody_else() {
     assert_eq!(ids.len(), 50);
     silent.wait_for(2).await;
     assert_eq!(silent.requests().len(), 2);
+    let World { mut tasks, .. } = world;
+    tasks.shutdown().await;
+}
+
+/// With a destination that takes webhooks, the message reaches it before the opt-out that it means, also when
+/// other messages of the callback stand between them; another contact's opt-out waits for nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn opt_out_comes_after_its_message() {
+    let of_contact = |number: u32, name: &str, phone: &str| {
+        let mut event = event(number, &["sub_a"]);
+        (event.log.event, event.log.from_phone) = (name.to_owned(), phone.to_owned());
+        event
+    };
+    let receiver = Receiver::start(ok).await;
+    let world = World::new([subscription("sub_a", &receiver.url())]).await;
+    for round in 0..40 {
+        let first = round * 3;
+        let events = [
+            of_contact(first, "message.received", "+966500000001"),
+            of_contact(first + 1, "message.received", "+966500000002"),
+            of_contact(first + 2, "recipient.opted_out", "+966500000001"),
+        ];
+        world.buffer.append(entry(events)).await.unwrap();
+        let requests = receiver.wait_for(first as usize + 3).await;
+        let place = |number| {
+            let id = event_id(number).to_string();
+            requests.iter().position(|request| request.header("webhook-id") == Some(&id))
+        };
+        assert!(place(first).unwrap() < place(first + 2).unwrap(), "round {round}");
+    }
+    world.stop().await;
+
+    let silent = Receiver::start(|_| Reply::Silence).await;
+    let world = World::new([subscription("sub_a", &silent.url())]).await;
+    let events = [
+        of_contact(1, "message.received", "+966500000001"),
+        of_contact(2, "recipient.opted_out", "+966500000002"),
+    ];
+    world.buffer.append(entry(events)).await.unwrap();
+    silent.wait_for(2).await;
     let World { mut tasks, .. } = world;
     tasks.shutdown().await;
 }

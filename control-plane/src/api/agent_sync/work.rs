@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
-use crate::{api::authorize::AgentIdentity, app::State, work::WorkStream};
+use crate::{api::authorize::AgentIdentity, app::State, fleet::Fleet, work::WorkStream};
 
 /// Work of one response ends at this size; a single larger one goes alone.
 const RESPONSE_BYTES_MAX: usize = 1_024 * 1_024;
@@ -15,6 +15,8 @@ const RESPONSE_BYTES_MAX: usize = 1_024 * 1_024;
 /// One agent's work.
 pub(super) struct WorkResponses {
     work: WorkStream,
+    fleet: Fleet,
+    agent_id: String,
     inbound: Streaming<v1::StreamWorkRequest>,
     stop: CancellationToken,
     /// Leased and not sent yet.
@@ -34,7 +36,14 @@ impl WorkResponses {
         inbound: Streaming<v1::StreamWorkRequest>,
     ) -> Self {
         let work = state.work.open(&identity.region);
-        Self { work, inbound, stop: state.stop.clone(), leased: VecDeque::new() }
+        Self {
+            work,
+            fleet: state.fleet.clone(),
+            agent_id: identity.agent_id.clone(),
+            inbound,
+            stop: state.stop.clone(),
+            leased: VecDeque::new(),
+        }
     }
 
     pub(super) fn into_stream(self) -> impl Stream<Item = Result<v1::StreamWorkResponse, Status>> {
@@ -51,7 +60,8 @@ impl WorkResponses {
     async fn next(&mut self) -> Option<Result<v1::StreamWorkResponse, Status>> {
         loop {
             if self.leased.is_empty() {
-                match self.work.lease().await {
+                let applied_version = self.fleet.applied_version(&self.agent_id);
+                match self.work.lease(applied_version).await {
                     Ok(work) => self.leased.extend(work),
                     Err(error) => return Some(Err(error.into())),
                 }

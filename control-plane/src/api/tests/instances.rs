@@ -37,6 +37,8 @@ async fn bad_instances_are_refused() {
     let nameless = v1::Instance { display_name: String::new(), ..instance("inst_1", "") };
     let fields = bad_fields(server.create_instance(nameless).await);
     assert_eq!(fields, ["instance.display_name", "instance.provider_number_id"]);
+    let blank = v1::Instance { display_name: "  ".into(), ..instance("inst_1", "1") };
+    assert_eq!(bad_fields(server.create_instance(blank).await), ["instance.display_name"]);
     let orphan = v1::Instance { inbound_route_id: "route_9".into(), ..instance("Bad Id", "1") };
     assert_eq!(refusal(server.create_instance(orphan).await).0, Code::NotFound);
     let nothing = server.instances().create_instance(v1::CreateInstanceRequest::default()).await;
@@ -92,7 +94,7 @@ async fn inline_route_is_created_with_the_instance() {
 async fn update_follows_the_mask() {
     let server = Server::start().await.with_instance().await;
     let wanted = v1::Instance { display_name: "New".into(), ..instance("inst_1", "9999") };
-    let updated = update(&server, wanted.clone(), &["display_name"]).await.unwrap();
+    let updated = update(&server, wanted.clone(), &["displayName"]).await.unwrap();
     assert_eq!((updated.display_name.as_str(), updated.provider_number_id.as_str()), ("New", "1001"));
     for paths in [&["nickname"][..], &["id"], &["etag"], &["labels.team"], &[]] {
         assert_eq!(bad_fields(update(&server, wanted.clone(), paths).await), ["update_mask"]);

@@ -47,6 +47,7 @@ async fn opt_out_suppresses_until_deleted() {
     let created = create(&server, of("+5511987654321")).await.unwrap();
     assert_eq!(created.state(), v1::OptOutState::OptedOut);
     assert_eq!((created.reason(), created.change_number), (v1::OptOutReason::Operator, 1));
+    assert_eq!(created.event_time.unwrap().nanos, 0, "as coarse as providers' clocks");
     for (purpose, allowed) in [
         (v1::Purpose::Authentication, true),
         (v1::Purpose::Transactional, true),

@@ -1,7 +1,6 @@
 //! Subscriptions that are paused, gone, deleted or not known yet.
 
 use super::*;
-use crate::pipeline::deliver::standing::{Standing, Standings};
 
 fn paused(subscription: v1::WebhookSubscription) -> v1::WebhookSubscription {
     v1::WebhookSubscription { state: v1::WebhookSubscriptionState::Paused.into(), ..subscription }
@@ -70,39 +69,51 @@ async fn deleted_subscription_cancels() {
     world.append(1, &["sub_a"]).await;
     let is_made = |reported: &Reported| !reported.attempts.is_empty();
     world.reported_when("the attempt is made", is_made).await;
-    world.snapshot.replace(snapshot([]));
+    world.snapshot.replace(without(&world.snapshot.load(), "sub_a", true));
     let delivery = world.delivery(1, "sub_a", v1::DeliveryState::Cancelled).await;
     assert_eq!(delivery.next_attempt_time, None);
     world.stop().await;
 }
 
-/// A subscription that the configuration does not know yet is waited for: its deliveries are made once it
-/// is there.
+/// What is owed to a subscription that is only not for this agent any more is still delivered.
+#[tokio::test]
+async fn departed_subscription_is_delivered() {
+    let receiver = Receiver::start(|before| match before {
+        0 => Reply::Status(500, "", ""),
+        _ => Reply::Status(200, "", ""),
+    })
+    .await;
+    let slow = |_, _, _| Next::After(Duration::from_millis(300));
+    let world = World::with([subscription("sub_a", &receiver.url())], &["127.0.0.0/8"], slow, &[]).await;
+    world.append(1, &["sub_a"]).await;
+    receiver.wait_for(1).await;
+    world.snapshot.replace(without(&world.snapshot.load(), "sub_a", false));
+    world.append(2, &["sub_a"]).await;
+    world.delivery(1, "sub_a", v1::DeliveryState::Delivered).await;
+    world.delivery(2, "sub_a", v1::DeliveryState::Delivered).await;
+    world.stop().await;
+}
+
+/// Deliveries of a subscription that the configuration does not know are held, however long: they are made
+/// once a configuration knows it.
 #[tokio::test]
 async fn unknown_subscription_is_waited_for() {
     let receiver = Receiver::start(ok).await;
     let world = World::new([]).await;
-    world.buffer.append(Entry { ..entry([event(1, &["sub_a"])]) }).await.unwrap();
-    let is_reported = |reported: &Reported| !reported.deliveries.is_empty();
-    world.reported_when("the event is reported", is_reported).await;
+    world.append(1, &["sub_a"]).await;
+    world.delivery(1, "sub_a", v1::DeliveryState::Held).await;
     world.snapshot.replace(snapshot([subscription("sub_a", &receiver.url())]));
     world.delivery(1, "sub_a", v1::DeliveryState::Delivered).await;
     world.stop().await;
 }
 
-/// It is not waited for without end, while one that was known and is gone is deleted at once.
-#[test]
-fn unknown_subscription_is_given_up() {
-    let mut standings = Standings::default();
-    let now = Instant::now();
-    assert!(matches!(standings.evaluate(1, None, now), Standing::Unknown));
-    let check = standings.next_check().unwrap();
-    assert!(check > now);
-    assert!(standings.due_checks(now).is_empty());
-    assert_eq!(standings.due_checks(check), [1]);
-    assert!(matches!(standings.evaluate(1, None, check), Standing::Deleted));
-
-    let config = snapshot([subscription("sub_a", "https://example.com/")]);
-    assert!(matches!(standings.evaluate(2, config.subscription("sub_a"), now), Standing::Active(_)));
-    assert!(matches!(standings.evaluate(2, None, now), Standing::Deleted));
+/// Only a configuration that says that an unknown subscription was deleted ends the wait.
+#[tokio::test]
+async fn unknown_subscription_is_cancelled_when_deleted() {
+    let world = World::new([]).await;
+    world.append(1, &["sub_a"]).await;
+    world.delivery(1, "sub_a", v1::DeliveryState::Held).await;
+    world.snapshot.replace(without(&world.snapshot.load(), "sub_a", true));
+    world.delivery(1, "sub_a", v1::DeliveryState::Cancelled).await;
+    world.stop().await;
 }

@@ -90,8 +90,9 @@ async fn bad_log_requests_are_refused() {
     plane.stop().await;
 }
 
-/// Callbacks that nobody claimed come to an agent as work once an instance claims their number, also when
-/// they are reported after that; they come until they are acknowledged.
+/// Callbacks that nobody claimed come to an agent as work once an instance with a webhook subscription claims
+/// their number and the agent knows that, also when they are reported after that; they come until they are
+/// acknowledged.
 #[tokio::test]
 async fn unrouted_callbacks_become_work() {
     let plane = ControlPlane::start().await;
@@ -107,6 +108,12 @@ async fn unrouted_callbacks_become_work() {
     assert_eq!((listed.len(), listed[0].agent_id.as_str()), (1, agent.id.as_str()));
     let mut work = agent.work().await;
     plane.create_instance("inst-2", "+966500000001", Some(route_id), &["eu"]).await;
+    let listed = routes.list_unrouted_callbacks(list.clone()).await.unwrap().into_inner().unrouted_callbacks;
+    assert_eq!(listed.len(), 1, "nobody would get it yet");
+    plane.create_subscription("sub-2", "inst-2").await;
+    let early = tokio::time::timeout(Duration::from_millis(500), work.responses.message()).await;
+    assert!(early.is_err(), "the agent does not know the subscription yet");
+    let _config = current(&mut agent).await;
     let claimed = work.response().await;
     assert_eq!(payloads(&claimed), ["a"]);
     let listed = routes.list_unrouted_callbacks(list).await.unwrap().into_inner().unrouted_callbacks;
@@ -116,8 +123,10 @@ async fn unrouted_callbacks_become_work() {
     // Not acknowledged: the end of the stream gives both to the next agent, and to no other region.
     drop(work);
     let mut far = plane.agent("us").await;
+    let _far_config = current(&mut far).await;
     let mut far_work = far.work().await;
     let mut other = plane.agent("eu").await;
+    let _other_config = current(&mut other).await;
     let mut other_work = other.work().await;
     let mut again = Vec::new();
     while again.len() < 2 {
@@ -128,6 +137,15 @@ async fn unrouted_callbacks_become_work() {
     drop(other_work);
     plane.stop().await;
     assert!(matches!(far_work.next().await, Ok(None) | Err(_)), "work of another region");
+}
+
+/// The config stream of an agent that has applied the newest configuration.
+async fn current(agent: &mut TestAgent) -> Call<v1::StreamConfigRequest, v1::StreamConfigResponse> {
+    let hello = agent.hello();
+    let mut config = agent.config(hello).await;
+    let version = config.response().await.version;
+    config.send(message(Message::Applied(v1::ConfigApplied { version }))).await;
+    config
 }
 
 /// A destination that answers 410 pauses its subscription, unless it has another destination by now.
