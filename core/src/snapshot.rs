@@ -1,6 +1,8 @@
 //! An agent's whole configuration, and applying a delta to it. Good resources of a delta apply even when
 //! others are refused; a refused one keeps its last good value.
 
+mod convert;
+
 use std::{
     collections::{HashMap, HashSet},
     sync::Arc,
@@ -17,9 +19,9 @@ use crate::{
     opt_out::{KeywordSet, OptOutPolicy},
     phone::{Phone, normalize_phone},
     signature::WebhookSecret,
-    time::{duration_from_proto, from_proto},
     violation::FieldViolations,
 };
+use convert::policy_config;
 
 /// Longest whole attempt when the subscription does not say.
 pub const ATTEMPT_TIMEOUT_DEFAULT: Duration = Duration::from_secs(15);
@@ -378,168 +380,6 @@ fn default_policy() -> Arc<PolicyConfig> {
         Arc::new(PolicyConfig { policy, keywords })
     });
     Arc::clone(&DEFAULT)
-}
-
-fn policy_config(policy: &v1::OptOutPolicy) -> Result<(InstanceId, PolicyConfig), FieldViolations> {
-    let mut violations = FieldViolations::new();
-    let id = parsed(&policy.instance_id, "instance_id", &mut violations);
-    let policy = OptOutPolicy::try_from(policy)?;
-    let keywords = KeywordSet::of(&policy);
-    match id {
-        Some(id) => violations.into_result((id, PolicyConfig { policy, keywords })),
-        None => Err(violations),
-    }
-}
-
-fn parsed<T: std::str::FromStr<Err: std::fmt::Display>>(
-    text: &str,
-    field: &str,
-    violations: &mut FieldViolations,
-) -> Option<T> {
-    match text.parse() {
-        Ok(value) => Some(value),
-        Err(error) => {
-            violations.add(field, error.to_string());
-            None
-        }
-    }
-}
-
-impl TryFrom<&v1::InboundRouteConfig> for RouteConfig {
-    type Error = FieldViolations;
-
-    fn try_from(route: &v1::InboundRouteConfig) -> Result<Self, FieldViolations> {
-        let mut violations = FieldViolations::new();
-        let id = parsed(&route.id, "id", &mut violations);
-        let provider = match route.provider() {
-            v1::Provider::Meta => Some(Provider::Meta),
-            v1::Provider::Unspecified => {
-                violations.add("provider", "is not known to this agent; update the agent");
-                None
-            }
-        };
-        if route.callback_token.is_empty() {
-            violations.add("callback_token", "must not be empty");
-        }
-        let mut secrets = Vec::with_capacity(route.secrets.len());
-        for (index, secret) in route.secrets.iter().enumerate() {
-            let kind = match secret.kind() {
-                v1::InboundRouteSecretKind::MetaAppSecret => RouteSecretKind::MetaAppSecret,
-                v1::InboundRouteSecretKind::MetaVerifyToken => RouteSecretKind::MetaVerifyToken,
-                v1::InboundRouteSecretKind::Unspecified => {
-                    violations.add(
-                        format!("secrets[{index}].kind"),
-                        "is not known to this agent; update the agent",
-                    );
-                    continue;
-                }
-            };
-            secrets.push(RouteSecret { kind, value: secret.value.as_str().into() });
-        }
-        let (Some(id), Some(provider)) = (id, provider) else { return Err(violations) };
-        violations.into_result(Self {
-            id,
-            provider,
-            callback_token: route.callback_token.as_str().into(),
-            provider_account_id: optional(&route.provider_account_id),
-            secrets,
-        })
-    }
-}
-
-impl TryFrom<&v1::Instance> for InstanceConfig {
-    type Error = FieldViolations;
-
-    fn try_from(instance: &v1::Instance) -> Result<Self, FieldViolations> {
-        let mut violations = FieldViolations::new();
-        let id = parsed(&instance.id, "id", &mut violations);
-        let tenant_id = parsed(&instance.tenant_id, "tenant_id", &mut violations);
-        let inbound_route_id = parsed(&instance.inbound_route_id, "inbound_route_id", &mut violations);
-        if instance.provider_number_id.is_empty() {
-            violations.add("provider_number_id", "must not be empty");
-        }
-        let (Some(id), Some(tenant_id), Some(inbound_route_id)) = (id, tenant_id, inbound_route_id) else {
-            return Err(violations);
-        };
-        violations.into_result(Self {
-            id,
-            tenant_id,
-            display_name: instance.display_name.as_str().into(),
-            inbound_route_id,
-            provider_number_id: instance.provider_number_id.as_str().into(),
-            phone: normalize_phone(&instance.phone_number),
-        })
-    }
-}
-
-impl TryFrom<&v1::WebhookSubscriptionConfig> for SubscriptionConfig {
-    type Error = FieldViolations;
-
-    fn try_from(config: &v1::WebhookSubscriptionConfig) -> Result<Self, FieldViolations> {
-        let mut violations = FieldViolations::new();
-        let unset = v1::WebhookSubscription::default();
-        let subscription = config.webhook_subscription.as_ref().unwrap_or(&unset);
-        let id = parsed(&subscription.id, "id", &mut violations);
-        let instance_id = parsed(&subscription.instance_id, "instance_id", &mut violations);
-        let destination = parsed(&subscription.destination_url, "destination_url", &mut violations);
-        let events = match EventFilter::parse(&subscription.events) {
-            Ok(events) => events,
-            Err(error) => {
-                violations.add(format!("events[{}]", error.index), error.to_string());
-                EventFilter::default()
-            }
-        };
-        let signing_secrets = signing_secrets(config, &mut violations);
-        let (Some(id), Some(instance_id), Some(destination)) = (id, instance_id, destination) else {
-            return Err(violations);
-        };
-        let timeout = subscription.attempt_timeout.as_ref().and_then(duration_from_proto);
-        violations.into_result(Self {
-            id,
-            instance_id,
-            destination,
-            events,
-            paused: subscription.state() == v1::WebhookSubscriptionState::Paused,
-            headers: sorted_headers(subscription),
-            attempt_timeout: timeout.unwrap_or(ATTEMPT_TIMEOUT_DEFAULT),
-            concurrency_max: usize::try_from(subscription.concurrency_max)
-                .ok()
-                .filter(|limit| *limit > 0)
-                .unwrap_or(CONCURRENCY_DEFAULT),
-            signing_secrets,
-        })
-    }
-}
-
-fn sorted_headers(subscription: &v1::WebhookSubscription) -> Vec<(Box<str>, Box<str>)> {
-    let mut headers: Vec<(Box<str>, Box<str>)> = subscription
-        .headers
-        .iter()
-        .map(|(name, value)| (name.as_str().into(), value.as_str().into()))
-        .collect();
-    headers.sort();
-    headers
-}
-
-fn signing_secrets(
-    config: &v1::WebhookSubscriptionConfig,
-    violations: &mut FieldViolations,
-) -> Vec<(WebhookSecret, Option<Timestamp>)> {
-    let mut secrets = Vec::with_capacity(config.signing_secrets.len());
-    for (index, secret) in config.signing_secrets.iter().enumerate() {
-        match WebhookSecret::parse(&secret.value) {
-            Ok(value) => secrets.push((value, secret.expire_time.as_ref().and_then(from_proto))),
-            Err(error) => violations.add(format!("signing_secrets[{index}].value"), error.to_string()),
-        }
-    }
-    if secrets.is_empty() {
-        violations.add("signing_secrets", "must hold at least one usable secret");
-    }
-    secrets
-}
-
-fn optional(text: &str) -> Option<Box<str>> {
-    (!text.is_empty()).then(|| text.into())
 }
 
 #[cfg(test)]
