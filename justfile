@@ -39,6 +39,19 @@ buf-breaking:
 buf-agree:
     buf build -o proto/contract.binpb
 
-# Events per second end to end, for 1, 16, 64 and 256 connections, beside a bare relay.
+# Events per second end to end; `--baseline`: beside a bare relay; `--backlog EVENTS`, `--black-hole`, `--hanging`: in trouble.
 load *arguments:
     cargo run --release -p gateway-tests --bin gateway-load -- {{arguments}}
+
+# Kills the agent 200 times under load: nothing answered 200 is lost.
+crash kills="200":
+    GATEWAY_TESTS_KILL_CYCLES={{kills}} cargo test -p gateway-tests --test scenarios durable_before_ack::kill_9
+
+# Damages 500 places of a buffer, and lets 2,000,000 events wait: half an hour.
+soak damages="500" backlog="2000000":
+    GATEWAY_TESTS_DAMAGES={{damages}} cargo test --release -p gateway-tests --test scenarios damage::
+    GATEWAY_TESTS_BACKLOG={{backlog}} cargo test --release -p gateway-tests --test scenarios backlog::
+
+# Shows on system calls that no 200 is written before the fdatasync that covers it returned; needs strace.
+trace *arguments:
+    cargo run -p gateway-tests --bin gateway-trace -- {{arguments}}

@@ -79,7 +79,8 @@ pub async fn start(config: Config, stop: CancellationToken) -> anyhow::Result<Ru
         Buffer::open(buffer::Config::of(&config), metrics.clone()).await.context("open the buffer")?;
     let channel = control_plane::channel(&config.control_plane_url)?;
     let identity = identify(&config, channel.clone(), supervisor.stop()).await?;
-    let client = control_plane::client(channel, &identity, &config.data_dir)?;
+    let client = control_plane::client(channel.clone(), &identity, &config.data_dir)?;
+    let reports = control_plane::report_client(channel, &identity, &config.data_dir)?;
 
     let opt_outs = OptOuts::new();
     opt_outs.load(buffer.local_opt_outs());
@@ -99,7 +100,7 @@ pub async fn start(config: Config, stop: CancellationToken) -> anyhow::Result<Ru
     let delivery = deliver::Config::of(&config, &identity);
     let deliverer = deliver::Deliverer::new(delivery, handle.clone(), buffer.clone(), metrics.clone())?;
     supervisor.spawn("deliver", OnEnd::Shutdown, |stop| deliverer.run(stop));
-    let reporter = report::Reporter::new(client.clone(), buffer.clone());
+    let reporter = report::Reporter::new(reports, buffer.clone());
     supervisor.spawn("report", OnEnd::Shutdown, |stop| reporter.run(stop));
     let follower = Follower {
         handle: handle.clone(),

@@ -60,6 +60,18 @@ pub struct Settings {
     /// [default: 4GiB]
     #[arg(long, env = "GATEWAY_AGENT_BUFFER_BYTES_MAX", value_name = "SIZE")]
     pub buffer_bytes_max: Option<Bytes>,
+    /// The part of the buffer that one destination may be owed, in percent, 1 to 100; beyond it callbacks for
+    /// it get 503, and 100 is no limit [default: 50]
+    #[arg(long, env = "GATEWAY_AGENT_BUFFER_DESTINATION_SHARE", value_name = "PERCENT")]
+    pub buffer_destination_share: Option<u8>,
+    /// Most bytes of the files that remember for eight days what was seen, 32 bytes each; beyond it the oldest
+    /// are forgotten early [default: 1GiB]
+    #[arg(long, env = "GATEWAY_AGENT_BUFFER_MARKS_BYTES_MAX", value_name = "SIZE")]
+    pub buffer_marks_bytes_max: Option<Bytes>,
+    /// Length at which a new segment of the buffer's journal begins, 64KiB to 1GiB; at most twice what is live
+    /// and one segment is on disk [default: 32MiB]
+    #[arg(long, env = "GATEWAY_AGENT_BUFFER_SEGMENT_BYTES", value_name = "SIZE")]
+    pub buffer_segment_bytes: Option<Bytes>,
     /// Least free space on the buffer's disk; below it callbacks get 503 [default: 64MiB, or a twentieth of
     /// a smaller disk]
     #[arg(long, env = "GATEWAY_AGENT_DISK_FREE_BYTES_MIN", value_name = "SIZE")]
@@ -86,6 +98,9 @@ layer!(Settings {
         join_token_file,
         callback_behind_proxy,
         buffer_bytes_max,
+        buffer_destination_share,
+        buffer_marks_bytes_max,
+        buffer_segment_bytes,
         disk_free_bytes_min,
         shutdown_grace,
         log_filter,
@@ -115,6 +130,12 @@ pub struct Config {
     pub allow_destination_cidr: Vec<IpNet>,
     /// Most bytes of undelivered or unreported events.
     pub buffer_bytes_max: u64,
+    /// The part of the buffer that one destination may be owed, in percent, 1 to 100.
+    pub buffer_destination_share: u8,
+    /// Most bytes of the files that remember what was seen.
+    pub buffer_marks_bytes_max: u64,
+    /// Length at which a new segment of the buffer's journal begins.
+    pub buffer_segment_bytes: u64,
     /// Least free space on the buffer's disk; None for 64 MiB or a twentieth of a smaller disk.
     pub disk_free_bytes_min: Option<u64>,
     /// Longest time that stopping may take.
@@ -159,6 +180,14 @@ impl Settings {
         if self.region.as_deref().is_some_and(|region| !is_region(region)) {
             violations.add("region", "must match [a-z0-9][a-z0-9_-]{0,62}");
         }
+        let buffer_destination_share = self.buffer_destination_share.unwrap_or(50);
+        if !(1..=100).contains(&buffer_destination_share) {
+            violations.add("buffer_destination_share", "must be between 1 and 100 percent");
+        }
+        let buffer_segment_bytes = self.buffer_segment_bytes.map_or(32 << 20, |size| size.0);
+        if !(64 << 10..=1 << 30).contains(&buffer_segment_bytes) {
+            violations.add("buffer_segment_bytes", "must be between 64KiB and 1GiB");
+        }
         violations.into_result(Config {
             callback_listen,
             admin_listen: self.admin_listen.unwrap_or(([127, 0, 0, 1], 9465).into()),
@@ -169,6 +198,9 @@ impl Settings {
             join_token_file: self.join_token_file,
             allow_destination_cidr: self.allow_destination_cidr,
             buffer_bytes_max: self.buffer_bytes_max.map_or(4 << 30, |size| size.0),
+            buffer_destination_share,
+            buffer_marks_bytes_max: self.buffer_marks_bytes_max.map_or(1 << 30, |size| size.0),
+            buffer_segment_bytes,
             disk_free_bytes_min: self.disk_free_bytes_min.map(|size| size.0),
             shutdown_grace: self.shutdown_grace.map_or(Duration::from_secs(10), |span| span.0),
             log_filter: self.log_filter.unwrap_or_else(|| LOG_FILTER_DEFAULT.to_owned()),

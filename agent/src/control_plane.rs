@@ -17,6 +17,10 @@ use tonic::{
 
 use crate::private;
 
+mod reports;
+
+pub use reports::ReportClient;
+
 /// Largest message of the config and report streams.
 pub const MESSAGE_BYTES_MAX: usize = 8 * 1024 * 1024;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -32,6 +36,16 @@ pub type Client = AgentSyncServiceClient<InterceptedService<Channel, Credential>
 /// Adds the agent's credential to every call. Prints masked.
 #[derive(Clone)]
 pub struct Credential(MetadataValue<Ascii>);
+
+impl Credential {
+    fn of(identity: &Identity, data_dir: &Path) -> Result<Self, IdentityError> {
+        let mut value: MetadataValue<Ascii> = format!("Bearer {}", identity.credential)
+            .parse()
+            .map_err(|_| IdentityError::Credential(data_dir.join(CREDENTIAL_FILE)))?;
+        value.set_sensitive(true);
+        Ok(Self(value))
+    }
+}
 
 impl Interceptor for Credential {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
@@ -157,13 +171,22 @@ pub fn channel(url: &str) -> Result<Channel, IdentityError> {
 /// # Errors
 /// When the stored credential cannot be a header.
 pub fn client(channel: Channel, identity: &Identity, data_dir: &Path) -> Result<Client, IdentityError> {
-    let mut value: MetadataValue<Ascii> = format!("Bearer {}", identity.credential)
-        .parse()
-        .map_err(|_| IdentityError::Credential(data_dir.join(CREDENTIAL_FILE)))?;
-    value.set_sensitive(true);
-    Ok(AgentSyncServiceClient::with_interceptor(channel, Credential(value))
+    let credential = Credential::of(identity, data_dir)?;
+    Ok(AgentSyncServiceClient::with_interceptor(channel, credential)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX))
+}
+
+/// What an enrolled agent reports with.
+///
+/// # Errors
+/// When the stored credential cannot be a header.
+pub fn report_client(
+    channel: Channel,
+    identity: &Identity,
+    data_dir: &Path,
+) -> Result<ReportClient, IdentityError> {
+    Ok(ReportClient::new(InterceptedService::new(channel, Credential::of(identity, data_dir)?)))
 }
 
 /// The stored identity, if the agent enrolled before.

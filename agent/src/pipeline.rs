@@ -16,6 +16,7 @@
 //! | items of a callback | [`crate::provider::ITEMS_MAX`] | 413 |
 //! | callbacks waiting for the buffer | [`BUFFER_WAITERS_MAX`] | 503 |
 //! | the buffer | `buffer_bytes_max`, `disk_free_bytes_min` | 503 |
+//! | what one destination is owed | `buffer_destination_share` | 503 for its callbacks |
 
 use std::sync::Arc;
 
@@ -264,6 +265,7 @@ impl Accept for Pipeline {
 const fn reason(error: &AppendError) -> &'static str {
     match error {
         AppendError::Full { .. } => "buffer_full",
+        AppendError::DestinationFull => "destination_full",
         AppendError::Busy => "buffer_busy",
         AppendError::DiskFull => "disk_full",
         AppendError::Broken => "buffer_broken",

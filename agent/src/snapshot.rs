@@ -231,6 +231,9 @@ impl Follower {
             buffer_oldest_age: stats.oldest_age.map(duration_to_proto),
             report_lag: stats.report_lag.map(duration_to_proto),
             refused_callbacks: self.refusals.all(),
+            buffer_bytes: stats.bytes,
+            buffer_bytes_max: self.buffer.bytes_max(),
+            over_share_subscription_ids: self.buffer.over_share().iter().map(ToString::to_string).collect(),
         }
     }
 

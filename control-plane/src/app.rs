@@ -20,7 +20,7 @@ use gateway_runtime::{
 };
 use rand::RngExt as _;
 use sha2::{Digest as _, Sha256};
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::mpsc};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
@@ -30,6 +30,7 @@ use crate::{
     fleet::Fleet,
     inbound_log::LogStore,
     metrics::Metrics,
+    pause,
     store::{self, Store},
     work::{self, WorkQueue},
 };
@@ -104,7 +105,9 @@ pub async fn start(config: Config, stop: CancellationToken) -> anyhow::Result<Ru
     let (admin_key, key_file) = admin_key(&config)?;
     let grpc = bind(config.grpc_listen, "--grpc-listen").await?;
     let admin_listener = bind(config.admin_listen, "--admin-listen").await?;
-    let logs = LogStore::open(&config.data_dir, &supervisor).await?;
+    let (failing, failing_subscriptions) = mpsc::channel(pause::WAITING_MAX);
+    let logs = LogStore::open(&config.data_dir, &supervisor, failing).await?;
+    pause::spawn(store.clone(), &supervisor, failing_subscriptions);
     let state = State {
         fleet: Fleet::default(),
         work: WorkQueue::new(store.clone(), logs.clone()),

@@ -17,6 +17,8 @@ use tokio_util::sync::CancellationToken;
 const REFUSED_MAX: usize = 1_000;
 /// Pairs of inbound route and reason kept per agent; more are not counted.
 const REFUSED_CALLBACKS_MAX: usize = 10_000;
+/// Webhook subscriptions over their share kept per agent; more are not listed.
+const OVER_SHARE_MAX: usize = 100;
 
 /// A configuration resource: its type as the oneof field of `ConfigResource` names it, and its id.
 pub type ResourceKey = (String, String);
@@ -196,6 +198,7 @@ impl Connection {
     /// The agent says how it is doing.
     pub fn health(&self, mut health: v1::AgentHealth) {
         health.refused_callbacks.truncate(REFUSED_CALLBACKS_MAX);
+        health.over_share_subscription_ids.truncate(OVER_SHARE_MAX);
         self.change(|member| member.health = health);
     }
 

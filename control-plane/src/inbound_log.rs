@@ -7,7 +7,7 @@
 //! ids in memory ([`event_index`]), and older ids are looked up in sealed, sorted segments.
 //!
 //! Reading order: [`schema`] (tables), [`writer`] (group commit), [`stage`] (what a batch changes),
-//! [`insert`] (many rows per statement), [`event_index`], then the readers [`query`], [`live`] and
+//! [`insert`] (many rows per statement), [`event_index`], [`failing`] (subscriptions that only fail), then the readers [`query`], [`live`] and
 //! [`unrouted`].
 
 use std::{
@@ -26,21 +26,26 @@ mod writer;
 mod stage;
 mod insert;
 mod event_index;
+mod failing;
 mod query;
 mod live;
 mod unrouted;
 #[cfg(test)]
 mod tests;
 
+pub use failing::{FAILING_ATTEMPTS_MIN, FAILING_MAX, FailingSubscription};
 pub use live::{LogChange, LogWatch, WatchFrom};
 pub use query::{AttemptPage, LogFilter, LogPage};
 pub use unrouted::{UNROUTED_PER_ROUTE_MAX, Unrouted, UnroutedNumber};
 
 use event_index::EventIndex;
-use writer::{Append, Job, Writer};
+use writer::{Append, Channels, Forget, Job, Writer};
 
 /// Report batches waiting for the writer. When full, report streams wait, and agents keep their records.
 const BATCHES_WAITING_MAX: usize = 64;
+/// Changes of subscriptions whose failures are to be forgotten, waiting for the writer. When full, callers
+/// wait for the transaction that runs.
+const FORGETS_WAITING_MAX: usize = 64;
 
 /// The inbound log could not do what was asked.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -131,6 +136,7 @@ pub struct LogStore {
 struct Inner {
     readers: SqlitePool,
     jobs: mpsc::Sender<Job>,
+    forgets: mpsc::Sender<Forget>,
     index: Arc<RwLock<EventIndex>>,
     /// Names the database in cursors.
     epoch: String,
@@ -143,17 +149,23 @@ struct Inner {
 }
 
 impl LogStore {
-    /// Opens or creates `logs.db` in `data_dir`, and starts its writer.
+    /// Opens or creates `logs.db` in `data_dir`, and starts its writer. Subscriptions that are to be paused
+    /// go to `failing`; what finds no room there comes again with a later failure.
     ///
     /// # Errors
     /// [`LogStoreError::Open`] when the file cannot be opened or its tables not be made.
-    pub async fn open(data_dir: &Path, supervisor: &Supervisor) -> Result<Self, LogStoreError> {
-        Self::open_with(data_dir, supervisor, event_index::SEGMENT_ROWS).await
+    pub async fn open(
+        data_dir: &Path,
+        supervisor: &Supervisor,
+        failing: mpsc::Sender<FailingSubscription>,
+    ) -> Result<Self, LogStoreError> {
+        Self::open_with(data_dir, supervisor, failing, event_index::SEGMENT_ROWS).await
     }
 
     async fn open_with(
         data_dir: &Path,
         supervisor: &Supervisor,
+        failing: mpsc::Sender<FailingSubscription>,
         segment_rows: usize,
     ) -> Result<Self, LogStoreError> {
         let path = data_dir.join("logs.db");
@@ -163,12 +175,14 @@ impl LogStore {
         let readers = schema::open_readers(&path).await.map_err(open)?;
         let index = EventIndex::load(&mut connection, segment_rows).await.map_err(open)?;
         let index = Arc::new(RwLock::new(index));
-        let (jobs, receiver) = mpsc::channel(BATCHES_WAITING_MAX);
+        let (jobs, job_receiver) = mpsc::channel(BATCHES_WAITING_MAX);
+        let (forgets, forget_receiver) = mpsc::channel(FORGETS_WAITING_MAX);
+        let channels = Channels { jobs: job_receiver, forgets: forget_receiver, failing };
         let closing = CancellationToken::new();
         let (writer, head, unrouted_head) =
-            Writer::new(connection, receiver, Arc::clone(&index), closing.clone()).await.map_err(open)?;
+            Writer::new(connection, channels, Arc::clone(&index), closing.clone()).await.map_err(open)?;
         supervisor.spawn("inbound-log-writer", OnEnd::Shutdown, |stop| writer.run(stop));
-        let inner = Inner { readers, jobs, index, epoch, head, unrouted_head, closing };
+        let inner = Inner { readers, jobs, forgets, index, epoch, head, unrouted_head, closing };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -194,6 +208,20 @@ impl LogStore {
     /// When the transaction failed or the writer has ended.
     pub async fn append(&self, batch: ReportBatch) -> Result<u64, LogStoreError> {
         self.submit(batch).await?.committed().await
+    }
+
+    /// Attempts of a subscription that failed until `time` count no more for [`FAILING_MAX`]: it was resumed, or
+    /// its destination changed. Takes effect before any batch submitted later; does not wait for the disk.
+    ///
+    /// # Errors
+    /// [`LogStoreError::Closed`] when the writer has ended.
+    pub async fn forget_failures(
+        &self,
+        subscription_id: &str,
+        time: jiff::Timestamp,
+    ) -> Result<(), LogStoreError> {
+        let forget = Forget { subscription_id: subscription_id.into(), time };
+        self.inner.forgets.send(forget).await.map_err(|_| LogStoreError::Closed)
     }
 
     /// Cancelled when the writer stops: streams that read the log should end.

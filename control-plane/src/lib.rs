@@ -4,7 +4,8 @@
 //! Reading order: [`config`] (every setting), [`app`] (parts joined, run, drained), [`api`] (gRPC: limits,
 //! who may call what, one file per service), [`store`] (configuration and opt-outs on SQLite, one version
 //! counter), [`publish`] (store change to delta per agent), [`fleet`] (connected agents), [`work`] (what
-//! agents are asked to do), [`inbound_log`] (reported events and attempts).
+//! agents are asked to do), [`inbound_log`] (reported events and attempts), [`pause`] (subscriptions that
+//! only fail).
 
 pub mod config;
 pub mod app;
@@ -15,3 +16,4 @@ pub mod publish;
 pub mod fleet;
 pub mod work;
 pub mod inbound_log;
+pub mod pause;

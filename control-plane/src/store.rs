@@ -18,6 +18,7 @@ use std::{
 
 use gateway_core::violation::FieldViolations;
 use gateway_proto::v1;
+use jiff::Timestamp;
 use prost::Message;
 use sqlx::{
     Sqlite, SqliteConnection, SqlitePool, Transaction,
@@ -307,6 +308,26 @@ impl Store {
         let paused =
             webhook_subscriptions::pause_gone(&mut transaction, subscription_id, destination_url, reason)
                 .await?;
+        if paused {
+            transaction.commit().await?;
+        }
+        Ok(paused)
+    }
+
+    /// Pauses a subscription that was found at `found` to have nothing but failures, if it is active and was
+    /// not changed after that. True when it was paused now.
+    ///
+    /// # Errors
+    /// When the database cannot be written.
+    pub async fn pause_subscription_failing(
+        &self,
+        subscription_id: &str,
+        found: Timestamp,
+        reason: &str,
+    ) -> Result<bool, StoreError> {
+        let mut transaction = self.begin_write().await?;
+        let paused =
+            webhook_subscriptions::pause_failing(&mut transaction, subscription_id, found, reason).await?;
         if paused {
             transaction.commit().await?;
         }

@@ -389,7 +389,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let supervisor = Supervisor::new(CancellationToken::new());
         let store = Store::open(dir.path()).await.unwrap();
-        let logs = LogStore::open(dir.path(), &supervisor).await.unwrap();
+        let logs = LogStore::open(dir.path(), &supervisor, tokio::sync::mpsc::channel(1).0).await.unwrap();
         let queue = WorkQueue::new(store.clone(), logs.clone());
         let [mut one, mut two, mut far] = ["eu", "eu", "eu-2"].map(|region| queue.open(region));
         queue.enqueue(&["eu".into(), "us".into()], task(1)).await.unwrap();
@@ -416,7 +416,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let supervisor = Supervisor::new(CancellationToken::new());
         let store = Store::open(dir.path()).await.unwrap();
-        let logs = LogStore::open(dir.path(), &supervisor).await.unwrap();
+        let logs = LogStore::open(dir.path(), &supervisor, tokio::sync::mpsc::channel(1).0).await.unwrap();
         let queue = WorkQueue::new(store, logs);
         let total = u32::try_from(LEASED_PER_STREAM_MAX).unwrap() + 10;
         queue.enqueue_all(&[], (0..total).map(task).collect()).await.unwrap();

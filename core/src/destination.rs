@@ -189,7 +189,7 @@ pub enum InvalidDestination {
     )]
     PlainHttp,
     /// `user:password@`.
-    #[error("must not carry user info (`user:password@`); put credentials into `headers`")]
+    #[error("must not carry user info (`user:password@`); put credentials into `authentication`")]
     UserInfo,
     /// `#…`.
     #[error("must not have a fragment (`#…`): it is never sent")]

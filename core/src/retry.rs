@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-/// Delay before each attempt, the first included: 12 attempts, never under 73 h in all.
+/// Delay before each attempt, the first included, when a subscription brings none: 12 attempts, never under
+/// 73 h in all.
 pub const SCHEDULE: [Duration; 12] = [
     Duration::ZERO,
     Duration::from_secs(5),
@@ -33,10 +34,11 @@ pub enum Next {
     Exhausted,
 }
 
-/// What follows when attempt number `attempt` (from 1) failed. `random` is in 0..1. A destination's
-/// `Retry-After` makes the delay longer, up to 24 h, never shorter.
-pub fn next_attempt(attempt: u32, retry_after: Option<Duration>, random: f64) -> Next {
-    let Some(delay) = usize::try_from(attempt).ok().and_then(|index| SCHEDULE.get(index)) else {
+/// What follows when attempt number `attempt` (from 1) failed. `schedule` holds the delay before each attempt,
+/// the first included. `random` is in 0..1. A destination's `Retry-After` makes the delay longer, up to 24 h,
+/// never shorter.
+pub fn next_attempt(schedule: &[Duration], attempt: u32, retry_after: Option<Duration>, random: f64) -> Next {
+    let Some(delay) = usize::try_from(attempt).ok().and_then(|index| schedule.get(index)) else {
         return Next::Exhausted;
     };
     let jittered = delay.mul_f64(1.0 + JITTER_SHARE * random.clamp(0.0, 1.0));
@@ -70,9 +72,13 @@ mod tests {
     /// After the twelfth attempt there is no thirteenth.
     #[test]
     fn schedule_ends() {
-        assert_eq!(next_attempt(11, None, 0.0), Next::After(SCHEDULE[11]));
-        assert_eq!(next_attempt(12, None, 0.0), Next::Exhausted);
-        assert_eq!(next_attempt(u32::MAX, None, 0.0), Next::Exhausted);
+        assert_eq!(next_attempt(&SCHEDULE, 11, None, 0.0), Next::After(SCHEDULE[11]));
+        assert_eq!(next_attempt(&SCHEDULE, 12, None, 0.0), Next::Exhausted);
+        assert_eq!(next_attempt(&SCHEDULE, u32::MAX, None, 0.0), Next::Exhausted);
+        let own = [Duration::ZERO, Duration::from_secs(7)];
+        assert_eq!(next_attempt(&own, 1, None, 0.0), Next::After(own[1]));
+        assert_eq!(next_attempt(&own, 2, None, 0.0), Next::Exhausted);
+        assert_eq!(next_attempt(&[], 1, None, 0.0), Next::Exhausted);
     }
 
     /// Both forms of `Retry-After` are read; nonsense is ignored and huge numbers are cut.
@@ -87,7 +93,7 @@ mod tests {
         for nonsense in ["", "-5", "soon", "1.5", "0x10"] {
             assert_eq!(read(nonsense), None, "{nonsense}");
         }
-        assert_eq!(next_attempt(1, read("1000000000000"), 0.0), Next::After(RETRY_AFTER_MAX));
+        assert_eq!(next_attempt(&SCHEDULE, 1, read("1000000000000"), 0.0), Next::After(RETRY_AFTER_MAX));
     }
 
     proptest! {
@@ -95,7 +101,7 @@ mod tests {
         #[test]
         fn jitter_is_bounded(attempt in 1_u32..12, random in 0.0..1.0_f64) {
             let base = SCHEDULE[attempt as usize];
-            let Next::After(delay) = next_attempt(attempt, None, random) else { panic!("schedule ended early") };
+            let Next::After(delay) = next_attempt(&SCHEDULE, attempt, None, random) else { panic!("schedule ended early") };
             prop_assert!(delay >= base && delay <= base.mul_f64(1.2001));
         }
     }

@@ -2,9 +2,11 @@
 //! others are refused; a refused one keeps its last good value.
 
 mod convert;
+mod destination_settings;
 
 use std::{
     collections::{HashMap, HashSet},
+    num::NonZeroU32,
     sync::Arc,
     time::Duration,
 };
@@ -18,10 +20,13 @@ use crate::{
     id::{InboundRouteId, InstanceId, TenantId, WebhookSubscriptionId},
     opt_out::{KeywordSet, OptOutPolicy},
     phone::{Phone, normalize_phone},
-    signature::WebhookSecret,
+    signature::{SigningKey, WebhookSecret},
     violation::FieldViolations,
 };
 use convert::policy_config;
+pub use destination_settings::{
+    Authentication, ClientCertificate, OAuth2, ORDERING_ATTEMPTS_DEFAULT, Ordering,
+};
 
 /// Longest whole attempt when the subscription does not say.
 pub const ATTEMPT_TIMEOUT_DEFAULT: Duration = Duration::from_secs(15);
@@ -102,6 +107,21 @@ pub struct SubscriptionConfig {
     pub concurrency_max: usize,
     /// Secrets that sign, newest first, each with the time it stops.
     pub signing_secrets: Vec<(WebhookSecret, Option<Timestamp>)>,
+    /// Ed25519 keys that sign too (`v1a`), newest first, each with the time it stops; none unless the
+    /// subscription asks for `v1a`.
+    pub signing_keys: Vec<(SigningKey, Option<Timestamp>)>,
+    /// Delay before each attempt, the first included.
+    pub retry_schedule: Arc<[Duration]>,
+    /// Attempts begun per second on one agent; none for no limit.
+    pub rate_per_second_max: Option<NonZeroU32>,
+    /// In which order deliveries are attempted.
+    pub ordering: Ordering,
+    /// How webhooks prove to the destination that they may come in.
+    pub authentication: Option<Authentication>,
+    /// The certificate shown to a destination that asks for one.
+    pub client_certificate: Option<Arc<ClientCertificate>>,
+    /// PEM certificates of issuers trusted beside the public ones.
+    pub extra_ca_pem: Option<Arc<str>>,
 }
 
 /// How an instance understands keywords.

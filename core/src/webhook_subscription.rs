@@ -1,6 +1,11 @@
 //! A webhook subscription: which events of an instance go to which destination.
 
-use std::{collections::HashMap, time::Duration};
+mod headers;
+mod pace;
+mod authentication;
+mod tls;
+
+use std::{num::NonZeroU32, time::Duration};
 
 use gateway_proto::v1;
 
@@ -10,47 +15,28 @@ use crate::{
     id::{InstanceId, TenantId, WebhookSubscriptionId},
     inbound_route::SecretValue,
     instance::{DISPLAY_NAME_CHARS_MAX, check_text},
-    snapshot::{ATTEMPT_TIMEOUT_DEFAULT, CONCURRENCY_DEFAULT},
-    time,
+    snapshot::{Authentication, ClientCertificate, Ordering},
     violation::FieldViolations,
 };
+use authentication::read_authentication;
+use headers::read_headers;
+use pace::{read_concurrency, read_ordering, read_rate, read_retry_delays, read_timeout};
+use tls::{check_extra_ca, read_client_certificate};
 
-/// Most custom headers of one subscription.
-pub const HEADERS_MAX: usize = 32;
-/// Longest value of a custom header, in bytes.
-pub const HEADER_VALUE_BYTES_MAX: usize = 4_096;
-/// Longest name of a custom header, in bytes.
-pub const HEADER_NAME_BYTES_MAX: usize = 256;
-/// What is read back in place of a header's value, and what, when written, keeps the stored value.
-pub const HEADER_MASK: &str = "***";
-/// Shortest attempt timeout.
-pub const ATTEMPT_TIMEOUT_MIN: Duration = Duration::from_secs(1);
-/// Longest attempt timeout.
-pub const ATTEMPT_TIMEOUT_MAX: Duration = Duration::from_secs(30);
-/// Most attempts at once on one agent.
-pub const CONCURRENCY_MAX: usize = 64;
+pub use authentication::{
+    PASSWORD_CHARS_MAX, SCOPE_BYTES_MAX, SCOPES_MAX, TOKEN_BYTES_MAX, USERNAME_CHARS_MAX,
+};
+pub use headers::{HEADER_NAME_BYTES_MAX, HEADER_VALUE_BYTES_MAX, HEADERS_MAX};
+pub use pace::{
+    ATTEMPT_TIMEOUT_MAX, ATTEMPT_TIMEOUT_MIN, CONCURRENCY_MAX, ORDERING_ATTEMPTS_MAX, RATE_PER_SECOND_MAX,
+    RETRY_DELAY_MAX, RETRY_DELAY_MIN, RETRY_DELAYS_MAX, RETRY_DELAYS_TOTAL_MAX,
+};
+pub use tls::{CHAIN_CERTIFICATES_MAX, EXTRA_CA_CERTIFICATES_MAX, KEY_PEM_BYTES_MAX, PEM_BYTES_MAX};
+
+/// What is read back in place of a secret, and what, when written, keeps the stored one.
+pub const SECRET_MASK: &str = "***";
 /// Longest pause reason, in characters.
 pub const PAUSE_REASON_CHARS_MAX: usize = 200;
-
-/// Header names that HTTP or the gateway owns.
-const HEADERS_DENIED: [&str; 14] = [
-    "host",
-    "connection",
-    "content-length",
-    "content-type",
-    "transfer-encoding",
-    "te",
-    "trailer",
-    "upgrade",
-    "expect",
-    "user-agent",
-    "traceparent",
-    "tracestate",
-    "keep-alive",
-    "forwarded",
-];
-/// Beginnings of header names that HTTP, proxies or the gateway own.
-const HEADER_PREFIXES_DENIED: [&str; 4] = ["webhook-", "content-", "proxy-", "x-forwarded-"];
 
 /// Whether a webhook subscription is delivering.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,6 +68,16 @@ pub struct WebhookSubscription {
     pub attempt_timeout: Duration,
     /// Most attempts at once on one agent.
     pub concurrency_max: usize,
+    /// Delay after each failed attempt; none for the default schedule.
+    pub retry_delays: Option<Box<[Duration]>>,
+    /// Attempts begun per second on one agent; none for no limit.
+    pub rate_per_second_max: Option<NonZeroU32>,
+    /// In which order deliveries are attempted.
+    pub ordering: Ordering,
+    /// How webhooks prove to the destination that they may come in.
+    pub authentication: Option<Authentication>,
+    /// The certificate shown to a destination that asks for one.
+    pub client_certificate: Option<ClientCertificate>,
 }
 
 impl WebhookSubscription {
@@ -107,6 +103,12 @@ impl WebhookSubscription {
         let headers = read_headers(violations, &proto.headers);
         let attempt_timeout = read_timeout(violations, proto.attempt_timeout.as_ref());
         let concurrency_max = read_concurrency(violations, proto.concurrency_max);
+        let retry_delays = read_retry_delays(violations, proto.retry_policy.as_ref());
+        let rate_per_second_max = read_rate(violations, proto.rate_per_second_max);
+        let ordering = read_ordering(violations, proto);
+        let authentication = read_authentication(violations, proto, &headers, policy);
+        let client_certificate = read_client_certificate(violations, proto.client_certificate.as_ref());
+        check_extra_ca(violations, &proto.extra_ca_pem);
         let violations = std::mem::take(violations);
         let (Some(id), Some(tenant_id), Some(instance_id), Ok(destination)) =
             (id, tenant_id, instance_id, destination)
@@ -128,6 +130,11 @@ impl WebhookSubscription {
             headers,
             attempt_timeout,
             concurrency_max,
+            retry_delays,
+            rate_per_second_max,
+            ordering,
+            authentication,
+            client_certificate,
         })
     }
 }
@@ -151,81 +158,6 @@ fn read_events(violations: &mut FieldViolations, events: &[String]) -> EventFilt
         violations.add(format!("{FIELD}[{}]", error.index), error.to_string());
         EventFilter::default()
     })
-}
-
-fn read_headers(
-    violations: &mut FieldViolations,
-    headers: &HashMap<String, String>,
-) -> Box<[(Box<str>, SecretValue)]> {
-    const FIELD: &str = "webhook_subscription.headers";
-    if headers.len() > HEADERS_MAX {
-        violations.add(FIELD, format!("must have at most {HEADERS_MAX} headers"));
-        return Box::default();
-    }
-    let mut read: Vec<(Box<str>, SecretValue)> = Vec::with_capacity(headers.len());
-    for (name, value) in headers {
-        let lower = name.to_ascii_lowercase();
-        if let Err(problem) = check_header_name(&lower) {
-            violations.add(format!("{FIELD}[{}]", shown(name)), problem);
-        } else if let Err(problem) = check_header_value(value) {
-            violations.add(format!("{FIELD}[{lower}]"), problem);
-        } else if read.iter().any(|(known, _)| **known == lower) {
-            violations.add(format!("{FIELD}[{lower}]"), "must be given once: header names ignore case");
-        }
-        read.push((lower.into(), SecretValue::new(value)));
-    }
-    read.sort_by(|(one, _), (other, _)| one.cmp(other));
-    read.into()
-}
-
-/// A header name in an error: cut, and without characters that could break a log line.
-fn shown(name: &str) -> String {
-    name.chars().filter(|character| !character.is_control()).take(64).collect()
-}
-
-fn check_header_name(lower: &str) -> Result<(), &'static str> {
-    // RFC 9110, 5.6.2: a field name is a token.
-    let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
-    if lower.is_empty() || lower.len() > HEADER_NAME_BYTES_MAX || !lower.bytes().all(is_token) {
-        return Err("must be a header name: letters, digits and `-`");
-    }
-    let is_denied = HEADERS_DENIED.contains(&lower)
-        || HEADER_PREFIXES_DENIED.iter().any(|prefix| lower.starts_with(prefix));
-    if is_denied { Err("must not be a header that HTTP or the gateway sets itself") } else { Ok(()) }
-}
-
-fn check_header_value(value: &str) -> Result<(), &'static str> {
-    if value.len() > HEADER_VALUE_BYTES_MAX {
-        return Err("must have a value of at most 4096 bytes");
-    }
-    // RFC 9110, 5.5, without obs-text: anything else could end the header early or be read differently.
-    if value.bytes().all(|byte| matches!(byte, b'\t' | 0x20..=0x7e)) {
-        Ok(())
-    } else {
-        Err("must have a value of visible ASCII characters, spaces and tabs")
-    }
-}
-
-fn read_timeout(violations: &mut FieldViolations, timeout: Option<&prost_types::Duration>) -> Duration {
-    let Some(timeout) = timeout else { return ATTEMPT_TIMEOUT_DEFAULT };
-    match time::duration_from_proto(timeout) {
-        Some(timeout) if (ATTEMPT_TIMEOUT_MIN..=ATTEMPT_TIMEOUT_MAX).contains(&timeout) => timeout,
-        _ => {
-            violations.add("webhook_subscription.attempt_timeout", "must be between 1s and 30s");
-            ATTEMPT_TIMEOUT_DEFAULT
-        }
-    }
-}
-
-fn read_concurrency(violations: &mut FieldViolations, concurrency: i32) -> usize {
-    match usize::try_from(concurrency) {
-        Ok(0) => CONCURRENCY_DEFAULT,
-        Ok(concurrency @ 1..=CONCURRENCY_MAX) => concurrency,
-        _ => {
-            violations.add("webhook_subscription.concurrency_max", "must be between 1 and 64, or 0 for 8");
-            CONCURRENCY_DEFAULT
-        }
-    }
 }
 
 #[cfg(test)]

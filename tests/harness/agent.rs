@@ -1,19 +1,18 @@
-//! The agent program: start, restart on the same data and addresses, end.
+//! The agent program: what it is started with, and where it is then.
 
 use std::{
+    ffi::OsString,
     fs,
     net::SocketAddr,
+    ops::{Deref, DerefMut},
     path::{Path, PathBuf},
-    process::ExitStatus,
 };
-
-use anyhow::ensure;
-use tokio::process::Command;
 
 use crate::{
     control_plane::ControlPlane,
-    process::{Process, Usage, free_port},
+    process::{Process, free_port},
     programs::programs,
+    server::{Server, Start},
 };
 
 /// How an agent is started; the default is a plain one.
@@ -31,16 +30,15 @@ pub struct AgentOptions {
     pub wrapper: Vec<String>,
 }
 
-/// A running agent.
+/// An agent with its data in `<dir>/agent`.
 pub struct Agent {
-    process: Process,
-    http: reqwest::Client,
-    start: Start,
+    server: Server,
+    settings: Settings,
 }
 
-/// How to start it, and to start it again.
+/// What its arguments are made of.
 #[derive(Clone)]
-struct Start {
+struct Settings {
     dir: PathBuf,
     control_plane_url: String,
     callback_port: u16,
@@ -49,7 +47,8 @@ struct Start {
 }
 
 impl Agent {
-    /// Enrolls and starts an agent with its data in `<dir>/agent`, and waits until it is ready.
+    /// Starts an agent with its data in `<dir>/agent`, and waits until it is ready. It enrolls if it has not
+    /// done so before.
     ///
     /// # Errors
     /// When it does not become ready.
@@ -63,7 +62,7 @@ impl Agent {
         Ok(agent)
     }
 
-    /// Enrolls and starts an agent without waiting for it.
+    /// As [`Agent::start`], without waiting for it.
     ///
     /// # Errors
     /// When there is no join token, or the program cannot be started.
@@ -81,29 +80,20 @@ impl Agent {
         };
         fs::create_dir_all(dir)?;
         fs::write(dir.join("join-token"), join_token)?;
-        let start = Start {
+        let settings = Settings {
             dir: dir.to_owned(),
             control_plane_url: control_plane.url(),
             callback_port: free_port()?,
             admin_port: free_port()?,
             options,
         };
-        let process = start.spawn().await?;
-        Ok(Self { process, http: crate::http::client()?, start })
-    }
-
-    /// Waits until `/readyz` says so.
-    ///
-    /// # Errors
-    /// When it ends first, or takes too long.
-    pub async fn wait_ready(&mut self) -> anyhow::Result<()> {
-        let url = self.admin_url("/readyz");
-        self.process.ready_when(async || crate::http::expect_ok(&self.http, &url).await).await
+        let server = Server::launch(settings.start("agent").await?)?;
+        Ok(Self { server, settings })
     }
 
     /// The address for callbacks.
     pub fn callback_addr(&self) -> SocketAddr {
-        SocketAddr::from(([127, 0, 0, 1], self.start.callback_port))
+        SocketAddr::from(([127, 0, 0, 1], self.settings.callback_port))
     }
 
     /// The URL of a path on the callback address.
@@ -111,79 +101,9 @@ impl Agent {
         format!("http://{}{path}", self.callback_addr())
     }
 
-    /// The URL of a path on the admin address.
-    pub fn admin_url(&self, path: &str) -> String {
-        format!("http://127.0.0.1:{}{path}", self.start.admin_port)
-    }
-
     /// The directory with the buffer, the credential and the configuration.
     pub fn data_dir(&self) -> PathBuf {
-        self.start.dir.join("agent")
-    }
-
-    /// The program.
-    pub const fn process(&mut self) -> &mut Process {
-        &mut self.process
-    }
-
-    /// What `/metrics` shows.
-    ///
-    /// # Errors
-    /// When nothing answers.
-    pub async fn metrics(&self) -> anyhow::Result<String> {
-        crate::http::get_text(&self.http, &self.admin_url("/metrics")).await
-    }
-
-    /// What it has logged since its last start.
-    ///
-    /// # Errors
-    /// When the log cannot be read.
-    pub fn log_text(&self) -> anyhow::Result<String> {
-        self.process.log_text()
-    }
-
-    /// Memory and processor time since the last start.
-    ///
-    /// # Errors
-    /// When it is not running.
-    pub fn usage(&self) -> anyhow::Result<Usage> {
-        self.process.usage()
-    }
-
-    /// SIGKILL.
-    ///
-    /// # Errors
-    /// When it cannot be killed.
-    pub async fn kill(&mut self) -> anyhow::Result<()> {
-        self.process.kill().await
-    }
-
-    /// SIGTERM, then waits for the end.
-    ///
-    /// # Errors
-    /// When it does not end in time.
-    pub async fn stop(&mut self) -> anyhow::Result<ExitStatus> {
-        self.process.stop().await
-    }
-
-    /// Starts it again after [`Agent::kill`] or [`Agent::stop`], on the same data and ports, and waits
-    /// until it is ready.
-    ///
-    /// # Errors
-    /// When it does not become ready.
-    pub async fn start_again(&mut self) -> anyhow::Result<()> {
-        self.launch_again().await?;
-        self.wait_ready().await
-    }
-
-    /// As [`Agent::start_again`], without waiting.
-    ///
-    /// # Errors
-    /// When the program cannot be started.
-    pub async fn launch_again(&mut self) -> anyhow::Result<()> {
-        ensure!(!self.process.is_running()?, "start the agent again: it is still running");
-        self.process = self.start.spawn().await?;
-        Ok(())
+        self.settings.data_dir()
     }
 
     /// Starts a second agent on the data directory of this one.
@@ -191,40 +111,52 @@ impl Agent {
     /// # Errors
     /// When the program cannot be started.
     pub async fn twin(&self) -> anyhow::Result<Process> {
-        let mut start = self.start.clone();
-        start.callback_port = free_port()?;
-        start.admin_port = free_port()?;
-        let command = start.command().await?;
-        Process::spawn("second agent", command, &start.dir.join("second-agent.log"))
+        let mut settings = self.settings.clone();
+        settings.callback_port = free_port()?;
+        settings.admin_port = free_port()?;
+        settings.start("second-agent").await?.spawn()
     }
 }
 
-impl Start {
-    async fn spawn(&self) -> anyhow::Result<Process> {
-        Process::spawn("agent", self.command().await?, &self.dir.join("agent.log"))
+impl Deref for Agent {
+    type Target = Server;
+
+    fn deref(&self) -> &Server {
+        &self.server
+    }
+}
+
+impl DerefMut for Agent {
+    fn deref_mut(&mut self) -> &mut Server {
+        &mut self.server
+    }
+}
+
+impl Settings {
+    fn data_dir(&self) -> PathBuf {
+        self.dir.join("agent")
     }
 
-    async fn command(&self) -> anyhow::Result<Command> {
-        let program = &programs().await?.agent;
-        let mut command = match self.options.wrapper.split_first() {
-            None => Command::new(program),
-            Some((wrapper, arguments)) => {
-                let mut command = Command::new(wrapper);
-                command.args(arguments).arg(program);
-                command
-            }
-        };
-        command
-            .arg("--data-dir")
-            .arg(self.dir.join("agent"))
-            .arg("--join-token-file")
-            .arg(self.dir.join("join-token"))
-            .args(["--callback-listen", &format!("127.0.0.1:{}", self.callback_port)])
-            .args(["--admin-listen", &format!("127.0.0.1:{}", self.admin_port)])
-            .args(["--control-plane-url", &self.control_plane_url, "--region", &self.options.region])
-            .args(["--allow-destination-cidr", self.options.destinations.as_deref().unwrap_or("127.0.0.0/8")])
-            .args(["--log-format", "json"])
-            .args(&self.options.arguments);
-        Ok(command)
+    async fn start(&self, name: &'static str) -> anyhow::Result<Start> {
+        let options = &self.options;
+        let mut command: Vec<OsString> = options.wrapper.iter().map(OsString::from).collect();
+        command.push(programs().await?.agent.clone().into());
+        // The data directory comes first, where wrappers that are scripts look for it.
+        command.extend([OsString::from("--data-dir"), self.data_dir().into()]);
+        command.extend([OsString::from("--join-token-file"), self.dir.join("join-token").into()]);
+        let listen = [self.callback_port, self.admin_port].map(|port| format!("127.0.0.1:{port}"));
+        let destinations = options.destinations.as_deref().unwrap_or("127.0.0.0/8");
+        let flags = [
+            ["--callback-listen", &listen[0]],
+            ["--admin-listen", &listen[1]],
+            ["--control-plane-url", &self.control_plane_url],
+            ["--region", &options.region],
+            ["--allow-destination-cidr", destinations],
+            ["--log-format", "json"],
+        ];
+        command.extend(flags.as_flattened().iter().map(OsString::from));
+        command.extend(options.arguments.iter().map(OsString::from));
+        let log = self.dir.join(format!("{name}.log"));
+        Ok(Start { name, command, log, admin_port: self.admin_port })
     }
 }

@@ -6,17 +6,22 @@
 //! - [`condition`]: waiting for a condition with a deadline; nothing here sleeps
 //! - [`programs`]: builds the programs once per test process
 //! - [`process`]: one running program, its log, its end
-//! - [`control_plane`], [`agent`]: the two programs, with their readiness and restarts
+//! - [`server`]: a program with its readiness and restarts
+//! - [`control_plane`], [`agent`]: the two of them
 //! - [`meta`]: callbacks as Meta sends them
 //! - [`receiver`]: the customer's side: records webhooks and answers as scripted
 //! - [`schemas`]: the published JSON Schemas
 //! - [`python`]: a virtual environment with what customers use
 //! - [`http`]: requests that no well-behaved client would send
+//! - [`faults`]: a disk that fails when asked to
+//! - [`random`]: repeatable chance
+//! - [`figure`]: shows what was measured
 
 pub mod world;
 pub mod condition;
 pub mod programs;
 pub mod process;
+pub mod server;
 pub mod control_plane;
 pub mod agent;
 pub mod meta;
@@ -24,10 +29,14 @@ pub mod receiver;
 pub mod schemas;
 pub mod python;
 pub mod http;
+pub mod faults;
+pub mod random;
+pub mod figure;
 
 pub use agent::Agent;
 pub use condition::{DEADLINE, Within, eventually};
 pub use control_plane::ControlPlane;
+pub use figure::figure;
 pub use meta::MetaProvider;
 pub use receiver::{Receiver, Reply, Webhook};
 pub use world::World;

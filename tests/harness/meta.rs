@@ -7,9 +7,17 @@ use bytes::Bytes;
 use gateway_core::signature::hmac_sha256;
 use reqwest::header::{CONTENT_TYPE, HeaderMap};
 use serde_json::{Value, json};
+use tokio::task::JoinSet;
 
 /// The signature's header.
 pub const SIGNATURE_HEADER: &str = "x-hub-signature-256";
+
+/// Messages of one callback when there are many.
+const MANY_BATCH: usize = 250;
+/// Connections that post them.
+const MANY_CONNECTIONS: usize = 4;
+/// Contacts that write them.
+const MANY_CONTACTS: usize = 10_000;
 
 /// One business number at Meta, and the app that calls us for it. Cheap to clone; clones share their
 /// connections.
@@ -172,6 +180,31 @@ impl MetaProvider {
         let answer = self.post(&self.messages(&[text_message(&wamid, from, text)])).await?;
         anyhow::ensure!(answer.status == 200, "post a message: answered {}", answer.status);
         Ok(wamid)
+    }
+
+    /// Posts so many text messages of many contacts, in large callbacks over a few connections.
+    ///
+    /// # Errors
+    /// When one of them is not answered with 200.
+    pub async fn say_many(&self, count: usize) -> anyhow::Result<()> {
+        let mut posters = JoinSet::new();
+        for connection in 0..MANY_CONNECTIONS {
+            let provider = self.clone();
+            posters.spawn(async move {
+                for first in (connection * MANY_BATCH..count).step_by(MANY_CONNECTIONS * MANY_BATCH) {
+                    let messages: Vec<Value> = (first..count.min(first + MANY_BATCH))
+                        .map(|number| {
+                            let from = format!("9665{:08}", number % MANY_CONTACTS);
+                            text_message(&unique_wamid(), &from, "one of very many")
+                        })
+                        .collect();
+                    let answer = provider.post(&provider.messages(&messages)).await?;
+                    anyhow::ensure!(answer.status == 200, "post messages: answered {}", answer.status);
+                }
+                Ok(())
+            });
+        }
+        posters.join_all().await.into_iter().collect()
     }
 }
 

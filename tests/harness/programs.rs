@@ -21,10 +21,13 @@ pub struct Programs {
 
 static PROGRAMS: OnceCell<Programs> = OnceCell::const_new();
 
+/// A directory with programs to test as they are, such as those of a release; unset builds them.
+const PROGRAMS_ENV: &str = "GATEWAY_TESTS_PROGRAMS";
+
 /// The programs, built when they are not fresh.
 ///
 /// # Errors
-/// When the build fails.
+/// When the build fails, or they are not where the environment says.
 pub async fn programs() -> anyhow::Result<&'static Programs> {
     PROGRAMS.get_or_try_init(build).await
 }
@@ -53,6 +56,9 @@ fn profile_dir() -> anyhow::Result<PathBuf> {
 }
 
 async fn build() -> anyhow::Result<Programs> {
+    if let Some(directory) = env::var_os(PROGRAMS_ENV) {
+        return programs_in(Path::new(&directory));
+    }
     let profile_dir = profile_dir()?;
     let profile = match profile_dir.file_name().and_then(|name| name.to_str()).context("name the profile")? {
         "debug" => "dev",
@@ -69,13 +75,17 @@ async fn build() -> anyhow::Result<Programs> {
         .await
         .context("run cargo to build the programs")?;
     ensure!(status.success(), "build the programs: cargo ended with {status}");
+    programs_in(&profile_dir)
+}
+
+fn programs_in(directory: &Path) -> anyhow::Result<Programs> {
     let programs = Programs {
-        control_plane: profile_dir.join("gateway-control-plane"),
-        agent: profile_dir.join("gateway-agent"),
-        cli: profile_dir.join("gateway"),
+        control_plane: directory.join("gateway-control-plane"),
+        agent: directory.join("gateway-agent"),
+        cli: directory.join("gateway"),
     };
     for program in [&programs.control_plane, &programs.agent, &programs.cli] {
-        ensure!(program.exists(), "find `{}` after the build", program.display());
+        ensure!(program.exists(), "find program `{}`", program.display());
     }
     Ok(programs)
 }

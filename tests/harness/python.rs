@@ -1,5 +1,5 @@
 //! A Python virtual environment under `target/` with what customers and operators use: the official
-//! `standardwebhooks` package and `grpcurl`. Made once, by whichever test comes first.
+//! `standardwebhooks` package, PyNaCl and `grpcurl`. Made once, by whichever test comes first.
 
 use std::{
     ffi::OsStr,

@@ -127,6 +127,7 @@ struct Shared {
     open: Mutex<HashMap<String, Open>>,
     script: Mutex<Script>,
     recorded: watch::Sender<usize>,
+    connections: watch::Sender<usize>,
 }
 
 /// Requests of one path that are not answered yet.
@@ -158,6 +159,7 @@ impl Receiver {
             open: Mutex::default(),
             script: Mutex::new(Arc::new(|_| Reply::Status(200))),
             recorded: watch::Sender::new(0),
+            connections: watch::Sender::new(0),
         });
         let mut server = JoinSet::new();
         server.spawn(accept(listener, Arc::clone(&shared)));
@@ -182,6 +184,23 @@ impl Receiver {
     /// How many webhooks were recorded so far.
     pub fn count(&self) -> usize {
         lock(&self.shared.webhooks).len()
+    }
+
+    /// Waits until nobody is connected: whatever was sent before by somebody who is gone has been recorded.
+    pub async fn disconnected(&self) {
+        let mut connections = self.shared.connections.subscribe();
+        connections
+            .wait_for(|connections| *connections == 0)
+            .await
+            .expect("the sender lives as long as the receiver");
+    }
+
+    /// Forgets what was recorded so far. Nobody may be waiting for a webhook meanwhile.
+    pub fn forget(&self) {
+        lock(&self.shared.webhooks).clear();
+        lock(&self.shared.counts).clear();
+        self.next.store(0, Ordering::Relaxed);
+        self.shared.recorded.send_replace(0);
     }
 
     /// Everything recorded so far, by `webhook-id`.
@@ -246,6 +265,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) -> io::Result<()> {
             accepted = listener.accept() => {
                 let (stream, _) = accepted?;
                 stream.set_nodelay(true)?;
+                shared.connections.send_modify(|connections| *connections += 1);
                 connections.spawn(serve(stream, Arc::clone(&shared)));
             }
             Some(_) = connections.join_next() => {}
@@ -254,9 +274,10 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) -> io::Result<()> {
 }
 
 async fn serve(stream: TcpStream, shared: Arc<Shared>) {
-    let service = service_fn(move |request| handle(request, Arc::clone(&shared)));
+    let service = service_fn(|request| handle(request, Arc::clone(&shared)));
     // A connection that breaks is the other side's affair, or was asked for by the script.
     drop(http1::Builder::new().serve_connection(TokioIo::new(stream), service).await);
+    shared.connections.send_modify(|connections| *connections -= 1);
 }
 
 type Body = UnsyncBoxBody<Bytes, Infallible>;

@@ -230,6 +230,28 @@ pub fn meta_route(app_secret: &str, verify_token: &str) -> v1::InboundRoute {
     }
 }
 
+/// A further instance on a route.
+///
+/// # Errors
+/// When it is refused.
+pub async fn add_instance(
+    client: &Client,
+    id: &str,
+    inbound_route_id: &str,
+    provider_number_id: &str,
+) -> anyhow::Result<()> {
+    let instance = v1::Instance {
+        id: id.to_owned(),
+        display_name: id.to_owned(),
+        inbound_route_id: inbound_route_id.to_owned(),
+        provider_number_id: provider_number_id.to_owned(),
+        ..Default::default()
+    };
+    let request = v1::CreateInstanceRequest { instance: Some(instance), ..Default::default() };
+    client.instances().create_instance(request).await?;
+    Ok(())
+}
+
 /// Creates a subscription of the instance of every world.
 ///
 /// # Errors
@@ -239,9 +261,22 @@ pub async fn subscribe(
     destination_url: &str,
     events: &[&str],
 ) -> anyhow::Result<v1::WebhookSubscription> {
+    subscribe_instance(client, INSTANCE_ID, destination_url, events).await
+}
+
+/// Creates a subscription of any instance.
+///
+/// # Errors
+/// When it is refused.
+pub async fn subscribe_instance(
+    client: &Client,
+    instance_id: &str,
+    destination_url: &str,
+    events: &[&str],
+) -> anyhow::Result<v1::WebhookSubscription> {
     let request = v1::CreateWebhookSubscriptionRequest {
         webhook_subscription: Some(v1::WebhookSubscription {
-            instance_id: INSTANCE_ID.to_owned(),
+            instance_id: instance_id.to_owned(),
             destination_url: destination_url.to_owned(),
             events: events.iter().map(ToString::to_string).collect(),
             ..Default::default()
@@ -250,6 +285,24 @@ pub async fn subscribe(
     };
     let response = client.webhook_subscriptions().create_webhook_subscription(request).await?.into_inner();
     response.webhook_subscription.context("the response has no webhook subscription")
+}
+
+/// Changes one field of a subscription, `path`, to what it is in `change`.
+///
+/// # Errors
+/// When it is refused.
+pub async fn update(
+    client: &Client,
+    id: &str,
+    change: v1::WebhookSubscription,
+    path: &str,
+) -> anyhow::Result<()> {
+    let request = v1::UpdateWebhookSubscriptionRequest {
+        webhook_subscription: Some(v1::WebhookSubscription { id: id.to_owned(), ..change }),
+        update_mask: Some(prost_types::FieldMask { paths: vec![path.to_owned()] }),
+    };
+    client.webhook_subscriptions().update_webhook_subscription(request).await?;
+    Ok(())
 }
 
 /// The signing secret of a subscription.

@@ -1,5 +1,5 @@
-//! The bare relay, as a yardstick: signature check, append and `fdatasync`, 200, then the webhook once, signed.
-//! No queue, no retry, no log. It is what any gateway must do at least.
+//! The bare relay, as a yardstick: signature check, append and `fdatasync`, 200, then the webhook once,
+//! signed. No queue, no retry, no log. It is what any gateway must do at least.
 
 use std::{
     fmt::Write as _,

@@ -10,45 +10,52 @@ use anyhow::{Context as _, ensure};
 use futures_util::TryStreamExt as _;
 use gateway_proto::v1;
 use gateway_tests::{
-    Agent, ControlPlane, Within as _,
-    agent::AgentOptions,
-    eventually,
+    ControlPlane, Within as _, eventually,
+    figure::Spread,
     process::{Process, Usage, free_port},
-    world::{self, PHONE_NUMBER_ID},
+    world::{self, INSTANCE_ID, PHONE_NUMBER_ID},
 };
 use tokio::{net::TcpStream, process::Command};
 
 use crate::{
-    generator::{Posted, Target, post},
+    gateway::{Destination, Gateway},
+    generator::{Load, Target, post},
     receiver,
-    tally::{Tally, percentiles, wamid},
+    tally::{Tally, wamid},
 };
 
 /// The app secret of the route.
 pub const APP_SECRET: &str = world::APP_SECRET;
 /// How long deliveries and logs may take after the last post.
 const DRAIN_MAX: Duration = Duration::from_secs(120);
+/// How long the control plane may take for a backlog.
+const REPORT_MAX: Duration = Duration::from_secs(900);
 /// Connections whose last message is looked for in the logs, to see when they are complete.
 const LOG_PROBES: usize = 8;
 /// Clock ticks per second in `/proc/self/stat`.
 const TICKS_PER_SECOND: f64 = 100.0;
 
 /// What was measured.
+#[derive(Default)]
 pub struct Measurement {
-    /// Callbacks answered 200; each of them has arrived.
+    /// Callbacks answered 200.
     pub answered: usize,
+    /// Those whose webhooks are measured; each of them has arrived.
+    pub arrived: usize,
     /// From the first post to the last webhook.
     pub duration: Duration,
-    /// Median and 99th percentile of the answer.
-    pub answer_milliseconds: (f64, f64),
-    /// Median and 99th percentile from post to webhook.
-    pub end_to_end_milliseconds: (f64, f64),
-    /// What the control plane has; none for the relay.
+    /// How long the answers took.
+    pub answers: Spread,
+    /// From post to webhook.
+    pub end_to_end: Spread,
+    /// What the control plane has; none when it was not asked.
     pub logs: Option<Logs>,
     /// What the programs used: agent and control plane, or the relay.
     pub programs: Vec<Usage>,
     /// What generator and receiver used.
     pub load_cpu: Duration,
+    /// Ids of the last messages of some connections.
+    last: Vec<String>,
 }
 
 /// What the control plane has recorded.
@@ -63,53 +70,47 @@ pub struct Logs {
 impl Measurement {
     /// Events per second, end to end.
     pub fn events_per_second(&self) -> f64 {
-        let events = u32::try_from(self.answered).unwrap_or(u32::MAX);
+        let events = u32::try_from(self.arrived).unwrap_or(u32::MAX);
         f64::from(events) / self.duration.as_secs_f64()
     }
 }
 
-/// Measures a fresh control plane and agent.
-pub async fn gateway(connections: usize, duration: Duration) -> anyhow::Result<Measurement> {
-    let directory = tempfile::tempdir()?;
-    let tally = Arc::new(Tally::new(connections));
-    let (address, _receiver) = receiver::start(Arc::clone(&tally)).await?;
-    let control_plane = ControlPlane::start(directory.path()).await?;
-    let route = world::create_instance(control_plane.client()).await?;
-    let url = format!("http://{address}/");
-    let events = ["message.received", "recipient.opted_out"];
-    let subscription = world::subscribe(control_plane.client(), &url, &events).await?;
-    widen(&control_plane, &subscription.id, connections).await?;
-    let agent = Agent::start(directory.path(), &control_plane, AgentOptions::default()).await?;
-    let target = Target {
-        address: agent.callback_addr(),
-        path: route.callback_path,
-        app_secret: APP_SECRET.to_owned(),
-        phone_number_id: PHONE_NUMBER_ID.to_owned(),
-    };
-    let mut measured = drive(&target, connections, duration, &tally).await?;
-    measured.logs = Some(logs(&control_plane, &tally, &measured.last).await?);
-    measured.programs = vec![agent.usage()?, control_plane.usage()?];
-    Ok(measured.into())
+/// Measures a fresh control plane and agent, with this many events waiting for a destination that is dead.
+pub async fn gateway(load: Load, backlog: usize) -> anyhow::Result<Measurement> {
+    let tally = Arc::new(Tally::new(load.connections));
+    // As many connections as the load has, within the limit.
+    let mut destinations = vec![Destination::Receiver { concurrency_max: load.connections.clamp(8, 64) }];
+    if backlog > 0 {
+        destinations.push(Destination::BlackHole);
+    }
+    let mut gateway = Gateway::start(&tally, &destinations).await?;
+    if backlog > 0 {
+        gateway.provider(1)?.say_many(backlog).await?;
+        reported(&gateway.control_plane).await?;
+        gateway.target.phone_number_ids.truncate(1);
+    }
+    let mut measured = drive(&gateway.target, load, &tally).await?;
+    measured.logs = Some(logs(&gateway.control_plane, &tally, &measured.last).await?);
+    measured.programs = vec![gateway.agent.usage()?, gateway.control_plane.usage()?];
+    Ok(measured)
 }
 
-/// Lets the subscription use as many connections as the load does, within its limit.
-async fn widen(control_plane: &ControlPlane, id: &str, connections: usize) -> anyhow::Result<()> {
-    let request = v1::UpdateWebhookSubscriptionRequest {
-        webhook_subscription: Some(v1::WebhookSubscription {
-            id: id.to_owned(),
-            concurrency_max: i32::try_from(connections.clamp(8, 64))?,
-            ..Default::default()
-        }),
-        update_mask: Some(prost_types::FieldMask { paths: vec!["concurrency_max".to_owned()] }),
-    };
-    control_plane.client().webhook_subscriptions().update_webhook_subscription(request).await?;
-    Ok(())
+/// Waits until the control plane has everything that the agent has.
+async fn reported(control_plane: &ControlPlane) -> anyhow::Result<()> {
+    eventually(REPORT_MAX, async || {
+        let response = control_plane.client().agents().list_agents(v1::ListAgentsRequest::default()).await?;
+        let agent = response.into_inner().agents.into_iter().next().context("find the agent")?;
+        let lag = agent.report_lag.unwrap_or_default();
+        ensure!(lag.seconds == 0 && lag.nanos == 0, "the oldest report is {} s old", lag.seconds);
+        Ok(())
+    })
+    .await
 }
 
 /// Measures the bare relay.
-pub async fn relay(connections: usize, duration: Duration) -> anyhow::Result<Measurement> {
+pub async fn relay(load: Load) -> anyhow::Result<Measurement> {
     let directory = tempfile::tempdir()?;
-    let tally = Arc::new(Tally::new(connections));
+    let tally = Arc::new(Tally::new(load.connections));
     let (address, _receiver) = receiver::start(Arc::clone(&tally)).await?;
     let listen = std::net::SocketAddr::from(([127, 0, 0, 1], free_port()?));
     let mut command = Command::new(env::current_exe()?);
@@ -121,69 +122,33 @@ pub async fn relay(connections: usize, duration: Duration) -> anyhow::Result<Mea
         address: listen,
         path: "/".to_owned(),
         app_secret: APP_SECRET.to_owned(),
-        phone_number_id: PHONE_NUMBER_ID.to_owned(),
+        phone_number_ids: vec![PHONE_NUMBER_ID.to_owned()],
     };
-    let mut measured = drive(&target, connections, duration, &tally).await?;
+    let mut measured = drive(&target, load, &tally).await?;
     measured.programs = vec![process.usage()?];
-    Ok(measured.into())
+    Ok(measured)
 }
 
-/// A measurement in the making.
-struct Driven {
-    answered: usize,
-    duration: Duration,
-    answer_milliseconds: (f64, f64),
-    end_to_end_milliseconds: (f64, f64),
-    load_cpu: Duration,
-    /// Ids of the last messages of some connections.
-    last: Vec<String>,
-    logs: Option<Logs>,
-    programs: Vec<Usage>,
-}
-
-impl From<Driven> for Measurement {
-    fn from(driven: Driven) -> Self {
-        let Driven {
-            answered,
-            duration,
-            answer_milliseconds,
-            end_to_end_milliseconds,
-            load_cpu,
-            logs,
-            programs,
-            ..
-        } = driven;
-        Self { answered, duration, answer_milliseconds, end_to_end_milliseconds, logs, programs, load_cpu }
-    }
-}
-
-/// Posts, and waits until everything that was answered has arrived.
-async fn drive(
-    target: &Target,
-    connections: usize,
-    duration: Duration,
-    tally: &Arc<Tally>,
-) -> anyhow::Result<Driven> {
+/// Posts, and waits until everything that was answered and is measured has arrived.
+pub async fn drive(target: &Target, load: Load, tally: &Arc<Tally>) -> anyhow::Result<Measurement> {
     let (start, cpu) = (Instant::now(), own_cpu()?);
-    let posted = post(target, connections, duration, tally).await?;
-    let answered = posted.iter().map(|posted| posted.answered).sum();
-    let arrived = tally.all_arrived(answered).within(DRAIN_MAX).await;
-    arrived.with_context(|| format!("{} of {answered} webhooks have arrived", tally.arrived_count()))?;
-    let mut answers: Vec<Duration> =
-        posted.iter().flat_map(|Posted { answers, .. }| answers).copied().collect();
+    let posted = post(target, load, tally).await?;
+    let measured = posted.iter().map(|posted| posted.measured).sum();
+    let arrived = tally.all_arrived(measured).within(DRAIN_MAX).await;
+    arrived.with_context(|| format!("{} of {measured} webhooks have arrived", tally.arrived_count()))?;
     // Connections end in any order, and each has answered about the same: the last ones of the first few.
     let least = posted.iter().map(|posted| posted.answered).min().unwrap_or_default();
     ensure!(least > 0, "a connection got no answer");
-    let last = (0..connections.min(LOG_PROBES)).map(|connection| wamid(connection, least - 1)).collect();
-    Ok(Driven {
-        answered,
-        duration: tally.last_arrival() - start,
-        answer_milliseconds: percentiles(&mut answers),
-        end_to_end_milliseconds: tally.end_to_end_milliseconds(),
+    let last = (0..load.connections.min(LOG_PROBES)).map(|connection| wamid(connection, least - 1)).collect();
+    Ok(Measurement {
+        answered: posted.iter().map(|posted| posted.answered).sum(),
+        arrived: measured,
+        duration: tally.last_arrival().saturating_duration_since(start),
+        answers: Spread::of(posted.into_iter().flat_map(|posted| posted.answers).collect()),
+        end_to_end: tally.end_to_end(),
         load_cpu: own_cpu()?.saturating_sub(cpu),
         last,
-        logs: None,
-        programs: Vec::new(),
+        ..Measurement::default()
     })
 }
 
@@ -214,7 +179,8 @@ async fn logs(control_plane: &ControlPlane, tally: &Tally, last: &[String]) -> a
 }
 
 async fn count(control_plane: &ControlPlane) -> anyhow::Result<usize> {
-    let request = v1::ListInboundLogsRequest { page_size: 1_000, ..Default::default() };
+    let instance_id = INSTANCE_ID.to_owned();
+    let request = v1::ListInboundLogsRequest { page_size: 1_000, instance_id, ..Default::default() };
     let logs = control_plane.client().list(request);
     Ok(logs.try_fold(0, async |count, _| Ok(count + 1)).await?)
 }

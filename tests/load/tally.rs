@@ -5,6 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use gateway_tests::figure::Spread;
 use tokio::sync::watch;
 
 /// Before the number in every message id.
@@ -16,6 +17,10 @@ pub const SEQUENCE_DIGITS: usize = 8;
 
 /// Everything measured in one run.
 pub struct Tally {
+    /// Over how many instances the messages go in turn.
+    instances: usize,
+    /// The first instance whose messages are measured to their end.
+    first_measured: usize,
     connections: Vec<Mutex<Vec<Sent>>>,
     end_to_end: Mutex<Vec<Duration>>,
     last_arrival: Mutex<Instant>,
@@ -28,9 +33,16 @@ struct Sent {
 }
 
 impl Tally {
-    /// For this many connections.
+    /// For this many connections and one instance.
     pub fn new(connections: usize) -> Self {
+        Self::over(connections, 1)
+    }
+
+    /// For messages that go to so many instances in turn.
+    pub fn over(connections: usize, instances: usize) -> Self {
         Self {
+            instances,
+            first_measured: 0,
             connections: std::iter::repeat_with(Mutex::default).take(connections).collect(),
             end_to_end: Mutex::default(),
             last_arrival: Mutex::new(Instant::now()),
@@ -38,16 +50,36 @@ impl Tally {
         }
     }
 
-    /// Notes that the next message of a connection is being sent; gives its number there.
-    pub fn sent(&self, connection: usize) -> usize {
+    /// The same without what goes to the first so many instances: their destinations are not measured.
+    #[must_use]
+    pub fn without_first(self, count: usize) -> Self {
+        Self { first_measured: count, ..self }
+    }
+
+    /// Which instance a message goes to, from 0.
+    pub const fn instance(&self, connection: usize, sequence: usize) -> usize {
+        (connection + sequence) % self.instances
+    }
+
+    /// Whether a message is measured.
+    pub const fn is_measured(&self, connection: usize, sequence: usize) -> bool {
+        self.instance(connection, sequence) >= self.first_measured
+    }
+
+    /// Notes that the next message of a connection is being sent, or should be, at `time`; gives its number
+    /// there.
+    pub fn sent(&self, connection: usize, time: Instant) -> usize {
         let mut sent = lock(&self.connections[connection]);
-        sent.push(Sent { time: Instant::now(), arrived: false });
+        sent.push(Sent { time, arrived: false });
         sent.len() - 1
     }
 
     /// Notes a webhook by its body; repeats are not counted.
     pub fn arrived(&self, body: &[u8]) {
         let Some((connection, sequence)) = str::from_utf8(body).ok().and_then(numbers) else { return };
+        if !self.is_measured(connection, sequence) {
+            return;
+        }
         let now = Instant::now();
         let time = {
             let mut sent = lock(&self.connections[connection]);
@@ -76,20 +108,10 @@ impl Tally {
         *lock(&self.last_arrival)
     }
 
-    /// Median and 99th percentile of the time from post to webhook, in milliseconds.
-    pub fn end_to_end_milliseconds(&self) -> (f64, f64) {
-        percentiles(&mut lock(&self.end_to_end))
+    /// Times from post to webhook.
+    pub fn end_to_end(&self) -> Spread {
+        Spread::of(lock(&self.end_to_end).clone())
     }
-}
-
-/// Median and 99th percentile in milliseconds.
-pub fn percentiles(durations: &mut [Duration]) -> (f64, f64) {
-    durations.sort_unstable();
-    let at = |percent: usize| {
-        let index = durations.len().saturating_sub(1) * percent / 100;
-        durations.get(index).copied().unwrap_or_default().as_secs_f64() * 1_000.0
-    };
-    (at(50), at(99))
 }
 
 /// The id of a message.

@@ -166,8 +166,8 @@ async fn agent_is_ready_with_an_empty_configuration() {
     .unwrap();
 }
 
-/// A new agent whose control plane is not there yet lives and waits, not ready; it enrolls as soon as there is
-/// one. A join token that was used ends a second agent with a message that says what to do.
+/// A new agent whose control plane is not there yet lives and waits, not ready; it enrolls as soon as there
+/// is one. A join token that was used ends a second agent with a message that says what to do.
 #[tokio::test]
 async fn new_agent_waits_for_its_control_plane() {
     let directory = tempfile::tempdir().unwrap();

@@ -2,32 +2,47 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
 };
 
 use anyhow::ensure;
+use futures_util::TryStreamExt as _;
+use gateway_proto::v1;
 use gateway_tests::{
-    DEADLINE, MetaProvider, Within as _, World, eventually,
+    DEADLINE, MetaProvider, Webhook, Within as _, World, eventually, figure,
     meta::{text_message, unique_wamid},
+    random::{Random, seed},
 };
-use tokio::{sync::watch, task::JoinSet};
+use tokio::{
+    sync::watch,
+    task::JoinSet,
+    time::{MissedTickBehavior, interval, timeout},
+};
 
-/// Connections that post at the same time.
-const CONNECTIONS: usize = 6;
-/// How many events are answered in a cycle before the agent is killed, in turn; some cycles kill at once.
-const ANSWERED_BEFORE_KILL: [usize; 3] = [150, 60, 1];
-/// Sets how many cycles there are, for long runs by hand.
-const CYCLES_ENV: &str = "GATEWAY_TESTS_KILL_CYCLES";
-const CYCLES_DEFAULT: usize = 3;
+/// Connections that post at the same time, also while the agent is away.
+const CONNECTIONS: usize = 8;
+/// How long a poster waits for an agent that is away before it tries again.
+const POST_AGAIN: Duration = Duration::from_millis(5);
+/// How many times the agent is killed; `just crash` sets more.
+const KILLS_ENV: &str = "GATEWAY_TESTS_KILL_CYCLES";
+const KILLS_DEFAULT: usize = 10;
+/// One kill of so many comes early.
+const EARLY_SHARE: usize = 4;
+/// An early kill comes within this time after the start of the agent.
+const EARLY_MAX: Duration = Duration::from_millis(500);
+/// How many events are answered 200 between readiness and a kill that is not early.
+const ANSWERED_BEFORE_KILL: std::ops::Range<u64> = 100..400;
+/// Under how much load the agent is killed, at least.
+const EVENTS_PER_SECOND_MIN: f64 = 200.0;
+/// Attempts that one subscription may have in flight, by default: those may come again after a kill.
+const CONCURRENCY_MAX: usize = 8;
 
-/// Ids of the messages that were answered 200, over all cycles.
+/// Ids of the messages that were answered 200.
 #[derive(Clone)]
 struct Answered {
     wamids: Arc<Mutex<BTreeSet<String>>>,
-    count: watch::Sender<usize>,
+    count: watch::Sender<u64>,
 }
 
 impl Answered {
@@ -43,54 +58,135 @@ impl Answered {
     fn all(&self) -> BTreeSet<String> {
         self.wamids.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
+
+    fn count(&self) -> u64 {
+        *self.count.borrow()
+    }
+
+    /// Waits until this many more are answered.
+    async fn more(&self, wanted: u64) -> anyhow::Result<()> {
+        let target = self.count() + wanted;
+        let mut count = self.count.subscribe();
+        count.wait_for(|count| *count >= target).within(DEADLINE).await??;
+        Ok(())
+    }
 }
 
-/// Posts one message after the other until the agent is gone.
-async fn post_until_killed(provider: MetaProvider, answered: Answered, posted: Arc<AtomicUsize>) {
-    loop {
+/// Posts one message after the other, whether the agent is there or not.
+async fn post_for_ever(provider: MetaProvider, answered: Answered) {
+    let mut pause = interval(POST_AGAIN);
+    pause.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    for number in 0_u64.. {
         let wamid = unique_wamid();
-        let number = posted.fetch_add(1, Ordering::Relaxed);
         let message = text_message(&wamid, &format!("9665{:08}", number % 50), "kill me");
         match provider.post(&provider.messages(&[message])).await {
             Ok(answer) if answer.status == 200 => answered.add(wamid),
-            Ok(_) => {}
-            Err(_) => return,
+            _ => {
+                pause.tick().await;
+            }
         }
     }
 }
 
-/// Posts on several connections; returns once this many more were answered, while posting goes on.
-async fn post_until_answered(
-    world: &World,
-    answered: &Answered,
-    wanted: usize,
-) -> anyhow::Result<JoinSet<()>> {
-    let target = *answered.count.borrow() + wanted;
-    let numbers = Arc::new(AtomicUsize::new(0));
+/// Posts on several connections until the result is dropped.
+fn post_on_all(world: &World, answered: &Answered) -> JoinSet<()> {
     let mut posters = JoinSet::new();
     for _ in 0..CONNECTIONS {
-        posters.spawn(post_until_killed(world.provider.clone(), answered.clone(), Arc::clone(&numbers)));
+        posters.spawn(post_for_ever(world.provider.clone(), answered.clone()));
     }
-    let mut count = answered.count.subscribe();
-    count.wait_for(|count| *count >= target).within(DEADLINE).await??;
-    Ok(posters)
+    posters
 }
 
-/// The agent is killed with SIGKILL three times under load from several connections. Every message that
-/// was answered 200 arrives at the receiver and in the logs; what arrives twice has the same id and body.
+/// When the agent was killed, and under what load.
+#[derive(Default)]
+struct Kills {
+    times: Vec<Instant>,
+    early: usize,
+    /// Answered 200 in time that the agent was ready.
+    answered: u64,
+    ready: Duration,
+}
+
+impl Kills {
+    /// Lets the agent answer for a while, then kills it.
+    async fn late(&mut self, world: &mut World, answered: &Answered, wanted: u64) -> anyhow::Result<()> {
+        world.agent.wait_ready().await?;
+        let (start, before) = (Instant::now(), answered.count());
+        answered.more(wanted).await?;
+        self.ready += start.elapsed();
+        self.answered += answered.count() - before;
+        self.kill(world).await
+    }
+
+    /// Kills the agent so long after its start, ready or not.
+    async fn early(&mut self, world: &mut World, launched: Instant, after: Duration) -> anyhow::Result<()> {
+        // What is awaited is a moment, not a condition.
+        let _ = timeout(after, std::future::pending::<()>()).await;
+        // Nobody says when a busy machine lets this go on; a kill that came late is just another kill.
+        self.early += usize::from(launched.elapsed() < EARLY_MAX);
+        self.kill(world).await
+    }
+
+    async fn kill(&mut self, world: &mut World) -> anyhow::Result<()> {
+        world.agent.kill().await?;
+        // What comes from now on comes from the next agent.
+        world.receiver.disconnected().within(DEADLINE).await?;
+        self.times.push(Instant::now());
+        Ok(())
+    }
+
+    /// The load in events per second.
+    fn rate(&self) -> f64 {
+        f64::from(u32::try_from(self.answered).unwrap_or(u32::MAX)) / self.ready.as_secs_f64()
+    }
+}
+
+/// The real agent is killed with SIGKILL under load again and again, every fourth time within half a second
+/// of its start, while the provider goes on posting. Every message that was answered 200 arrives and is in
+/// the inbound logs once; what arrives again was in flight when the agent was killed and has the same id and
+/// the same bytes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn kill_9_under_load_loses_nothing_answered_200() {
+    let count = std::env::var(KILLS_ENV).map_or(KILLS_DEFAULT, |count| count.parse().unwrap());
+    let seed = seed().unwrap();
+    let mut random = Random::of_seed(seed);
     let mut world = World::start().await.unwrap();
     let answered = Answered::new();
-    let cycles = std::env::var(CYCLES_ENV).map_or(CYCLES_DEFAULT, |cycles| cycles.parse().unwrap());
-    for wanted in ANSWERED_BEFORE_KILL.into_iter().cycle().take(cycles) {
-        let posters = post_until_answered(&world, &answered, wanted).await.unwrap();
-        world.agent.kill().await.unwrap();
-        posters.join_all().await;
-        world.agent.start_again().await.unwrap();
+    let posters = post_on_all(&world, &answered);
+    let mut kills = Kills::default();
+    let mut launched = Instant::now();
+    for number in 0.. {
+        if kills.times.len() >= count && kills.early * EARLY_SHARE >= count {
+            break;
+        }
+        assert!(number < count * 2, "the machine is too slow for kills within {EARLY_MAX:?} of a start");
+        if number % EARLY_SHARE == EARLY_SHARE - 1 || kills.times.len() >= count {
+            let after = Duration::from_millis(random.within(0..450));
+            kills.early(&mut world, launched, after).await.unwrap();
+        } else {
+            let wanted = random.within(ANSWERED_BEFORE_KILL);
+            kills.late(&mut world, &answered, wanted).await.unwrap();
+        }
+        launched = Instant::now();
+        world.agent.launch_again().unwrap();
     }
-    assert_arrived(&world, &answered.all()).await.unwrap();
-    assert_logged(&world, &answered.all()).await.unwrap();
+    world.agent.wait_ready().await.unwrap();
+    drop(posters);
+    assert!(kills.rate() >= EVENTS_PER_SECOND_MIN, "killed under {:.0} events/s only", kills.rate());
+    let answered = answered.all();
+    assert_arrived(&world, &answered).await.unwrap();
+    let repeated = assert_repeats(&world, &kills.times).unwrap();
+    assert_logged(&world, &answered).await.unwrap();
+    figure(format_args!(
+        "{} kills, {} of them within {EARLY_MAX:?} of a start, under {:.0} events/s (seed {seed}): {} answered 200, \
+         0 lost, {} came again, at most {} after one kill",
+        kills.times.len(),
+        kills.early,
+        kills.rate(),
+        answered.len(),
+        repeated.values().sum::<usize>(),
+        repeated.values().max().unwrap_or(&0),
+    ));
 }
 
 /// The agent is asked to stop under load: it ends with success within its time, and what it had answered 200
@@ -99,16 +195,17 @@ async fn kill_9_under_load_loses_nothing_answered_200() {
 async fn sigterm_under_load_loses_nothing_answered_200() {
     let mut world = World::start().await.unwrap();
     let answered = Answered::new();
-    let posters = post_until_answered(&world, &answered, 150).await.unwrap();
+    let posters = post_on_all(&world, &answered);
+    answered.more(150).await.unwrap();
     let status = world.agent.stop().await.unwrap();
     assert!(status.success(), "the agent ended with {status}");
-    posters.join_all().await;
+    drop(posters);
     world.agent.start_again().await.unwrap();
     assert_arrived(&world, &answered.all()).await.unwrap();
     assert_logged(&world, &answered.all()).await.unwrap();
 }
 
-/// Every answered message has arrived, signed, and what arrived twice is the same twice.
+/// Every answered message has arrived.
 async fn assert_arrived(world: &World, answered: &BTreeSet<String>) -> anyhow::Result<()> {
     eventually(DEADLINE, async || {
         let arrived: BTreeSet<String> =
@@ -117,19 +214,39 @@ async fn assert_arrived(world: &World, answered: &BTreeSet<String>) -> anyhow::R
         ensure!(missing == 0, "{missing} of {} answered messages have not arrived", answered.len());
         Ok(())
     })
-    .await?;
-    for (id, webhooks) in world.receiver.by_id() {
-        ensure!(webhooks.iter().all(|webhook| webhook.body == webhooks[0].body), "{id} changed its body");
-        ensure!(webhooks.iter().all(|webhook| webhook.verify(&world.secret).is_ok()), "{id} is not signed");
+    .await
+}
+
+/// What arrived again has the same id and bytes and is signed, and no more came again than can have been in flight
+/// when the agent was killed. Gives how many came again for each kill, by its number from 0.
+fn assert_repeats(world: &World, kills: &[Instant]) -> anyhow::Result<BTreeMap<usize, usize>> {
+    let mut before = BTreeMap::<String, Arc<Webhook>>::new();
+    let mut repeated = BTreeMap::new();
+    for webhook in world.receiver.all() {
+        let wamid = webhook.text("external_message_id");
+        ensure!(webhook.verify(&world.secret).is_ok(), "{wamid} is not signed");
+        let Some(before) = before.insert(wamid, Arc::clone(&webhook)) else { continue };
+        ensure!(before.id() == webhook.id(), "{} has another id, {}", before.id(), webhook.id());
+        ensure!(before.body == webhook.body, "{} changed its body", webhook.id());
+        // It was in flight at the first kill after it had come before.
+        let kill = kills.partition_point(|kill| *kill < before.receive_time);
+        let is_due_to_kill = kills.get(kill).is_some_and(|kill| *kill < webhook.receive_time);
+        ensure!(is_due_to_kill, "{} came again without a kill", webhook.id());
+        *repeated.entry(kill).or_default() += 1;
     }
-    Ok(())
+    for (kill, count) in &repeated {
+        ensure!(*count <= CONCURRENCY_MAX, "{count} came again after kill {kill}");
+    }
+    Ok(repeated)
 }
 
 /// Every answered message has exactly one log, and it is delivered.
 async fn assert_logged(world: &World, answered: &BTreeSet<String>) -> anyhow::Result<()> {
-    eventually(DEADLINE, async || {
+    eventually(DEADLINE * 2, async || {
         let mut logs = BTreeMap::<String, usize>::new();
-        for log in world.logs().await? {
+        let request = v1::ListInboundLogsRequest { page_size: 1_000, ..Default::default() };
+        let mut listed = std::pin::pin!(world.client().list(request));
+        while let Some(log) = listed.try_next().await? {
             let delivered = log.deliveries.iter().all(|delivery| delivery.last_status_code == 200);
             ensure!(delivered && log.deliveries.len() == 1, "{} is not delivered", log.event_id);
             *logs.entry(log.external_message_id).or_default() += 1;

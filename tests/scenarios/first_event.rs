@@ -17,7 +17,7 @@ use gateway_tests::{
     programs::workspace_root,
     python,
     schemas::Schemas,
-    world::{INSTANCE_ID, signing_secret},
+    world::{INSTANCE_ID, signing_secret, update},
 };
 use serde_json::json;
 
@@ -216,6 +216,49 @@ async fn official_python_package_accepts_webhooks() {
     python_accepts(&world, &webhooks).await.unwrap();
 }
 
+/// With asymmetric signatures on, webhooks carry `v1` and `v1a`; the official Python package accepts the one
+/// with the secret, libsodium the other with the public key that the API gives; after a rotation the old pair
+/// and the new one.
+#[tokio::test]
+async fn independent_library_accepts_asymmetric_signatures() {
+    let world = World::start().await.unwrap();
+    let id = || world.subscription.id.clone();
+    let plain = world.provider.say(FROM, "without").await.unwrap();
+    let plain = world.delivered(&plain).await.unwrap();
+    assert!(!plain.header("webhook-signature").contains("v1a,"), "{:?}", plain.headers);
+    let change = v1::WebhookSubscription { asymmetric_signature: true, ..Default::default() };
+    update(world.client(), &id(), change, "asymmetric_signature").await.unwrap();
+    world.config_applied().await.unwrap();
+    let public_key = async || {
+        let request = v1::GetSigningSecretRequest { id: id() };
+        let mut subscriptions = world.client().webhook_subscriptions();
+        subscriptions.get_signing_secret(request).await.unwrap().into_inner().public_key
+    };
+    let old_key = public_key().await;
+    assert!(old_key.starts_with("whpk_"), "{old_key}");
+    let first = world.provider.say(FROM, "with both, ñ 👋").await.unwrap();
+    let first = world.delivered(&first).await.unwrap();
+    let request = v1::RotateSigningSecretRequest { id: id(), grace_period: None };
+    world.client().webhook_subscriptions().rotate_signing_secret(request).await.unwrap();
+    let (new, new_key) = (signing_secret(world.client(), &id()).await.unwrap(), public_key().await);
+    assert_ne!(new_key, old_key);
+    world.config_applied().await.unwrap();
+    let second = world.provider.say(FROM, "after the rotation").await.unwrap();
+    let second = world.delivered(&second).await.unwrap();
+    let versions: Vec<&str> =
+        second.header("webhook-signature").split(' ').filter_map(|token| token.split(',').next()).collect();
+    assert_eq!(versions.iter().filter(|version| **version == "v1a").count(), 2, "{versions:?}");
+
+    let pairs =
+        [(&first, &world.secret, &old_key), (&second, &world.secret, &old_key), (&second, &new, &new_key)];
+    let webhooks = pairs.map(|(webhook, secret, public_key)| {
+        let mut seen = as_python_sees_it(webhook, secret);
+        seen["public_key"] = json!(public_key);
+        seen
+    });
+    python_accepts(&world, &webhooks).await.unwrap();
+}
+
 /// Has the official package verify every one of them.
 async fn python_accepts(world: &World, webhooks: &[serde_json::Value]) -> anyhow::Result<()> {
     let file = world.directory().join("webhooks.json");
@@ -277,7 +320,8 @@ fn as_python_sees_it(webhook: &Arc<Webhook>, secret: &WebhookSecret) -> serde_js
         .map(|name| (name.to_owned(), json!(webhook.header(name))))
         .into_iter()
         .collect();
-    json!({"secret": secret.reveal(), "headers": headers, "body": STANDARD.encode(&webhook.body)})
+    let body = STANDARD.encode(&webhook.body);
+    json!({"secret": secret.reveal(), "public_key": null, "headers": headers, "body": body})
 }
 
 /// One callback with two entries, several changes and several items in each: every item becomes its event.

@@ -252,7 +252,7 @@ async fn policy_and_number_variants_are_heeded() {
 #[tokio::test]
 async fn opt_out_counts_while_the_customer_is_away() {
     let world = World::start().await.unwrap();
-    world.receiver.answer_with(|webhook| Reply::Status(if webhook.nth == 1 { 503 } else { 200 }));
+    world.receiver.answer_with(|webhook| Reply::Status(if webhook.nth == 1 { 500 } else { 200 }));
     write(&world, "966500000040", "STOP", NOON).await;
     marketing(&world, "+966500000040", false).await.unwrap();
     let told = world.receiver.find(|webhook| webhook.event() == "recipient.opted_out" && webhook.nth == 2);

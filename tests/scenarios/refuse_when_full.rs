@@ -65,9 +65,9 @@ async fn post_until_refused(world: &World) -> anyhow::Result<Vec<String>> {
     anyhow::bail!("nothing was refused")
 }
 
-/// Posts until a message is taken again.
+/// Posts until a message is taken again. A destination that was away is tried every half a minute or so.
 async fn post_until_taken(world: &World) -> anyhow::Result<String> {
-    eventually(DEADLINE, async || {
+    eventually(DEADLINE * 2, async || {
         let wamid = unique_wamid();
         let answer = post_long(world, &wamid).await?;
         ensure!(answer.status == 200, "still answered {}", answer.status);
@@ -179,8 +179,8 @@ async fn second_agent_on_the_same_directory_is_refused() {
     world.delivered(&wamid).await.unwrap();
 }
 
-/// A small file system under the agent's data directory: one of its own, mounted in a namespace that ends with
-/// the agent; or, in a container that may not mount, the small one that containers have.
+/// A small file system under the agent's data directory: one of its own, mounted in a namespace that ends
+/// with the agent; or, in a container that may not mount, the small one that containers have.
 struct SmallDisk {
     wrapper: Vec<String>,
     shared: Option<Shared>,
@@ -263,8 +263,8 @@ impl SmallDisk {
     }
 }
 
-/// Runs the agent by `program` and a script, in which `$1` is the agent, `$2` is `--data-dir` and `$3` is that
-/// directory.
+/// Runs the agent by `program` and a script, in which `$1` is the agent, `$2` is `--data-dir` and `$3` is
+/// that directory.
 fn wrapper(program: &[&str], script: String) -> Vec<String> {
     let mut wrapper: Vec<String> = program.iter().map(ToString::to_string).collect();
     wrapper.extend(["sh".to_owned(), "-c".to_owned(), script, "sh".to_owned()]);

@@ -29,8 +29,8 @@ async fn post(provider: &MetaProvider, text: &str, timestamp: i64) -> String {
     wamid
 }
 
-/// A provider repeats a callback at another agent: whatever is delivered has one id and one body, and there is
-/// one log, with the deliveries and attempts of both.
+/// A provider repeats a callback at another agent: whatever is delivered has one id and one body, and there
+/// is one log, with the deliveries and attempts of both.
 #[tokio::test]
 async fn repeat_at_another_agent_keeps_the_id() {
     let world = World::start().await.unwrap();

@@ -1,8 +1,10 @@
 //! What was accepted and is not yet delivered and reported: durable before anybody is told so.
 //!
-//! One thread owns all writes ([`engine`]): it takes what waits, plans one atomic commit ([`round`]), makes
-//! it durable ([`store`]) and answers everybody (group commit). What is open is also in memory ([`index`]),
-//! compact; bodies are on disk, the newest in a bounded cache. At start [`recover`] reads the disk.
+//! One thread owns all writes ([`engine`]): it takes what waits, plans one commit ([`round`]), appends it to the
+//! [`journal`], which is the truth, and answers everybody (group commit). What is open is also in memory
+//! ([`index`]), compact; bodies are on disk, the newest in a bounded cache. The [`keeper`], a second thread,
+//! brings [`marks`] into the sled [`view`] and reads old segments, so that what is live in them can move on
+//! ([`clean`]). At start [`recover`] reads the journal.
 //!
 //! ```text
 //! append ──▶ event + mark ──▶ new_deliveries ──▶ (deliver) ──▶ settle ──▶ report ──▶ (report.rs) ──▶ acked
@@ -17,6 +19,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::BytesMut;
 use gateway_core::{
     delivery::DeliveryState,
     event::EventType,
@@ -29,27 +32,34 @@ use tracing::error;
 
 use crate::metrics::Metrics;
 
-mod store;
+mod journal;
 mod record;
 mod index;
 mod lane;
+mod marks;
+mod mark_files;
+mod view;
 mod lock;
 mod shared;
 mod round;
 mod settle;
+mod clean;
 mod recover;
+mod open;
 mod engine;
+mod keeper;
 mod mend;
-mod sweep;
 #[cfg(test)]
 pub(super) mod tests;
 
 pub use record::Lane;
 
-use engine::Engine;
+use index::Slot;
+use journal::{files::RealFiles, read::ReadRecordError};
+use keeper::Note;
 use lock::DirectoryLock;
+use open::Opening;
 use shared::{Health, Shared};
-use store::{Disk, SledDisk, StoreError};
 
 /// What providers and callers are asked to wait when the buffer is over its budget.
 const RETRY_AFTER_FULL: Duration = Duration::from_secs(10);
@@ -63,6 +73,14 @@ pub struct Config {
     pub directory: PathBuf,
     /// Most bytes of events and reports on disk that are still needed. Beyond it appends are refused.
     pub bytes_max: u64,
+    /// The part of these bytes that one destination may be owed, in percent; 100 is no limit. Beyond it
+    /// appends for the destination are refused.
+    pub destination_share: u8,
+    /// Most bytes of the files that remember what was seen in the last eight days. Beyond it the oldest
+    /// marks are forgotten early.
+    pub marks_bytes_max: u64,
+    /// Length at which a new segment of the journal begins.
+    pub segment_bytes: u64,
     /// Least free space on the disk, though never more than a twentieth of it. Below it appends are
     /// refused; what is in the buffer goes on.
     pub disk_free_bytes_min: Option<u64>,
@@ -74,8 +92,31 @@ impl Config {
         Self {
             directory: config.data_dir.join("buffer"),
             bytes_max: config.buffer_bytes_max,
+            destination_share: config.buffer_destination_share,
+            marks_bytes_max: config.buffer_marks_bytes_max,
+            segment_bytes: config.buffer_segment_bytes,
             disk_free_bytes_min: config.disk_free_bytes_min,
         }
+    }
+}
+
+impl Config {
+    /// A small one in this directory, with small segments.
+    #[cfg(test)]
+    pub(crate) fn for_tests(directory: &std::path::Path) -> Self {
+        Self {
+            directory: directory.join("buffer"),
+            bytes_max: 64 << 20,
+            destination_share: 100,
+            marks_bytes_max: 1 << 30,
+            segment_bytes: 64 << 10,
+            disk_free_bytes_min: Some(0),
+        }
+    }
+
+    /// Most bytes that one destination may be owed.
+    fn share_bytes_max(&self) -> u64 {
+        self.bytes_max / 100 * u64::from(self.destination_share)
     }
 }
 
@@ -90,6 +131,24 @@ pub struct NewEvent {
     pub log: v1::InboundLog,
     /// Who gets it, paused subscriptions included; may be empty.
     pub subscriptions: Vec<WebhookSubscriptionId>,
+}
+
+impl NewEvent {
+    /// Hash of the contact, the same for its user id and its phone only where both are always known; 0 when
+    /// there is none.
+    fn contact(&self) -> u32 {
+        let log = &self.log;
+        let phone = match self.event_type {
+            EventType::MessageSent
+            | EventType::MessageDelivered
+            | EventType::MessageRead
+            | EventType::MessageFailed
+            | EventType::MessageStatusUpdated => &log.to_phone,
+            _ => &log.from_phone,
+        };
+        let contact = if log.contact_user_id.is_empty() { phone } else { &log.contact_user_id };
+        if contact.is_empty() { 0 } else { crc32c::crc32c(contact.as_bytes()).max(1) }
+    }
 }
 
 /// A part of a callback whose number no instance claims.
@@ -134,6 +193,9 @@ pub enum AppendError {
         /// Bytes it may hold.
         bytes_max: u64,
     },
+    /// The destination of an event is owed its whole share of the budget.
+    #[error("append to the buffer: a destination is owed its whole share of it")]
+    DestinationFull,
     /// More callbacks wait for the disk than are worth waiting for.
     #[error("append to the buffer: too many callbacks wait for the disk")]
     Busy,
@@ -152,7 +214,7 @@ impl AppendError {
     /// What to tell the caller to wait.
     pub const fn retry_after(&self) -> Duration {
         match self {
-            Self::Full { .. } | Self::DiskFull => RETRY_AFTER_FULL,
+            Self::Full { .. } | Self::DestinationFull | Self::DiskFull => RETRY_AFTER_FULL,
             Self::Busy | Self::Broken | Self::Stopped => RETRY_AFTER_SHORT,
         }
     }
@@ -178,14 +240,20 @@ pub enum OpenError {
         #[source]
         source: std::io::Error,
     },
-    /// The store cannot be opened or read.
+    /// The journal cannot be used.
     #[error("open buffer `{}`", .directory.display())]
-    Store {
+    Journal {
         /// The directory.
         directory: PathBuf,
         /// Why.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// Opening failed in a way that only a bug can make.
+    #[error("open buffer `{}`: it panicked", .directory.display())]
+    Panicked {
+        /// The directory.
+        directory: PathBuf,
     },
     /// The buffer's thread cannot be started.
     #[error("start the buffer's thread")]
@@ -197,14 +265,26 @@ pub enum OpenError {
 #[error("keep the buffer's thread running: it ended")]
 pub struct Ended;
 
-/// The event cannot be read now; later it can.
+/// What is in the buffer cannot be read.
 #[derive(Debug, thiserror::Error)]
-#[error("read from the buffer")]
-pub struct ReadError(#[source] Box<dyn std::error::Error + Send + Sync>);
+pub enum ReadError {
+    /// The disk refused; later it can be read.
+    #[error("read from the buffer")]
+    Disk(#[source] std::io::Error),
+    /// It is damaged.
+    #[error("read from the buffer: it is damaged")]
+    Damaged,
+    /// Reading panicked, which only a bug can make it do.
+    #[error("read from the buffer: it panicked")]
+    Panicked,
+}
 
-impl From<StoreError> for ReadError {
-    fn from(error: StoreError) -> Self {
-        Self(Box::new(error))
+impl From<ReadRecordError> for ReadError {
+    fn from(error: ReadRecordError) -> Self {
+        match error {
+            ReadRecordError::Io(error) => Self::Disk(error),
+            ReadRecordError::Damaged => Self::Damaged,
+        }
     }
 }
 
@@ -232,6 +312,25 @@ pub struct OpenDelivery {
     pub due_ms: i64,
     /// Whether it is recorded as held.
     pub held: bool,
+    /// Attempts made so far.
+    pub attempts: u16,
+    /// Hash of the contact, for ordering; 0 when there is none.
+    pub contact: u32,
+}
+
+impl OpenDelivery {
+    /// Those of an event.
+    fn all_of(event: u64, slot: &Slot) -> impl Iterator<Item = Self> {
+        let open = slot.deliveries.as_slice().iter().filter(|delivery| !delivery.state.is_settled());
+        open.map(move |delivery| Self {
+            event,
+            subscription: delivery.subscription,
+            due_ms: delivery.due_ms,
+            held: delivery.state == DeliveryState::Held,
+            attempts: delivery.attempts,
+            contact: slot.contact,
+        })
+    }
 }
 
 /// What an attempt needs.
@@ -263,8 +362,10 @@ pub struct Outcome {
 /// Reports of one lane, in the order of their sequence.
 #[derive(Debug, Default)]
 pub struct ReportBatch {
-    /// The reports.
-    pub reports: Vec<v1::Report>,
+    /// The field `reports` of a `ReportLogsRequest`, encoded.
+    encoded: BytesMut,
+    /// How many there are.
+    pub count: usize,
     /// The sequence to go on after.
     pub last: u64,
 }
@@ -273,6 +374,7 @@ pub struct ReportBatch {
 #[derive(Clone)]
 pub struct Buffer {
     shared: Arc<Shared>,
+    bytes_max: u64,
     _open: Arc<CloseOnDrop>,
 }
 
@@ -285,37 +387,29 @@ impl Drop for CloseOnDrop {
 }
 
 impl Buffer {
-    /// Opens the buffer, making it when there is none. A damaged one is set aside (`quarantine/` in its
-    /// directory) and a fresh one made.
+    /// Opens the buffer, making it when there is none. What is damaged in it is passed over and set aside
+    /// (`quarantine/` in its directory).
     ///
     /// # Errors
-    /// When another agent uses the directory, or the disk refuses.
+    /// When another agent uses the directory, a newer program wrote it, or the disk refuses.
     pub async fn open(config: Config, metrics: Metrics) -> Result<Self, OpenError> {
         let lock = DirectoryLock::take(&config.directory)?;
-        let disk = SledDisk::new(&config.directory);
-        Self::open_on(config, metrics, Box::new(disk), lock).await
+        Self::open_on(Opening { config, metrics, files: Box::new(RealFiles), lock }).await
     }
 
-    async fn open_on(
-        config: Config,
-        metrics: Metrics,
-        disk: Box<dyn Disk>,
-        lock: DirectoryLock,
-    ) -> Result<Self, OpenError> {
+    async fn open_on(opening: Opening) -> Result<Self, OpenError> {
         let (opened, outcome) = oneshot::channel();
-        let directory = config.directory.clone();
+        let (directory, bytes_max) = (opening.config.directory.clone(), opening.config.bytes_max);
         std::thread::Builder::new()
             .name("buffer".to_owned())
-            .spawn(move || Engine::run(config, metrics, disk, lock, opened))
+            .spawn(move || opening.run(opened))
             .map_err(OpenError::Thread)?;
         let shared = match outcome.await {
             Ok(Ok(shared)) => shared,
-            Ok(Err(source)) => return Err(OpenError::Store { directory, source: Box::new(source) }),
-            Err(_ended) => {
-                return Err(OpenError::Store { directory, source: Box::new(StoreError::Panicked) });
-            }
+            Ok(Err(source)) => return Err(OpenError::Journal { directory, source: Box::new(source) }),
+            Err(_ended) => return Err(OpenError::Panicked { directory }),
         };
-        Ok(Self { _open: Arc::new(CloseOnDrop(Arc::clone(&shared))), shared })
+        Ok(Self { _open: Arc::new(CloseOnDrop(Arc::clone(&shared))), shared, bytes_max })
     }
 
     /// Stores an entry. Returns once it is on disk (`fdatasync`). Dropping the future does not undo it.
@@ -335,10 +429,21 @@ impl Buffer {
     }
 
     /// Whether the event, or what else has this mark, was accepted in the last eight days. Reads the disk
-    /// when the page is not in memory. False while the disk is broken.
+    /// when the page is not in memory.
     pub fn contains(&self, id: &EventId) -> bool {
-        let found = self.shared.store().and_then(|store| store.get(&record::mark_key(id)));
-        matches!(found, Ok(Some(_)))
+        self.shared.marks.get(id).is_some()
+    }
+
+    /// Most bytes that it may hold.
+    pub fn bytes_max(&self) -> u64 {
+        self.bytes_max
+    }
+
+    /// The subscriptions that are owed their whole share of the budget, as of the last second.
+    pub fn over_share(&self) -> Vec<WebhookSubscriptionId> {
+        let over_share = self.shared.over_share.lock().unwrap_or_else(PoisonError::into_inner);
+        let subscriptions = self.shared.subscriptions.lock().unwrap_or_else(PoisonError::into_inner);
+        over_share.iter().map(|subscription| subscriptions.id(*subscription)).collect()
     }
 
     /// The decisions of contacts that this agent recorded, newest record of each.
@@ -389,18 +494,25 @@ impl Buffer {
     pub(crate) async fn load(&self, event: u64, subscription: u32) -> Result<Option<Owed>, ReadError> {
         let stored = {
             let index = self.shared.index.read().unwrap_or_else(PoisonError::into_inner);
-            let delivery = index.get(event).and_then(|slot| slot.deliveries.find(subscription).copied());
-            match delivery {
-                Some(delivery) if !delivery.state.is_settled() => u32::from(delivery.attempts),
+            let slot = index.get(event);
+            match slot.and_then(|slot| slot.deliveries.find(subscription)) {
+                Some((_, delivery)) if !delivery.state.is_settled() => u32::from(delivery.attempts),
                 _ => return Ok(None),
             }
         };
         let attempts = self.shared.attempts(event, subscription, stored);
-        let log = self.shared.log(event).await?;
-        if log.is_none() {
-            error!(event, "failed to deliver an event: it is missing on disk");
+        match self.shared.log(event).await {
+            Ok(log) => Ok(log.map(|log| Owed { log, attempts })),
+            Err(ReadError::Damaged) => {
+                error!(event, "failed to read an event from the buffer: it is damaged, and given up");
+                self.shared.inbox.note(Note::EventUnreadable);
+                let state = DeliveryState::Exhausted;
+                let outcome = Outcome { event, subscription, state, due_ms: None, attempt: None, gone: None };
+                self.settle(outcome).await;
+                Ok(None)
+            }
+            Err(failure) => Err(failure),
         }
-        Ok(log.map(|log| Owed { log, attempts }))
     }
 
     /// Records what became of a delivery. Waits while too many outcomes wait for the disk; returns before

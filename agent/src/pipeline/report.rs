@@ -5,6 +5,7 @@
 use std::{collections::VecDeque, time::Duration};
 
 use anyhow::Context as _;
+use bytes::Bytes;
 use gateway_proto::v1;
 use gateway_runtime::backoff::Backoff;
 use tokio::{sync::mpsc, time::Instant};
@@ -12,7 +13,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use crate::control_plane::{CallFailed, Client};
+use crate::control_plane::{CallFailed, ReportClient};
 
 use super::buffer::{Buffer, Lane, ReportLimits};
 
@@ -35,7 +36,7 @@ const DRAIN: Duration = Duration::from_secs(3);
 /// The reporter. It ends only when told to.
 pub struct Reporter {
     buffer: Buffer,
-    client: Client,
+    client: ReportClient,
 }
 
 /// How far a lane is on this stream.
@@ -63,7 +64,7 @@ enum End {
 
 impl Reporter {
     /// Reports what is in `buffer` over `client`.
-    pub const fn new(client: Client, buffer: Buffer) -> Self {
+    pub const fn new(client: ReportClient, buffer: Buffer) -> Self {
         Self { buffer, client }
     }
 
@@ -115,7 +116,7 @@ impl Reporter {
         let opening = client.report_logs(ReceiverStream::new(requests));
         // Cancel safe: a stream that is not open yet carries nothing.
         let opened = tokio::time::timeout(ANSWER_TIMEOUT, opening).await.context("open report stream")?;
-        let mut acks = opened.map_err(CallFailed::from)?.into_inner();
+        let mut acks = opened.map_err(CallFailed::from)?;
         if std::mem::take(is_away) {
             info!("reporting to the control plane again");
         }
@@ -161,7 +162,7 @@ impl Session {
     }
 
     /// Sends what there is, the urgent lane first, as far as the limit allows.
-    async fn send(&mut self, outgoing: &mpsc::Sender<v1::ReportLogsRequest>) -> anyhow::Result<()> {
+    async fn send(&mut self, outgoing: &mpsc::Sender<Bytes>) -> anyhow::Result<()> {
         for position in &mut self.positions {
             loop {
                 // One batch is kept for the urgent lane.
@@ -174,13 +175,11 @@ impl Session {
                     break;
                 }
                 position.sent = batch.last;
-                if batch.reports.is_empty() {
+                if batch.count == 0 {
                     continue;
                 }
                 self.in_flight.push_back((position.lane, batch.last));
-                let request =
-                    v1::ReportLogsRequest { buffer_id: position.buffer_id.clone(), reports: batch.reports };
-                outgoing.send(request).await.context("send reports: the stream ended")?;
+                outgoing.send(batch.into_request(&position.buffer_id)).await.context("send reports: the stream ended")?;
             }
         }
         Ok(())

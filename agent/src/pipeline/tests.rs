@@ -60,6 +60,7 @@ pub fn configuration(subscriptions: &[(&str, &[&str])]) -> Snapshot {
         Resource::WebhookSubscription(v1::WebhookSubscriptionConfig {
             webhook_subscription: Some(subscription),
             signing_secrets: vec![secret],
+            ..Default::default()
         })
     });
     let resources = [
@@ -113,10 +114,6 @@ pub fn fixture(name: &str) -> Vec<u8> {
 /// A buffer in a directory of its own.
 pub async fn buffer() -> (Buffer, tempfile::TempDir) {
     let directory = tempfile::tempdir().unwrap();
-    let config = super::buffer::Config {
-        directory: directory.path().join("buffer"),
-        bytes_max: 64 << 20,
-        disk_free_bytes_min: Some(0),
-    };
+    let config = super::buffer::Config::for_tests(directory.path());
     (Buffer::open(config, Metrics::new()).await.unwrap(), directory)
 }

@@ -1,6 +1,6 @@
 //! `AgentService`: the fleet, for operators.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use gateway_core::{instance::is_region, time};
 use gateway_proto::v1::{self, agent_service_server::AgentService};
@@ -37,8 +37,9 @@ impl AgentApi {
     }
 
     /// The stored agent with what is known of it live.
-    fn agent(&self, row: AgentRow) -> v1::Agent {
+    fn agent(&self, row: AgentRow, buffer_damages: Vec<v1::BufferDamage>) -> v1::Agent {
         let mut agent = v1::Agent {
+            buffer_damages,
             id: row.id,
             region: row.region,
             build: row.build,
@@ -58,6 +59,9 @@ impl AgentApi {
             agent.report_lag = member.health.report_lag;
             agent.buffer_events = member.health.buffer_events;
             agent.buffer_oldest_age = member.health.buffer_oldest_age;
+            agent.buffer_bytes = member.health.buffer_bytes;
+            agent.buffer_bytes_max = member.health.buffer_bytes_max;
+            agent.over_share_subscription_ids = member.health.over_share_subscription_ids;
             agent.last_seen_time = Some(time::to_proto(member.last_seen));
         }
         agent
@@ -76,7 +80,17 @@ impl AgentService for AgentApi {
         let region = (!request.region.is_empty()).then_some(request.region.as_str());
         let mut rows = agents::list(&self.state.store, region, page.after.as_deref(), page.limit()).await?;
         let next_page_token = page.cut(&mut rows, |row| &row.id);
-        let agents = rows.into_iter().map(|row| self.agent(row)).collect();
+        let mut damages = match (rows.first(), rows.last()) {
+            (Some(first), Some(last)) => {
+                agents::buffer_damages(&self.state.store, &first.id, &last.id).await?
+            }
+            _ => HashMap::new(),
+        };
+        let with_damages = |row: AgentRow| {
+            let damages = damages.remove(&row.id).unwrap_or_default();
+            self.agent(row, damages)
+        };
+        let agents = rows.into_iter().map(with_damages).collect();
         let config_version = self.state.store.version().await?;
         Ok(Response::new(v1::ListAgentsResponse { agents, config_version, next_page_token }))
     }
@@ -91,7 +105,9 @@ impl AgentService for AgentApi {
         }
         let row =
             agents::get(&self.state.store, &id).await?.ok_or_else(|| status::not_found("agent", &id))?;
-        Ok(Response::new(v1::GetAgentResponse { agent: Some(self.agent(row)) }))
+        let mut damages = agents::buffer_damages(&self.state.store, &id, &id).await?;
+        let damages = damages.remove(&id).unwrap_or_default();
+        Ok(Response::new(v1::GetAgentResponse { agent: Some(self.agent(row, damages)) }))
     }
 
     async fn create_join_token(

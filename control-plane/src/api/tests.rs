@@ -26,6 +26,8 @@ mod instances;
 mod inbound_routes;
 mod opt_outs;
 mod webhook_subscriptions;
+mod destination_settings;
+mod signing;
 
 type Client = InterceptedService<Channel, Bearer>;
 
@@ -175,6 +177,19 @@ fn subscription(id: &str) -> v1::WebhookSubscription {
 
 fn mask(paths: &[&str]) -> Option<FieldMask> {
     Some(FieldMask { paths: paths.iter().map(|path| (*path).to_owned()).collect() })
+}
+
+async fn update(
+    server: &Server,
+    subscription: v1::WebhookSubscription,
+    paths: &[&str],
+) -> Result<v1::WebhookSubscription, Status> {
+    let request = v1::UpdateWebhookSubscriptionRequest {
+        webhook_subscription: Some(subscription),
+        update_mask: mask(paths),
+    };
+    let response = server.subscriptions().update_webhook_subscription(request).await?;
+    Ok(response.into_inner().webhook_subscription.unwrap())
 }
 
 /// The fields of an INVALID_ARGUMENT; every one must be explained, and the error have a stable reason.

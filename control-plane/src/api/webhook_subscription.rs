@@ -1,12 +1,13 @@
 //! `WebhookSubscriptionService`.
 
-use std::time::Duration;
+mod certificates;
+mod secrets;
+mod signing;
 
 use gateway_core::{
     id::{EventId, TenantId},
-    signature::WebhookSecret,
     time,
-    webhook_subscription::{HEADER_MASK, PAUSE_REASON_CHARS_MAX, WebhookSubscription},
+    webhook_subscription::{PAUSE_REASON_CHARS_MAX, WebhookSubscription},
 };
 use gateway_proto::v1::{self, webhook_subscription_service_server::WebhookSubscriptionService, work::Work};
 use gateway_runtime::clock;
@@ -21,17 +22,30 @@ use crate::{
     app::State,
     store::{WriteTx, instances, requests, webhook_subscriptions},
 };
+pub(super) use secrets::masked;
+use secrets::{keep_authentication, keep_client_certificate, set_headers};
 
-const FIELDS: [&str; 6] =
-    ["display_name", "destination_url", "events", "headers", "attempt_timeout", "concurrency_max"];
+const FIELDS: [&str; 14] = [
+    "display_name",
+    "destination_url",
+    "events",
+    "headers",
+    "attempt_timeout",
+    "concurrency_max",
+    "retry_policy",
+    "rate_per_second_max",
+    "ordering",
+    "ordering_attempts_max",
+    "authentication",
+    "client_certificate",
+    "extra_ca_pem",
+    "asymmetric_signature",
+];
+/// Fields with which a failing destination is mended: what failed before a change of them counts no more.
+const MENDING_FIELDS: [&str; 5] =
+    ["destination_url", "headers", "authentication", "client_certificate", "extra_ca_pem"];
 /// Why a subscription is paused when the caller does not say.
 const PAUSE_REASON_DEFAULT: &str = "paused by the operator";
-/// How long the old secret signs beside the new one when the caller does not say.
-const GRACE_PERIOD_DEFAULT: Duration = Duration::from_secs(24 * 3_600);
-/// Longest grace period.
-const GRACE_PERIOD_MAX: Duration = Duration::from_secs(7 * 24 * 3_600);
-/// Most secrets that sign at once: each costs a signature in every webhook's header.
-const SIGNING_SECRETS_MAX: usize = 5;
 
 /// What is delivered from an instance, and where to.
 pub struct WebhookSubscriptionApi {
@@ -45,8 +59,18 @@ impl WebhookSubscriptionApi {
     }
 
     fn check(&self, subscription: &v1::WebhookSubscription) -> Result<WebhookSubscription, Status> {
-        WebhookSubscription::from_proto(subscription, &self.state.config.destinations)
-            .map_err(status::invalid)
+        let checked = WebhookSubscription::from_proto(subscription, &self.state.config.destinations)
+            .map_err(status::invalid)?;
+        certificates::check(&checked, &subscription.extra_ca_pem).map_err(status::invalid)?;
+        Ok(checked)
+    }
+
+    /// What failed until now is not held against the subscription any more. When that cannot be written the
+    /// change goes on all the same: at worst it is paused once more, with its reason.
+    async fn forget_failures(&self, id: &str) {
+        if let Err(error) = self.state.logs.forget_failures(id, clock::now()).await {
+            warn!(gateway.subscription.id = id, %error, "failed to forget the failures of a subscription");
+        }
     }
 
     /// Callbacks that waited for an instance to have a subscription go on their way. The subscription stands
@@ -86,14 +110,19 @@ impl WebhookSubscriptionApi {
         subscription.update_time = Some(time::to_proto(now));
         let headers = std::mem::take(&mut subscription.headers);
         set_headers(&mut subscription, headers)?;
+        keep_authentication(None, subscription.authentication.as_mut())?;
+        keep_client_certificate(None, subscription.client_certificate.as_mut())?;
         let checked = self.check(&subscription)?;
         if webhook_subscriptions::find_any(transaction, checked.id.as_str()).await?.is_some() {
             return Err(status::already_exists("webhook subscription", checked.id.as_str()));
         }
         let mut config = v1::WebhookSubscriptionConfig {
             webhook_subscription: Some(subscription),
-            signing_secrets: vec![new_signing_secret(now)],
+            signing_secrets: vec![signing::new_secret(now)],
+            signing_keys: vec![signing::new_key(now)],
         };
+        // A subscription that had this id before may have failed.
+        self.forget_failures(checked.id.as_str()).await;
         put(transaction, &mut config).await
     }
 }
@@ -166,7 +195,13 @@ impl WebhookSubscriptionService for WebhookSubscriptionApi {
         let subscription = config.webhook_subscription.get_or_insert_default();
         status::check_etag("webhook subscription", &wanted.id, &wanted.etag, &subscription.etag)?;
         apply(subscription, wanted, &fields)?;
-        self.check(subscription)?;
+        let checked = self.check(subscription)?;
+        if subscription.asymmetric_signature && config.signing_keys.is_empty() {
+            config.signing_keys.push(signing::new_key(clock::now()));
+        }
+        if fields.iter().any(|field| MENDING_FIELDS.contains(field)) {
+            self.forget_failures(checked.id.as_str()).await;
+        }
         let webhook_subscription = Some(put_changed(&mut transaction, &mut config).await?);
         transaction.commit().await?;
         Ok(Response::new(v1::UpdateWebhookSubscriptionResponse { webhook_subscription }))
@@ -219,6 +254,7 @@ impl WebhookSubscriptionService for WebhookSubscriptionApi {
         let subscription = config.webhook_subscription.get_or_insert_default();
         subscription.set_state(v1::WebhookSubscriptionState::Active);
         subscription.pause_reason.clear();
+        self.forget_failures(&id).await;
         let webhook_subscription = Some(put_changed(&mut transaction, &mut config).await?);
         transaction.commit().await?;
         Ok(Response::new(v1::ResumeWebhookSubscriptionResponse { webhook_subscription }))
@@ -232,16 +268,18 @@ impl WebhookSubscriptionService for WebhookSubscriptionApi {
         let v1::RotateSigningSecretRequest { id, grace_period } = request.into_inner();
         let mut transaction = self.state.store.begin_write().await?;
         let mut config = find(&mut transaction, &tenant_id, "id", &id).await?;
-        let grace_period = read_grace_period(grace_period.as_ref())?;
+        let grace_period = signing::read_grace_period(grace_period.as_ref())?;
         let now = clock::now();
         let expire_time = now.saturating_add(grace_period).unwrap_or(Timestamp::MAX);
-        let secret = new_signing_secret(now);
-        rotate(&mut config.signing_secrets, secret.clone(), now, expire_time)?;
+        signing::rotate(&mut config.signing_secrets, signing::new_secret(now), now, expire_time)?;
+        signing::rotate(&mut config.signing_keys, signing::new_key(now), now, expire_time)?;
         put_changed(&mut transaction, &mut config).await?;
         transaction.commit().await?;
+        let public_key = signing::public_key(&config);
         Ok(Response::new(v1::RotateSigningSecretResponse {
-            signing_secret: secret.value,
+            signing_secret: config.signing_secrets.into_iter().next().unwrap_or_default().value,
             previous_secret_expire_time: Some(time::to_proto(expire_time)),
+            public_key,
         }))
     }
 
@@ -253,9 +291,10 @@ impl WebhookSubscriptionService for WebhookSubscriptionApi {
         let id = request.into_inner().id;
         let mut connection = self.state.store.reader().await?;
         let config = find(&mut connection, &tenant_id, "id", &id).await?;
+        let public_key = signing::public_key(&config);
         let newest = config.signing_secrets.into_iter().next().unwrap_or_default();
         let (signing_secret, create_time) = (newest.value, newest.create_time);
-        Ok(Response::new(v1::GetSigningSecretResponse { signing_secret, create_time }))
+        Ok(Response::new(v1::GetSigningSecretResponse { signing_secret, create_time, public_key }))
     }
 
     async fn send_test_event(
@@ -278,14 +317,6 @@ impl WebhookSubscriptionService for WebhookSubscriptionApi {
         self.state.work.enqueue(&instance.regions, Work::TestEvent(work)).await?;
         Ok(Response::new(v1::SendTestEventResponse { event_id }))
     }
-}
-
-/// A subscription as callers see it: header values are secrets.
-pub(super) fn masked(mut subscription: v1::WebhookSubscription) -> v1::WebhookSubscription {
-    for value in subscription.headers.values_mut() {
-        HEADER_MASK.clone_into(value);
-    }
-    subscription
 }
 
 async fn find(
@@ -339,73 +370,24 @@ fn apply(
             "headers" => set_headers(subscription, wanted.headers.clone())?,
             "attempt_timeout" => subscription.attempt_timeout = wanted.attempt_timeout,
             "concurrency_max" => subscription.concurrency_max = wanted.concurrency_max,
+            "retry_policy" => subscription.retry_policy.clone_from(&wanted.retry_policy),
+            "rate_per_second_max" => subscription.rate_per_second_max = wanted.rate_per_second_max,
+            "ordering" => subscription.ordering = wanted.ordering,
+            "ordering_attempts_max" => subscription.ordering_attempts_max = wanted.ordering_attempts_max,
+            "authentication" => {
+                let stored = subscription.authentication.take();
+                subscription.authentication.clone_from(&wanted.authentication);
+                keep_authentication(stored.as_ref(), subscription.authentication.as_mut())?;
+            }
+            "client_certificate" => {
+                let stored = subscription.client_certificate.take();
+                subscription.client_certificate.clone_from(&wanted.client_certificate);
+                keep_client_certificate(stored.as_ref(), subscription.client_certificate.as_mut())?;
+            }
+            "extra_ca_pem" => subscription.extra_ca_pem.clone_from(&wanted.extra_ca_pem),
+            "asymmetric_signature" => subscription.asymmetric_signature = wanted.asymmetric_signature,
             other => unreachable!("the mask allows only known fields, not `{other}`"),
         }
     }
-    Ok(())
-}
-
-/// Replaces the headers. The mask in place of a value keeps the stored value; header names ignore case.
-fn set_headers(
-    subscription: &mut v1::WebhookSubscription,
-    wanted: std::collections::HashMap<String, String>,
-) -> Result<(), Status> {
-    let stored = std::mem::take(&mut subscription.headers);
-    for (name, value) in wanted {
-        let kept = stored.iter().find(|(known, _)| known.eq_ignore_ascii_case(&name));
-        let value = match (value == HEADER_MASK, kept) {
-            (false, _) => value,
-            (true, Some((_, kept))) => kept.clone(),
-            (true, None) => {
-                let shown: String =
-                    name.chars().filter(|character| !character.is_control()).take(64).collect();
-                let field = format!("webhook_subscription.headers[{shown}]");
-                return Err(status::invalid_field(
-                    field,
-                    "must have a value: there is no stored one to keep",
-                ));
-            }
-        };
-        subscription.headers.insert(name, value);
-    }
-    Ok(())
-}
-
-fn new_signing_secret(now: Timestamp) -> v1::SigningSecret {
-    let secret =
-        WebhookSecret::from_key(&rand::random::<[u8; 32]>()).expect("32 bytes are enough and not too many");
-    v1::SigningSecret { value: secret.reveal(), expire_time: None, create_time: Some(time::to_proto(now)) }
-}
-
-fn read_grace_period(grace_period: Option<&prost_types::Duration>) -> Result<Duration, Status> {
-    let Some(grace_period) = grace_period else { return Ok(GRACE_PERIOD_DEFAULT) };
-    time::duration_from_proto(grace_period)
-        .filter(|grace_period| *grace_period <= GRACE_PERIOD_MAX)
-        .ok_or_else(|| status::invalid_field("grace_period", "must be between 0s and 7 days (604800s)"))
-}
-
-/// Puts the new secret first; those before it end at `expire_time` at the latest, and ended ones go.
-fn rotate(
-    secrets: &mut Vec<v1::SigningSecret>,
-    newest: v1::SigningSecret,
-    now: Timestamp,
-    expire_time: Timestamp,
-) -> Result<(), Status> {
-    for secret in secrets.iter_mut() {
-        let end = secret.expire_time.as_ref().and_then(time::from_proto);
-        let end = end.map_or(expire_time, |end| end.min(expire_time));
-        secret.expire_time = Some(time::to_proto(end));
-    }
-    let is_live = |secret: &v1::SigningSecret| {
-        secret.expire_time.as_ref().and_then(time::from_proto).is_some_and(|end| end > now)
-    };
-    secrets.retain(is_live);
-    if secrets.len() >= SIGNING_SECRETS_MAX {
-        let message = format!(
-            "{SIGNING_SECRETS_MAX} secrets sign already; wait until one ends, or rotate with a `grace_period` of 0s"
-        );
-        return Err(status::failed_precondition("TOO_MANY_SECRETS", message));
-    }
-    secrets.insert(0, newest);
     Ok(())
 }

@@ -70,6 +70,14 @@ CREATE TABLE IF NOT EXISTS report_positions (
     sequence INTEGER NOT NULL,
     PRIMARY KEY (agent_id, buffer_id)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS subscription_failures (
+    subscription_id TEXT PRIMARY KEY,
+    good_until INTEGER,
+    failing_since INTEGER,
+    last_failure INTEGER,
+    failure_count INTEGER NOT NULL,
+    write_time INTEGER NOT NULL
+) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS unrouted_callbacks (
     seq INTEGER PRIMARY KEY AUTOINCREMENT,
     route_id TEXT NOT NULL,

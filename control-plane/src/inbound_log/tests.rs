@@ -23,7 +23,8 @@ impl Running {
     async fn open(dir: &TempDir, segment_rows: usize) -> Self {
         let stop = CancellationToken::new();
         let supervisor = Supervisor::new(stop.clone());
-        let logs = LogStore::open_with(dir.path(), &supervisor, segment_rows).await.unwrap();
+        let logs =
+            LogStore::open_with(dir.path(), &supervisor, mpsc::channel(1).0, segment_rows).await.unwrap();
         Self { logs, supervisor, stop }
     }
 

@@ -1,14 +1,16 @@
 //! The only writer of `logs.db`: group commit of report batches.
 
+mod rows;
+
 use std::{
     collections::HashMap,
     sync::{Arc, PoisonError, RwLock},
     time::Duration,
 };
 
-use gateway_core::snapshot::canonical_number;
 use gateway_proto::v1;
 use gateway_runtime::clock;
+use jiff::Timestamp;
 use prost::Message as _;
 use sqlx::{Connection as _, Row as _, SqliteConnection};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -18,10 +20,11 @@ use tracing::warn;
 use super::{
     LogStoreError, Record, ReportBatch,
     event_index::{EventIndex, EventKey, IndexedRow, event_key, find_sealed},
+    failing::{Changed, FailingSubscription, FailingSubscriptions},
     insert::RowInsert,
-    stage::{AgentRepeats, Stage, StagedLog},
-    unrouted::trim,
+    stage::{Stage, StagedLog},
 };
+use rows::{stored_repeats, write_repeats, write_unrouted};
 
 /// Records of one transaction; what waits beyond them goes into the next one.
 const GROUP_RECORDS_MAX: usize = 4_096;
@@ -40,11 +43,25 @@ pub(super) struct Append {
     pub(super) answer: oneshot::Sender<Result<u64, LogStoreError>>,
 }
 
+/// A subscription whose failures until `time` count no more.
+pub(super) struct Forget {
+    pub(super) subscription_id: Box<str>,
+    pub(super) time: Timestamp,
+}
+
+/// What comes to the writer and what goes from it.
+pub(super) struct Channels {
+    pub(super) jobs: mpsc::Receiver<Job>,
+    pub(super) forgets: mpsc::Receiver<Forget>,
+    pub(super) failing: mpsc::Sender<FailingSubscription>,
+}
+
 type Position = (String, String);
 
 pub(super) struct Writer {
     connection: SqliteConnection,
-    jobs: mpsc::Receiver<Job>,
+    channels: Channels,
+    failing: FailingSubscriptions,
     index: Arc<RwLock<EventIndex>>,
     closing: CancellationToken,
     /// Committed sequence of each (agent, buffer).
@@ -88,7 +105,7 @@ impl Inserts {
 impl Writer {
     pub(super) async fn new(
         mut connection: SqliteConnection,
-        jobs: mpsc::Receiver<Job>,
+        channels: Channels,
         index: Arc<RwLock<EventIndex>>,
         closing: CancellationToken,
     ) -> Result<(Self, watch::Receiver<i64>, watch::Receiver<i64>), sqlx::Error> {
@@ -106,11 +123,13 @@ impl Writer {
             .into_iter()
             .map(|(agent, buffer, sequence)| ((agent, buffer), sequence.cast_unsigned()))
             .collect();
+        let failing = FailingSubscriptions::load(&mut connection, clock::now()).await?;
         let (head, head_receiver) = watch::channel(change_seq);
         let (unrouted_head, unrouted_receiver) = watch::channel(unrouted_seq);
         let writer = Self {
             connection,
-            jobs,
+            channels,
+            failing,
             index,
             closing,
             positions,
@@ -130,10 +149,14 @@ impl Writer {
                 biased;
                 () = stop.cancelled(), if !self.closing.is_cancelled() => {
                     self.closing.cancel();
-                    self.jobs.close();
+                    self.channels.jobs.close();
                     continue;
                 }
-                job = self.jobs.recv() => job,
+                Some(forget) = self.channels.forgets.recv() => {
+                    self.forget(&forget).await;
+                    continue;
+                }
+                job = self.channels.jobs.recv() => job,
             };
             match job {
                 None => break,
@@ -144,8 +167,20 @@ impl Writer {
                 }
             }
         }
+        if let Err(error) = self.failing.flush(&mut self.connection, clock::now()).await {
+            warn!(%error, "failed to write which subscriptions are failing");
+        }
         self.connection.close().await?;
         Ok(())
+    }
+
+    async fn forget(&mut self, forget: &Forget) {
+        let Forget { subscription_id, time } = forget;
+        let forgotten = self.failing.forget(&mut self.connection, subscription_id, *time, clock::now()).await;
+        if let Err(error) = forgotten {
+            // It holds in memory, and is written with the next attempt.
+            warn!(gateway.subscription.id = %subscription_id, %error, "failed to write that failures are forgotten");
+        }
     }
 
     /// Commits `first` and what waits behind it.
@@ -154,7 +189,7 @@ impl Writer {
         let mut group = vec![first];
         let mut after = None;
         while records < GROUP_RECORDS_MAX {
-            match self.jobs.try_recv() {
+            match self.channels.jobs.try_recv() {
                 Ok(Job::Append(append)) => {
                     records += append.batch.records.len();
                     group.push(append);
@@ -190,7 +225,8 @@ impl Writer {
         if positions.is_empty() {
             return Ok(acked);
         }
-        let mut stage = Stage::new(clock::now(), self.next_seq, self.next_change_seq);
+        let now = clock::now();
+        let mut stage = Stage::new(now, self.next_seq, self.next_change_seq);
         self.load_stored(&batches, &mut stage).await?;
         for batch in batches {
             for record in batch.records {
@@ -201,8 +237,17 @@ impl Writer {
             warn!(count = stage.unknown_events, "reports about events that were never recorded");
         }
         stage.logs.retain(|staged| staged.is_changed);
-        let unrouted_seq = self.write(&stage, &positions).await.map_err(LogStoreError::write)?;
+        while let Ok(forget) = self.channels.forgets.try_recv() {
+            self.forget(&forget).await;
+        }
+        let failing = self.failing.changed(&stage.attempts, now);
+        let written = self.write(&stage, &positions, &failing, now).await;
+        let unrouted_seq = written.map_err(LogStoreError::write)?;
         self.committed(&stage, positions, unrouted_seq);
+        for failing in self.failing.committed(failing, now) {
+            // When there is no room it is told again, with a later failure.
+            let _ = self.channels.failing.try_send(failing);
+        }
         Ok(acked)
     }
 
@@ -295,6 +340,8 @@ impl Writer {
         &mut self,
         stage: &Stage,
         positions: &HashMap<Position, u64>,
+        failing: &Changed,
+        now: Timestamp,
     ) -> Result<Option<i64>, sqlx::Error> {
         let mut tx = self.connection.begin_with("BEGIN IMMEDIATE").await?;
         self.inserts
@@ -329,6 +376,7 @@ impl Writer {
             })
             .await?;
         write_repeats(&mut tx, &self.inserts.duplicates, &stage.logs).await?;
+        self.failing.write(&mut tx, failing, now).await?;
         let unrouted_seq = write_unrouted(&mut tx, &stage.unrouted).await?;
         for ((agent_id, buffer_id), sequence) in positions {
             sqlx::query(
@@ -392,65 +440,6 @@ impl Writer {
         }
         tx.commit().await
     }
-}
-
-/// What further agents add to the count of repeats of a log.
-async fn stored_repeats(
-    connection: &mut SqliteConnection,
-    log_seq: i64,
-) -> Result<Vec<AgentRepeats>, sqlx::Error> {
-    let rows: Vec<(String, u32)> =
-        sqlx::query_as("SELECT agent_id, count FROM log_duplicates WHERE log_seq = ?")
-            .bind(log_seq)
-            .fetch_all(connection)
-            .await?;
-    Ok(rows
-        .into_iter()
-        .map(|(agent_id, count)| AgentRepeats { agent_id, count, is_changed: false })
-        .collect())
-}
-
-/// Writes what further agents add to the counts of repeats, as far as it changed.
-async fn write_repeats(
-    connection: &mut SqliteConnection,
-    insert: &RowInsert,
-    logs: &[StagedLog],
-) -> Result<(), sqlx::Error> {
-    let changed: Vec<_> = logs
-        .iter()
-        .flat_map(|staged| staged.repeats.iter().map(|repeats| (staged.seq, repeats)))
-        .filter(|(_, repeats)| repeats.is_changed)
-        .collect();
-    insert
-        .run(connection, &changed, |(log_seq, repeats), row| {
-            row.bind(*log_seq)?;
-            row.bind(repeats.agent_id.as_str())?;
-            row.bind(i64::from(repeats.count))
-        })
-        .await
-}
-
-async fn write_unrouted(
-    connection: &mut SqliteConnection,
-    callbacks: &[v1::UnroutedCallback],
-) -> Result<Option<i64>, sqlx::Error> {
-    let mut newest = None;
-    let mut routes = std::collections::HashSet::new();
-    for callback in callbacks {
-        let inserted =
-            sqlx::query("INSERT INTO unrouted_callbacks (route_id, number_key, body) VALUES (?, ?, ?)")
-                .bind(&callback.inbound_route_id)
-                .bind(canonical_number(&callback.provider_number_id))
-                .bind(callback.encode_to_vec())
-                .execute(&mut *connection)
-                .await?;
-        newest = Some(inserted.last_insert_rowid());
-        routes.insert(callback.inbound_route_id.as_str());
-    }
-    for route_id in routes {
-        trim(connection, route_id).await?;
-    }
-    Ok(newest)
 }
 
 /// Rows loaded by one statement.

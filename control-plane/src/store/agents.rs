@@ -1,10 +1,14 @@
-//! Tables `agents` and `join_tokens`: who may report for which region. Tokens and credentials are kept as
+//! Tables `agents`, `join_tokens` and `agent_buffer_damages`: who may report for which region, and what broke. Tokens and credentials are kept as
 //! SHA-256 only; both are random, so a slow hash would add nothing.
 
+use std::collections::HashMap;
+
+use gateway_proto::v1;
 use jiff::Timestamp;
+use prost::Message as _;
 use sqlx::{QueryBuilder, Row as _, Sqlite, SqliteConnection, sqlite::SqliteRow};
 
-use super::{Store, StoreError};
+use super::{Store, StoreError, decode};
 use crate::api::authorize::AgentIdentity;
 
 /// The tables.
@@ -23,7 +27,16 @@ CREATE TABLE IF NOT EXISTS join_tokens (
     create_time INTEGER NOT NULL,
     expire_time INTEGER NOT NULL
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS agent_buffer_damages (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    agent_id TEXT NOT NULL,
+    body BLOB NOT NULL
+);
+CREATE INDEX IF NOT EXISTS agent_buffer_damages_agent ON agent_buffer_damages (agent_id, seq);
 ";
+
+/// Damages kept per agent; the oldest go.
+pub const BUFFER_DAMAGES_MAX: u32 = 10;
 
 /// An enrolled agent.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -188,6 +201,62 @@ pub async fn list(
     sql.push(" ORDER BY id LIMIT ").push_bind(limit);
     let rows = sql.build().fetch_all(store.pool()).await?;
     Ok(rows.iter().map(agent).collect::<Result<_, _>>()?)
+}
+
+/// Keeps a damage that an agent found in its buffer. False when it is known already: reports may repeat.
+///
+/// # Errors
+/// When the database cannot be written.
+pub async fn record_buffer_damage(
+    store: &Store,
+    agent_id: &str,
+    damage: &v1::BufferDamage,
+) -> Result<bool, StoreError> {
+    let mut tx = store.begin_write().await?;
+    let recorded = sqlx::query(
+        "INSERT INTO agent_buffer_damages (agent_id, body) SELECT ?1, ?2
+         WHERE NOT EXISTS (SELECT 1 FROM agent_buffer_damages WHERE agent_id = ?1 AND body = ?2)",
+    )
+    .bind(agent_id)
+    .bind(damage.encode_to_vec())
+    .execute(tx.connection())
+    .await?;
+    if recorded.rows_affected() == 0 {
+        return Ok(false);
+    }
+    sqlx::query(
+        "DELETE FROM agent_buffer_damages WHERE agent_id = ?1 AND seq NOT IN
+         (SELECT seq FROM agent_buffer_damages WHERE agent_id = ?1 ORDER BY seq DESC LIMIT ?2)",
+    )
+    .bind(agent_id)
+    .bind(BUFFER_DAMAGES_MAX)
+    .execute(tx.connection())
+    .await?;
+    tx.commit().await?;
+    Ok(true)
+}
+
+/// The damages of the agents from id `first` to id `last`, each agent's newest first.
+///
+/// # Errors
+/// When the database cannot be read.
+pub async fn buffer_damages(
+    store: &Store,
+    first: &str,
+    last: &str,
+) -> Result<HashMap<String, Vec<v1::BufferDamage>>, StoreError> {
+    let rows: Vec<(String, Vec<u8>)> = sqlx::query_as(
+        "SELECT agent_id, body FROM agent_buffer_damages WHERE agent_id BETWEEN ? AND ? ORDER BY agent_id, seq DESC",
+    )
+    .bind(first)
+    .bind(last)
+    .fetch_all(store.pool())
+    .await?;
+    let mut damages: HashMap<String, Vec<v1::BufferDamage>> = HashMap::new();
+    for (agent_id, body) in rows {
+        damages.entry(agent_id).or_default().push(decode(&body)?);
+    }
+    Ok(damages)
 }
 
 fn agent(row: &SqliteRow) -> Result<AgentRow, sqlx::Error> {

@@ -49,7 +49,7 @@ fn subscription(id: &str, instance: &str) -> v1::WebhookSubscriptionConfig {
         ..Default::default()
     };
     subscription.set_state(v1::WebhookSubscriptionState::Active);
-    v1::WebhookSubscriptionConfig { webhook_subscription: Some(subscription), signing_secrets: vec![] }
+    v1::WebhookSubscriptionConfig { webhook_subscription: Some(subscription), ..Default::default() }
 }
 
 async fn put_route(store: &Store, id: &str) {
@@ -221,6 +221,42 @@ async fn gone_destination_pauses_once() {
     assert_eq!(paused.pause_reason, "it answered 410");
     assert_eq!(store.version().await.unwrap(), 4);
     assert!(!store.pause_subscription_gone("sub_9", "x", "y").await.unwrap());
+}
+
+/// A subscription that only fails is paused once, says why, and is left alone when it was changed after that
+/// was found.
+#[tokio::test]
+async fn failing_subscription_pauses_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(&directory).await;
+    put_route(&store, "route_1").await;
+    put_instance(&store, "inst_1", "route_1", "1").await.unwrap();
+    let mut transaction = store.begin_write().await.unwrap();
+    let mut config = subscription("sub_1", "inst_1");
+    let changed: jiff::Timestamp = "2026-11-20T10:00:00Z".parse().unwrap();
+    let update_time = Some(gateway_core::time::to_proto(changed));
+    config.webhook_subscription.as_mut().unwrap().update_time = update_time;
+    webhook_subscriptions::put(&mut transaction, &mut config).await.unwrap();
+    transaction.commit().await.unwrap();
+    let pause = async |subscription_id: &str, found: &str| {
+        let found = crate::inbound_log::FailingSubscription {
+            subscription_id: subscription_id.into(),
+            since: "2026-11-18T10:00:00Z".parse().unwrap(),
+            attempt_count: 72,
+            time: found.parse().unwrap(),
+        };
+        crate::pause::pause(&store, &found).await.unwrap()
+    };
+    assert!(!pause("sub_9", "2026-11-23T10:00:00Z").await);
+    assert!(!pause("sub_1", "2026-11-20T09:59:59Z").await);
+    assert!(pause("sub_1", "2026-11-23T10:00:00Z").await);
+    assert!(!pause("sub_1", "2026-11-23T10:01:00Z").await);
+    let paused = store.webhook_subscription("sub_1").await.unwrap().unwrap();
+    assert_eq!(paused.state(), v1::WebhookSubscriptionState::Paused);
+    let reason =
+        "every attempt since 2026-11-18T10:00:00Z failed (72 attempts); fix the destination, then resume";
+    assert_eq!(paused.pause_reason, reason);
+    assert_eq!(store.version().await.unwrap(), 4);
 }
 
 fn opt_out(phone: &str, seconds: i64) -> v1::OptOut {

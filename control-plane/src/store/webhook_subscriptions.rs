@@ -1,8 +1,9 @@
-//! Webhook subscriptions, each with its header values and signing secrets: the form that agents get.
+//! Webhook subscriptions, each with its secrets: the form that agents get.
 
 use gateway_core::{destination, id::TenantId, time};
 use gateway_proto::v1::{self, config_resource::Resource};
 use gateway_runtime::clock;
+use jiff::Timestamp;
 use prost::Message as _;
 use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
 
@@ -157,11 +158,39 @@ pub(super) async fn pause_gone(
     if !is_active || !destination::is_same(&subscription.destination_url, destination_url) {
         return Ok(false);
     }
-    subscription.set_state(v1::WebhookSubscriptionState::Paused);
-    subscription.pause_reason = reason.to_owned();
-    subscription.update_time = Some(time::to_proto(clock::now()));
-    put(transaction, &mut config).await?;
+    pause(transaction, &mut config, reason).await?;
     Ok(true)
+}
+
+/// Pauses an active subscription that was found at `found` to have nothing but failures, unless it was changed
+/// after that. True when it was paused.
+pub(super) async fn pause_failing(
+    transaction: &mut WriteTx,
+    id: &str,
+    found: Timestamp,
+    reason: &str,
+) -> Result<bool, StoreError> {
+    let Some(mut config) = find_any(transaction.connection(), id).await? else { return Ok(false) };
+    let subscription = config.webhook_subscription.get_or_insert_default();
+    let is_active = subscription.state() == v1::WebhookSubscriptionState::Active;
+    let changed = subscription.update_time.as_ref().and_then(time::from_proto);
+    if !is_active || changed.is_some_and(|changed| changed > found) {
+        return Ok(false);
+    }
+    pause(transaction, &mut config, reason).await?;
+    Ok(true)
+}
+
+async fn pause(
+    transaction: &mut WriteTx,
+    config: &mut v1::WebhookSubscriptionConfig,
+    reason: &str,
+) -> Result<(), StoreError> {
+    let subscription = config.webhook_subscription.get_or_insert_default();
+    subscription.set_state(v1::WebhookSubscriptionState::Paused);
+    reason.clone_into(&mut subscription.pause_reason);
+    subscription.update_time = Some(time::to_proto(clock::now()));
+    put(transaction, config).await
 }
 
 pub(super) async fn changed_since(
@@ -175,7 +204,12 @@ pub(super) async fn changed_since(
     .fetch_all(connection)
     .await?;
     let resource = |(version, config): (i64, Vec<u8>)| {
-        let resource = Some(Resource::WebhookSubscription(decode(&config)?));
+        let mut config: v1::WebhookSubscriptionConfig = decode(&config)?;
+        // Agents get no key that they do not need.
+        if !config.webhook_subscription.as_ref().is_some_and(|found| found.asymmetric_signature) {
+            config.signing_keys.clear();
+        }
+        let resource = Some(Resource::WebhookSubscription(config));
         Ok(v1::ConfigResource { version: from_sql(version), resource })
     };
     rows.into_iter().map(resource).collect()

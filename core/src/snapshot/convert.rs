@@ -1,11 +1,14 @@
 //! From the messages of the config stream to what agents use, with every bad field named.
 
+use std::{num::NonZeroU32, sync::Arc, time::Duration};
+
 use gateway_proto::v1;
 use jiff::Timestamp;
 
 use super::{
     ATTEMPT_TIMEOUT_DEFAULT, CONCURRENCY_DEFAULT, InstanceConfig, PolicyConfig, RouteConfig, RouteSecret,
     RouteSecretKind, SubscriptionConfig,
+    destination_settings::{authentication, client_certificate, ordering},
 };
 use crate::{
     event::Provider,
@@ -13,7 +16,8 @@ use crate::{
     id::InstanceId,
     opt_out::{KeywordSet, OptOutPolicy},
     phone::normalize_phone,
-    signature::WebhookSecret,
+    retry,
+    signature::{SigningKey, WebhookSecret},
     time::{duration_from_proto, from_proto},
     violation::FieldViolations,
 };
@@ -32,7 +36,7 @@ pub(super) fn policy_config(
     }
 }
 
-fn parsed<T: std::str::FromStr<Err: std::fmt::Display>>(
+pub(super) fn parsed<T: std::str::FromStr<Err: std::fmt::Display>>(
     text: &str,
     field: &str,
     violations: &mut FieldViolations,
@@ -131,6 +135,9 @@ impl TryFrom<&v1::WebhookSubscriptionConfig> for SubscriptionConfig {
             }
         };
         let signing_secrets = signing_secrets(config, &mut violations);
+        let signing_keys = signing_keys(config, subscription.asymmetric_signature, &mut violations);
+        let retry_schedule = retry_schedule(subscription, &mut violations);
+        let authentication = authentication(subscription, &mut violations);
         let (Some(id), Some(instance_id), Some(destination)) = (id, instance_id, destination) else {
             return Err(violations);
         };
@@ -148,8 +155,33 @@ impl TryFrom<&v1::WebhookSubscriptionConfig> for SubscriptionConfig {
                 .filter(|limit| *limit > 0)
                 .unwrap_or(CONCURRENCY_DEFAULT),
             signing_secrets,
+            signing_keys,
+            retry_schedule,
+            rate_per_second_max: u32::try_from(subscription.rate_per_second_max)
+                .ok()
+                .and_then(NonZeroU32::new),
+            ordering: ordering(subscription),
+            authentication,
+            client_certificate: client_certificate(subscription).map(Arc::new),
+            extra_ca_pem: (!subscription.extra_ca_pem.is_empty())
+                .then(|| subscription.extra_ca_pem.as_str().into()),
         })
     }
+}
+
+/// The delay before each attempt, the first included.
+fn retry_schedule(
+    subscription: &v1::WebhookSubscription,
+    violations: &mut FieldViolations,
+) -> Arc<[Duration]> {
+    let Some(policy) = &subscription.retry_policy else { return retry::SCHEDULE.into() };
+    let delays = policy.delays.iter().enumerate().map(|(index, delay)| {
+        duration_from_proto(delay).unwrap_or_else(|| {
+            violations.add(format!("retry_policy.delays[{index}]"), "must not be negative");
+            Duration::ZERO
+        })
+    });
+    std::iter::once(Duration::ZERO).chain(delays).collect()
 }
 
 fn sorted_headers(subscription: &v1::WebhookSubscription) -> Vec<(Box<str>, Box<str>)> {
@@ -179,6 +211,30 @@ fn signing_secrets(
     secrets
 }
 
+fn signing_keys(
+    config: &v1::WebhookSubscriptionConfig,
+    is_asked_for: bool,
+    violations: &mut FieldViolations,
+) -> Vec<(SigningKey, Option<Timestamp>)> {
+    if !is_asked_for {
+        return Vec::new();
+    }
+    let mut keys = Vec::with_capacity(config.signing_keys.len());
+    for (index, key) in config.signing_keys.iter().enumerate() {
+        match SigningKey::parse(&key.value) {
+            Ok(value) => keys.push((value, key.expire_time.as_ref().and_then(from_proto))),
+            Err(error) => violations.add(format!("signing_keys[{index}].value"), error.to_string()),
+        }
+    }
+    if keys.is_empty() {
+        violations.add("signing_keys", "must hold at least one usable key");
+    }
+    keys
+}
+
 fn optional(text: &str) -> Option<Box<str>> {
     (!text.is_empty()).then(|| text.into())
 }
+
+#[cfg(test)]
+mod tests;

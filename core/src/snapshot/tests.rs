@@ -17,6 +17,7 @@ fn upsert(id: &str) -> v1::ConfigResource {
     let config = v1::WebhookSubscriptionConfig {
         webhook_subscription: Some(subscription),
         signing_secrets: vec![secret],
+        ..Default::default()
     };
     let resource = Some(v1::config_resource::Resource::WebhookSubscription(config));
     v1::ConfigResource { version: 1, resource }

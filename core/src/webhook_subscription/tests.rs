@@ -117,3 +117,5 @@ fn header_values_are_checked_and_masked() {
     let subscription = read(&with_header("authorization", "Bearer planted\t1")).unwrap();
     assert!(!format!("{subscription:?}").contains("planted"));
 }
+
+mod delivery;

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
-use gateway_core::signature::{WebhookSecret, hmac_sha256, hmac_sha256_matches};
+use gateway_core::signature::{SigningKey, WebhookSecret, hmac_sha256, hmac_sha256_matches};
 use gateway_sdk::{
     Timestamp,
     webhook::{VerifyError, WEBHOOK_ID, WEBHOOK_SIGNATURE, WEBHOOK_TIMESTAMP, WebhookVerifier},
@@ -38,7 +38,8 @@ pub enum SignatureCommand {
 #[derive(Args)]
 struct Input {
     /// File that holds the secret: `whsec_…` for webhooks, the app secret for Meta callbacks; several
-    /// `whsec_…` may stand in it, separated by white space
+    /// `whsec_…` may stand in it, separated by white space. For `v1a` signatures, the public key `whpk_…`
+    /// verifies and the key `whsk_…` signs
     #[arg(long, value_name = "FILE")]
     secret_file: Option<PathBuf>,
     /// The body as text
@@ -142,7 +143,12 @@ fn sign(id: Option<&str>, timestamp: i64, secret: &str, body: &[u8]) -> anyhow::
     anyhow::ensure!(!id.is_empty() && !id.contains('.'), "--id must not be empty and must not contain a dot");
     let signatures = secret
         .split_whitespace()
-        .map(|secret| Ok(WebhookSecret::parse(secret).context("read the secret")?.sign(id, timestamp, body)))
+        .map(|secret| {
+            if secret.starts_with("whsk_") {
+                return Ok(SigningKey::parse(secret).context("read the key")?.sign(id, timestamp, body));
+            }
+            Ok(WebhookSecret::parse(secret).context("read the secret")?.sign(id, timestamp, body))
+        })
         .collect::<anyhow::Result<Vec<_>>>()?;
     Ok(vec![
         format!("{WEBHOOK_ID}: {id}"),
@@ -244,6 +250,20 @@ mod tests {
         assert!(wrong(&headers, b"{\"a\": 1}", 1_000).contains("byte for byte"));
         assert!(wrong(&headers, BODY, 2_000).contains("the signature fits"));
         assert!(wrong(&headers[1..], BODY, 1_000).contains("webhook-id"));
+    }
+
+    /// Asymmetric signatures too: the key signs, beside a secret or alone, and its public key verifies.
+    #[test]
+    fn asymmetric_signatures_are_verified() {
+        let key = SigningKey::from_seed(&[7; 32]);
+        let public = key.public().to_string();
+        for secrets in [key.reveal(), format!("{SECRET}\n{}", key.reveal())] {
+            let headers = sign(Some("evt_1"), 1_000, &secrets, BODY).unwrap();
+            assert!(verify(&headers, &public, BODY, at(1_000)).unwrap().starts_with("genuine"));
+            let forged = verify(&headers, &public, b"{\"a\": 1}", at(1_000)).unwrap_err().to_string();
+            assert!(forged.contains("byte for byte"), "{forged}");
+        }
+        assert!(sign(Some("evt_1"), 1_000, "whsk_short", BODY).is_err());
     }
 
     /// Meta's signatures, with a vector that another implementation computed.

@@ -4,7 +4,8 @@
 //! use gateway_sdk::{Timestamp, webhook::{Event, WebhookVerifier}};
 //!
 //! fn receive(headers: &http::HeaderMap, body: &[u8]) -> Result<(), Box<dyn std::error::Error>> {
-//!     // The secret comes from `GetSigningSecret`; during a rotation give the old one too.
+//!     // The secret comes from `GetSigningSecret`; during a rotation give the old one too. With
+//!     // `asymmetric_signature` its public key (`whpk_…`) does as well, and is no secret.
 //!     let verifier = WebhookVerifier::new(["whsec_AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="])?;
 //!     let verified = verifier.verify(headers, body, Timestamp::now())?;
 //!     // The same event may come more than once: `verified.id()` is the key to tell.
@@ -22,33 +23,57 @@
 
 pub mod event;
 
-use gateway_core::signature::{self, WebhookHeaders, WebhookSecret};
+use gateway_core::signature::{self, PublicKey, WebhookHeaders, WebhookSecret};
 use http::HeaderMap;
 use jiff::Timestamp;
 
 pub use event::{Event, ParseError};
 pub use gateway_core::signature::{
-    InvalidSecret, TOLERANCE_SECONDS, VerifyError, WEBHOOK_ID, WEBHOOK_SIGNATURE, WEBHOOK_TIMESTAMP,
+    InvalidKey, InvalidSecret, TOLERANCE_SECONDS, VerifyError, WEBHOOK_ID, WEBHOOK_SIGNATURE,
+    WEBHOOK_TIMESTAMP,
 };
 
-/// Proves that webhooks come from the gateway. Prints masked.
+/// Proves that webhooks come from the gateway. Prints no secret.
 #[derive(Debug, Clone)]
 pub struct WebhookVerifier {
     secrets: Vec<WebhookSecret>,
+    public_keys: Vec<PublicKey>,
+}
+
+/// What a [`WebhookVerifier`] was given cannot verify anything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidVerifier {
+    /// Nothing was given.
+    #[error("verify webhooks without a secret: give `whsec_…` or `whpk_…`")]
+    Nothing,
+    /// A signing secret is malformed.
+    #[error("read a signing secret")]
+    Secret(#[from] InvalidSecret),
+    /// A public key is malformed.
+    #[error("read a public key")]
+    PublicKey(#[from] InvalidKey),
 }
 
 impl WebhookVerifier {
-    /// Takes the signing secrets that are live: `whsec_` and base64, one or more. A webhook is genuine when
-    /// any of them fits.
+    /// Takes what is live of signing secrets (`whsec_` and base64, for `v1`) and public keys (`whpk_` and
+    /// base64, for `v1a`), one or more. A webhook is genuine when any of them fits.
     ///
     /// # Errors
-    /// When a secret is malformed, or there is none.
-    pub fn new<S: AsRef<str>>(secrets: impl IntoIterator<Item = S>) -> Result<Self, InvalidSecret> {
-        let secrets: Vec<_> = secrets
-            .into_iter()
-            .map(|secret| WebhookSecret::parse(secret.as_ref()))
-            .collect::<Result<_, _>>()?;
-        if secrets.is_empty() { Err(InvalidSecret) } else { Ok(Self { secrets }) }
+    /// When one is malformed, or there is none.
+    pub fn new<S: AsRef<str>>(keys: impl IntoIterator<Item = S>) -> Result<Self, InvalidVerifier> {
+        let (mut secrets, mut public_keys) = (Vec::new(), Vec::new());
+        for key in keys {
+            let key = key.as_ref();
+            if key.starts_with("whpk_") {
+                public_keys.push(PublicKey::parse(key)?);
+            } else {
+                secrets.push(WebhookSecret::parse(key)?);
+            }
+        }
+        if secrets.is_empty() && public_keys.is_empty() {
+            return Err(InvalidVerifier::Nothing);
+        }
+        Ok(Self { secrets, public_keys })
     }
 
     /// Verifies a request from its headers and its body, byte for byte as received: before any JSON parser
@@ -89,7 +114,8 @@ impl WebhookVerifier {
             return Err(VerifyError::Header(WEBHOOK_ID));
         }
         let headers = WebhookHeaders { id, timestamp, signature };
-        signature::verify_webhook(&self.secrets, headers, body, now.as_second())?;
+        let now = now.as_second();
+        signature::verify_webhook_with(&self.secrets, &self.public_keys, headers, body, now)?;
         Ok(Verified { id: id.to_owned(), body })
     }
 }

@@ -1,27 +1,27 @@
-//! The buffer's thread: gathers what waits, commits it, answers. The only writer.
+//! The buffer's thread: gathers what waits, commits it, answers. The only writer of the journal.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashMap, VecDeque},
     sync::{Arc, PoisonError, atomic::Ordering},
     time::{Duration, Instant},
 };
 
-use tokio::sync::oneshot;
+use gateway_core::id::EventId;
+use gateway_proto::v1;
 use tracing::{error, info};
 
 use crate::metrics::Metrics;
 
 use super::{
-    AppendError, Config, Entry, Outcome,
-    index::Reported,
+    AppendError, Config, Entry, Outcome, Receipt,
+    index::{Index, Reported, Slot},
+    journal::{Counters, Journal, JournalError, Place},
+    keeper::{KeeperInbox, Note},
     lock::DirectoryLock,
-    mend::open_and_recover,
-    record::Lane,
-    recover::Recovered,
-    round::{Counters, Plan, Round, Young},
+    record::{Lane, Mark},
+    round::{Limits, Plan, Round, Young},
     shared::{Health, OUTCOMES_WAITING_MAX, Queue, Reply, Shared},
-    store::{Disk, Op, Store, StoreError},
-    sweep::Sweep,
+    view::Position,
 };
 
 /// Most entries of one commit; the others wait for the next.
@@ -29,131 +29,106 @@ const COMMIT_ENTRIES_MAX: usize = 1_024;
 /// Most bytes of events in one commit.
 const COMMIT_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// How long outcomes wait for company. Nobody waits for them, and a disk sync costs much; an append ends
-/// the wait.
-const OUTCOMES_GATHER: Duration = Duration::from_millis(10);
+/// the wait. What a crash forgets in this time is attempted again.
+const OUTCOMES_GATHER: Duration = Duration::from_millis(2);
+/// How long acks wait for company: a crash makes reports repeat that the control plane recognizes.
+const ACKS_GATHER: Duration = Duration::from_millis(100);
 /// Outcomes that are enough company.
 const OUTCOMES_ENOUGH: usize = 1_024;
 /// How long the report of an event waits for the outcome of its first attempts, so that a quick delivery
 /// is one report.
-const REPORT_PATIENCE: Duration = Duration::from_millis(250);
-/// How often the disk is looked after: free space, forgotten marks, opening again after a failure.
+pub(super) const REPORT_PATIENCE: Duration = Duration::from_millis(250);
+/// How often the disk is looked after: free space, old segments, writing again after a failure.
 pub(super) const TICK: Duration = Duration::from_secs(1);
+/// How soon writing is tried again after a failure.
+const FIRST_RETRY: Duration = Duration::from_millis(100);
 
 /// The thread's own state.
 pub(super) struct Engine {
     pub(super) config: Config,
     pub(super) metrics: Metrics,
-    pub(super) disk: Box<dyn Disk>,
     pub(super) shared: Arc<Shared>,
+    pub(super) journal: Journal,
     pub(super) counters: Counters,
     pub(super) young: Young,
+    pub(super) opt_out_places: HashMap<String, Place>,
+    pub(super) keeper: Arc<KeeperInbox>,
+    pub(super) keeper_thread: Option<std::thread::JoinHandle<()>>,
     /// When events want their report, oldest first; many of them have it by then.
     pub(super) deadlines: VecDeque<(Instant, u64)>,
-    pub(super) sweep: Sweep,
+    /// The segment that the keeper reads so that it can go.
+    pub(super) cleaning: Option<u32>,
+    /// What to tell the control plane in the next commit.
+    pub(super) announcements: Vec<v1::report::Report>,
     pub(super) next_tick: Instant,
     pub(super) is_low_on_space: bool,
-    /// What takes failed commits back, once the store is open again.
-    pub(super) undo: Vec<Op>,
+    /// The last commit failed; the next is tried at the next tick.
+    pub(super) is_failing: bool,
+    /// Held until the thread ends.
+    pub(super) _lock: DirectoryLock,
 }
 
 /// What one round deals with.
-struct Work {
+#[derive(Default)]
+pub(super) struct Work {
     appends: Vec<(Entry, Reply)>,
     outcomes: Vec<Arc<Outcome>>,
+    notes: Vec<Note>,
     acked: Option<[u64; 2]>,
     is_closing: bool,
 }
 
 impl Engine {
-    /// Opens the store, tells `opened`, and works until the inbox is closed.
-    pub(super) fn run(
-        config: Config,
-        metrics: Metrics,
-        disk: Box<dyn Disk>,
-        lock: DirectoryLock,
-        opened: oneshot::Sender<Result<Arc<Shared>, StoreError>>,
-    ) {
-        let engine = match Self::open(config, metrics, disk) {
-            Ok(engine) => engine,
-            Err(failure) => {
-                // Nobody waits for the answer only when start-up was given up.
-                drop(opened.send(Err(failure)));
-                return;
-            }
-        };
-        let shared = Arc::clone(&engine.shared);
-        let end = End { shared: Arc::clone(&shared), lock: Some(lock) };
-        if opened.send(Ok(shared)).is_ok() {
-            engine.work();
-        }
-        drop(end);
-    }
-
-    fn open(config: Config, metrics: Metrics, disk: Box<dyn Disk>) -> Result<Self, StoreError> {
-        let (store, recovered) = open_and_recover(&*disk, &metrics)?;
-        let Recovered { index, subscriptions, lanes, counters, opt_outs, open, unreported } = recovered;
-        let shared = Arc::new(Shared::new(store, index, lanes));
-        *shared.subscriptions.lock().unwrap_or_else(PoisonError::into_inner) = subscriptions;
-        *shared.opt_outs.lock().unwrap_or_else(PoisonError::into_inner) = opt_outs;
-        if !open.is_empty() {
-            info!(deliveries = open.len(), "going on with the deliveries in the buffer");
-        }
-        *shared.fresh.lock().unwrap_or_else(PoisonError::into_inner) = open;
-        shared.fresh_added.notify_one();
-        shared.reports_added.notify_one();
-        shared.reports_planned.store(unreported.len(), Ordering::Release);
-        let now = Instant::now();
-        Ok(Self {
-            config,
-            metrics,
-            disk,
-            shared,
-            counters,
-            young: Young::new(),
-            deadlines: unreported.into_iter().map(|event| (now + REPORT_PATIENCE, event)).collect(),
-            sweep: Sweep::default(),
-            next_tick: now,
-            is_low_on_space: false,
-            undo: Vec::new(),
-        })
-    }
-
-    fn work(mut self) {
+    /// Works until the inbox is closed.
+    pub(super) fn work(mut self) {
+        let end = End { shared: Arc::clone(&self.shared), keeper: Arc::clone(&self.keeper) };
         loop {
             if Instant::now() >= self.next_tick {
                 self.tick();
             }
-            let Some(work) = self.gather() else { return };
+            let Some(work) = self.gather() else { break };
             let is_last = work.is_closing && work.appends.is_empty();
             self.round(work);
             if is_last && self.has_nothing_left() {
-                return;
+                break;
             }
         }
+        self.keeper.close();
+        if let Some(keeper) = self.keeper_thread.take()
+            && keeper.join().is_err()
+        {
+            error!("failed to end the keeper of the buffer: it panicked");
+        }
+        // The directory is free before anybody hears of the end.
+        drop(self);
+        drop(end);
     }
 
-    /// Whether all that can still be written is written. A store that is closed takes nothing.
+    /// Whether all that can still be written is written.
     fn has_nothing_left(&self) -> bool {
         let queue = self.shared.inbox.lock();
-        self.shared.store().is_err() || (queue.appends.is_empty() && queue.outcomes.is_empty())
+        self.is_failing || (queue.appends.is_empty() && queue.outcomes.is_empty())
     }
 
     /// Waits for something to do. None when the thread is to end at once.
     fn gather(&self) -> Option<Work> {
         let mut queue = self.shared.inbox.lock();
-        let mut gather_until = None;
+        let (mut outcomes_until, mut acks_until) = (None, None);
         while !queue.is_urgent() {
             let now = Instant::now();
             let mut wake = self.next_tick;
-            if self.shared.store().is_ok() {
+            if !self.is_failing {
                 if let Some((deadline, _)) = self.deadlines.front() {
                     wake = wake.min(*deadline);
                 }
-                if queue.outcomes.len() >= OUTCOMES_ENOUGH {
+                if queue.outcomes.len() >= OUTCOMES_ENOUGH || !queue.notes.is_empty() {
                     break;
                 }
-                if queue.has_work() {
-                    wake = wake.min(*gather_until.get_or_insert(now + OUTCOMES_GATHER));
+                if !queue.outcomes.is_empty() {
+                    wake = wake.min(*outcomes_until.get_or_insert(now + OUTCOMES_GATHER));
+                }
+                if queue.has_acks {
+                    wake = wake.min(*acks_until.get_or_insert(now + ACKS_GATHER));
                 }
             }
             if wake <= now {
@@ -164,21 +139,37 @@ impl Engine {
         if queue.is_killed { None } else { Some(take(&mut queue)) }
     }
 
+    pub(super) fn report_bytes(&self) -> u64 {
+        Lane::ALL.iter().map(|lane| self.shared.lane(*lane).bytes()).sum()
+    }
+
     fn round(&mut self, work: Work) {
-        let store = match self.shared.store() {
-            Ok(store) => store,
-            Err(_closed) => return self.refuse(work),
-        };
-        let mut plan = Plan::default();
-        let expired = self.expired(work.is_closing);
-        let planned = self.plan(&*store, work, &expired, &mut plan);
-        let ops = std::mem::take(&mut plan.ops);
-        let committed = planned.and_then(|()| if ops.is_empty() { Ok(()) } else { store.commit(ops) });
-        drop(store);
-        match committed {
-            Ok(()) => self.apply(plan),
-            Err(failure) => self.fail(plan, &expired, &failure),
+        if self.is_failing {
+            return self.refuse(work);
         }
+        let place = match self.journal.prepare(&self.counters) {
+            Ok(place) => place,
+            Err(failure) => {
+                self.fail(&failure);
+                return self.refuse(work);
+            }
+        };
+        let mut plan = Plan::at(place);
+        let expired = self.expired(work.is_closing);
+        let notes = work.notes.len();
+        self.plan(work, &expired, &mut plan);
+        let records = std::mem::take(&mut plan.records);
+        let written = if records.is_empty() { Ok(()) } else { self.journal.append(&records) };
+        match written {
+            Ok(()) => self.apply(plan, place, records.len()),
+            Err(failure) => {
+                // Whoever hears of the failure must find the buffer refusing.
+                self.fail(&failure);
+                self.take_back(plan, &expired);
+            }
+        }
+        (0..notes).for_each(|_| self.keeper.moved());
+        self.clean();
     }
 
     /// Events whose patience is over. At the end, those that have outcomes to report.
@@ -194,98 +185,60 @@ impl Engine {
         expired
     }
 
-    fn plan(
-        &mut self,
-        store: &dyn Store,
-        work: Work,
-        expired: &[u64],
-        plan: &mut Plan,
-    ) -> Result<(), StoreError> {
+    fn plan(&mut self, work: Work, expired: &[u64], plan: &mut Plan) {
         plan.outcomes.clone_from(&work.outcomes);
         let mut appends = work.appends;
         if self.is_low_on_space {
             refuse(&mut plan.replies, appends.drain(..), AppendError::DiskFull);
         }
+        let report_bytes = self.report_bytes();
         let index = self.shared.index.read().unwrap_or_else(PoisonError::into_inner);
         let mut round = Round {
             shared: &self.shared,
-            store,
             index: &index,
             counters: &mut self.counters,
             young: &mut self.young,
-            bytes_max: self.config.bytes_max,
+            opt_out_places: &self.opt_out_places,
+            limits: Limits { bytes_max: self.config.bytes_max, share_bytes_max: self.config.share_bytes_max() },
+            report_bytes,
             now_ms: gateway_runtime::clock::now().as_millisecond(),
             plan,
         };
         if let Some(acked) = work.acked {
-            for lane in Lane::ALL {
-                round.acked(lane, acked[lane as usize])?;
-            }
+            Lane::ALL.into_iter().for_each(|lane| round.acked(lane, acked[lane as usize]));
         }
-        for outcome in &work.outcomes {
-            round.outcome(outcome)?;
+        for announcement in self.announcements.drain(..) {
+            round.report(Lane::Urgent, announcement);
         }
-        let mut appends = appends.into_iter();
-        while let Some((entry, reply)) = appends.next() {
-            if let Err(failure) = round.append(entry, reply) {
-                refuse(&mut round.plan.replies, appends, AppendError::Broken);
-                return Err(failure);
-            }
+        work.outcomes.iter().for_each(|outcome| round.outcome(outcome));
+        for note in work.notes {
+            round.note(note, self.cleaning);
         }
-        for event in expired {
-            round.report_event(*event)?;
-        }
+        appends.into_iter().for_each(|(entry, reply)| round.append(entry, reply));
+        expired.iter().for_each(|event| round.report_event(*event));
         if work.is_closing {
             // Outcomes that came with the last commands are not kept for later.
             let with_outcomes: Vec<u64> = round.plan.young.keys().copied().collect();
-            for event in with_outcomes {
-                round.report_event(event)?;
-            }
+            with_outcomes.into_iter().for_each(|event| round.report_event(event));
         }
-        round.finish()
+        round.finish();
     }
 
     /// The commit is on disk: memory follows, then everybody is answered.
-    fn apply(&mut self, plan: Plan) {
+    fn apply(&mut self, mut plan: Plan, (segment, offset): (u32, u32), bytes: usize) {
         let shared = Arc::clone(&self.shared);
         let fresh = plan.new_deliveries();
-        let deadline = Instant::now() + REPORT_PATIENCE;
-        let (mut planned, mut written) = (0, 0);
-        {
-            let mut index = shared.index.write().unwrap_or_else(PoisonError::into_inner);
-            for (event, slot) in plan.touched {
-                let was_planned = index.get(event).is_some_and(|before| before.reported == Reported::No);
-                let is_new = index.get(event).is_none();
-                let is_planned = slot.reported == Reported::No;
-                planned += usize::from(is_new && is_planned);
-                written += usize::from(was_planned && !is_planned);
-                if is_new && is_planned {
-                    self.deadlines.push_back((deadline, event));
-                }
-                if is_planned && let Some((outcomes, _)) = plan.young.get(&event) {
-                    self.young.insert(event, outcomes.clone());
-                }
-                index.insert(event, slot);
-            }
-            for event in &plan.freed {
-                index.remove(*event);
-            }
-            index.bytes = (index.bytes + plan.bytes_added).saturating_sub(plan.bytes_removed);
+        let marks: Vec<(EventId, Mark)> = std::mem::take(&mut plan.marks).into_iter().collect();
+        if !marks.is_empty() {
+            let offset = offset + u32::try_from(bytes).expect("a commit is far below 4 GiB");
+            let journal = self.journal.id().into_bytes();
+            let position = Position { journal, segment, offset, next_event: self.counters.event };
+            self.keeper.marks(shared.marks.add(&marks), marks, position);
         }
-        self.publish_logs(&plan.freed, plan.new_events);
-        let has_reports = plan.reports.iter().any(|reports| !reports.is_empty());
-        for ((lane, reports), acked) in Lane::ALL.into_iter().zip(plan.reports).zip(plan.acked) {
-            let mut state = shared.lane(lane);
-            if let Some((acked, oldest_ms)) = acked {
-                state.free(acked, oldest_ms);
-            }
-            reports.into_iter().for_each(|report| state.push(report));
-        }
-        shared.reports_planned.fetch_add(planned, Ordering::AcqRel);
-        shared.reports_planned.fetch_sub(written, Ordering::AcqRel);
-        if !plan.opt_outs.is_empty() {
-            shared.opt_outs.lock().unwrap_or_else(PoisonError::into_inner).extend(plan.opt_outs);
-        }
+        let freed = self.apply_events(&mut plan);
+        self.publish_logs(&freed, std::mem::take(&mut plan.new_events));
+        self.apply_reports(&mut plan);
+        self.apply_opt_outs(&mut plan);
         for (reply, answer) in plan.replies {
             // A caller that went away has its entry stored all the same.
             let _ = reply.send(answer);
@@ -294,44 +247,98 @@ impl Engine {
             shared.fresh.lock().unwrap_or_else(PoisonError::into_inner).extend(fresh);
             shared.fresh_added.notify_one();
         }
+        shared.end_outcomes(&plan.outcomes);
+        plan.segments_read.into_iter().for_each(|segment| self.segment_read(segment));
+    }
+
+    /// Brings the index up to the commit. Returns the events that nothing keeps any more.
+    fn apply_events(&mut self, plan: &mut Plan) -> Vec<u64> {
+        let shared = Arc::clone(&self.shared);
+        let deadline = Instant::now() + REPORT_PATIENCE;
+        let (mut planned, mut written, mut freed) = (0, 0, Vec::new());
+        let mut index = shared.index.write().unwrap_or_else(PoisonError::into_inner);
+        for (event, slot) in std::mem::take(&mut plan.touched) {
+            let is_planned = slot.reported == Reported::No;
+            if is_planned && let Some((outcomes, _)) = plan.young.remove(&event) {
+                self.young.insert(event, outcomes);
+            }
+            let before = if slot.is_done() {
+                freed.push(event);
+                index.remove(event)
+            } else {
+                hold(&mut self.journal, &slot);
+                index.insert(event, slot)
+            };
+            let Some(before) = before else {
+                planned += usize::from(is_planned);
+                if is_planned {
+                    self.deadlines.push_back((deadline, event));
+                }
+                continue;
+            };
+            written += usize::from(before.reported == Reported::No && !is_planned);
+            release(&mut self.journal, &before);
+        }
+        shared.reports_planned.fetch_add(planned, Ordering::AcqRel);
+        shared.reports_planned.fetch_sub(written, Ordering::AcqRel);
+        freed
+    }
+
+    fn apply_reports(&mut self, plan: &mut Plan) {
+        let shared = Arc::clone(&self.shared);
+        let has_reports = plan.reports.iter().any(|reports| !reports.is_empty());
+        for lane in Lane::ALL {
+            let mut state = shared.lane(lane);
+            if let Some(acked) = plan.acked[lane as usize] {
+                state.up_to(acked).for_each(|report| self.journal.release(report.place.segment));
+                state.free(acked);
+            }
+            for (place, record) in plan.reports[lane as usize].drain(..) {
+                self.journal.hold(place.place.segment);
+                state.push(place, record);
+            }
+        }
+        for (lane, sequence, place) in plan.moved_reports.drain(..) {
+            if let Some(report) = shared.lane(lane).find(sequence) {
+                self.journal.hold(place.segment);
+                self.journal.release(report.place.segment);
+                report.place = place;
+            }
+        }
         if has_reports {
             shared.reports_added.notify_one();
         }
-        shared.end_outcomes(&plan.outcomes);
     }
 
-    fn publish_logs(&self, freed: &[u64], new_events: Vec<(u64, Arc<gateway_proto::v1::InboundLog>)>) {
+    fn apply_opt_outs(&mut self, plan: &mut Plan) {
+        if plan.opt_outs.is_empty() {
+            return;
+        }
+        let mut opt_outs = self.shared.opt_outs.lock().unwrap_or_else(PoisonError::into_inner);
+        for (id, (opt_out, place)) in plan.opt_outs.drain() {
+            self.journal.hold(place.segment);
+            if let Some(before) = self.opt_out_places.insert(id.clone(), place) {
+                self.journal.release(before.segment);
+            }
+            opt_outs.insert(id, opt_out);
+        }
+    }
+
+    fn publish_logs(&self, freed: &[u64], new_events: Vec<(u64, Arc<v1::InboundLog>)>) {
         let mut logs = self.shared.logs.lock().unwrap_or_else(PoisonError::into_inner);
         freed.iter().for_each(|event| logs.remove(*event));
         new_events.into_iter().for_each(|(event, log)| logs.insert(event, log));
     }
 
-    /// The commit failed: nothing of it counts. The store is closed, because after a failed sync it cannot
-    /// be believed, and is opened again when the disk lets us.
-    pub(super) fn fail(&mut self, plan: Plan, expired: &[u64], failure: &StoreError) {
-        let (health, refusal) = match failure {
-            StoreError::DiskFull(_) => (Health::DiskFull, AppendError::DiskFull),
-            _ => (Health::Broken, AppendError::Broken),
-        };
-        error!(
-            error = failure as &dyn std::error::Error,
-            "failed to write the buffer; callbacks get 503 until it can be opened again"
-        );
-        self.shared.set_health(health);
-        self.shared.set_store(None);
-        {
-            let index = self.shared.index.read().unwrap_or_else(PoisonError::into_inner);
-            let opt_outs = self.shared.opt_outs.lock().unwrap_or_else(PoisonError::into_inner);
-            self.undo.extend(plan.undo(&index, &opt_outs));
-        }
-        self.counters.forget_reservations();
+    /// The commit failed: nothing of it counts.
+    fn take_back(&mut self, plan: Plan, expired: &[u64]) {
+        let now = Instant::now();
         for (event, (mut outcomes, before)) in plan.young {
             outcomes.truncate(before);
             if !outcomes.is_empty() {
                 self.young.insert(event, outcomes);
             }
         }
-        let now = Instant::now();
         for event in plan.touched.keys().chain(expired) {
             self.deadlines.push_front((now, *event));
         }
@@ -341,18 +348,43 @@ impl Engine {
         }
         queue.has_acks = true;
         drop(queue);
-        for (reply, _) in plan.replies {
-            let _ = reply.send(Err(refusal));
+        // What was read of an old segment is read again.
+        self.cleaning = None;
+        let refusal = self.refusal();
+        for (reply, answer) in plan.replies {
+            let _ = reply.send(answer.and(Err(refusal)));
         }
-        self.next_tick = now + TICK;
     }
 
-    /// Without a store appends are refused; outcomes and acks wait.
-    fn refuse(&self, work: Work) {
-        let refusal = match self.shared.health() {
+    /// The disk refuses; writing is tried again soon.
+    pub(super) fn fail(&mut self, failure: &JournalError) {
+        let health = match failure {
+            JournalError::DiskFull(_) => Health::DiskFull,
+            JournalError::Io(_) => Health::Broken,
+        };
+        let is_new = !self.is_failing && self.shared.health() != health;
+        if is_new {
+            error!(
+                error = failure as &dyn std::error::Error,
+                "failed to write the buffer; callbacks get 503 until it can be written again"
+            );
+        }
+        self.shared.set_health(health);
+        self.next_tick = Instant::now() + if is_new { FIRST_RETRY } else { TICK };
+        self.is_failing = true;
+    }
+
+    /// How appends are refused while the disk refuses.
+    fn refusal(&self) -> AppendError {
+        match self.shared.health() {
             Health::DiskFull => AppendError::DiskFull,
             _ => AppendError::Broken,
-        };
+        }
+    }
+
+    /// Without a disk appends are refused; all else waits.
+    fn refuse(&mut self, work: Work) {
+        let refusal = self.refusal();
         for (_, reply) in work.appends {
             let _ = reply.send(Err(refusal));
         }
@@ -361,27 +393,104 @@ impl Engine {
             queue.outcomes.push_front(outcome);
         }
         queue.has_acks |= work.acked.is_some();
+        drop(queue);
+        if !work.notes.is_empty() {
+            self.cleaning = None;
+            work.notes.iter().for_each(|_| self.keeper.moved());
+        }
+    }
+
+    /// Tries to write again after a failure.
+    pub(super) fn try_again(&mut self) {
+        let health = self.shared.health();
+        self.is_failing = false;
+        let proof = self.journal.prepare(&self.counters).and_then(|_| {
+            let mut plan = Plan::default();
+            let acked = self.shared.lane(Lane::Logs).acked;
+            plan.put(super::journal::format::Kind::Acked, 0, |out| {
+                super::record::put_acked(out, Lane::Logs, acked);
+            });
+            self.journal.append(&plan.records)
+        });
+        match proof {
+            Ok(()) => {
+                info!("the buffer can be written again");
+                self.shared.set_health(Health::Good);
+            }
+            Err(failure) => {
+                self.shared.set_health(health);
+                self.fail(&failure);
+            }
+        }
+    }
+}
+
+/// The segments with records of an event are needed.
+pub(super) fn hold(journal: &mut Journal, slot: &Slot) {
+    journal.hold(slot.place.segment);
+    if slot.state_segment != 0 {
+        journal.hold(slot.state_segment);
+    }
+}
+
+fn release(journal: &mut Journal, slot: &Slot) {
+    journal.release(slot.place.segment);
+    if slot.state_segment != 0 {
+        journal.release(slot.state_segment);
+    }
+}
+
+impl Index {
+    /// Counts what every segment holds, at start.
+    pub(super) fn hold_all(&self, journal: &mut Journal) {
+        self.iter().for_each(|(_, slot)| hold(journal, slot));
+    }
+}
+
+impl Round<'_> {
+    /// Takes what the keeper did or found.
+    fn note(&mut self, note: Note, cleaning: Option<u32>) {
+        match note {
+            Note::Records { segment, records } if cleaning == Some(segment) => {
+                for (offset, kind, payload) in records {
+                    self.move_record(segment, offset, kind, &payload);
+                }
+            }
+            Note::SegmentRead { segment } if cleaning == Some(segment) => {
+                self.plan.segments_read.push(segment);
+            }
+            // Of a segment that is read once more after a failure.
+            Note::Records { .. } | Note::SegmentRead { .. } => {}
+            Note::EventUnreadable => {
+                let damage = super::open::damage_report(&["an event is damaged"], 0, 1, Vec::new());
+                self.report(Lane::Urgent, damage);
+            }
+            Note::IndexReplaced { cause, name } => {
+                let damage = super::open::damage_report(&[cause], 0, 0, name.into_iter().collect());
+                self.report(Lane::Urgent, damage);
+            }
+        }
     }
 }
 
 /// What happens when the thread ends, also by a panic: nobody waits for it any more.
 struct End {
     shared: Arc<Shared>,
-    lock: Option<DirectoryLock>,
+    keeper: Arc<KeeperInbox>,
 }
 
 impl Drop for End {
     fn drop(&mut self) {
+        self.keeper.close();
         self.shared.set_health(Health::Stopped);
-        self.shared.set_store(None);
-        self.lock = None;
+        self.shared.marks.set_view(None);
         self.shared.inbox.end();
         self.shared.ended.cancel();
     }
 }
 
 fn refuse(
-    replies: &mut Vec<(Reply, Result<super::Receipt, AppendError>)>,
+    replies: &mut Vec<(Reply, Result<Receipt, AppendError>)>,
     appends: impl Iterator<Item = (Entry, Reply)>,
     refusal: AppendError,
 ) {
@@ -398,6 +507,7 @@ fn take(queue: &mut Queue) -> Work {
     Work {
         appends: queue.appends.drain(..count).collect(),
         outcomes: queue.outcomes.drain(..outcomes).collect(),
+        notes: queue.notes.drain(..).collect(),
         acked: std::mem::take(&mut queue.has_acks).then_some(queue.acked),
         is_closing: queue.is_closing,
     }

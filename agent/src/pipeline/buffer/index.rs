@@ -1,10 +1,15 @@
-//! What is open, in memory: per event some tens of bytes. Bodies stay on disk.
+//! What is open, in memory: 48 bytes per event with one delivery. Bodies stay on disk.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use gateway_core::{delivery::DeliveryState, id::WebhookSubscriptionId};
 use gateway_proto::v1;
 use prost::Message as _;
+
+use super::journal::Place;
 
 /// One event owed to one subscription.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,14 +33,15 @@ impl Delivery {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Deliveries {
     One(Delivery),
-    Many(Box<[Delivery]>),
+    /// Boxed twice, so that the common case is as small as one delivery.
+    Many(Box<Vec<Delivery>>),
 }
 
 impl From<Vec<Delivery>> for Deliveries {
     fn from(deliveries: Vec<Delivery>) -> Self {
         match deliveries.as_slice() {
             [one] => Self::One(*one),
-            _ => Self::Many(deliveries.into()),
+            _ => Self::Many(Box::new(deliveries)),
         }
     }
 }
@@ -55,12 +61,10 @@ impl Deliveries {
         }
     }
 
-    pub(super) fn find(&self, subscription: u32) -> Option<&Delivery> {
-        self.as_slice().iter().find(|delivery| delivery.subscription == subscription)
-    }
-
-    pub(super) fn find_mut(&mut self, subscription: u32) -> Option<&mut Delivery> {
-        self.as_mut_slice().iter_mut().find(|delivery| delivery.subscription == subscription)
+    /// The delivery to a subscription and its place among the others.
+    pub(super) fn find(&self, subscription: u32) -> Option<(usize, &Delivery)> {
+        let mut deliveries = self.as_slice().iter().enumerate();
+        deliveries.find(|(_, delivery)| delivery.subscription == subscription)
     }
 
     pub(super) fn are_settled(&self) -> bool {
@@ -70,25 +74,35 @@ impl Deliveries {
 
 /// How far the report of an event is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
 pub(super) enum Reported {
     /// No report was written.
-    No,
+    No = 0,
     /// The report is on disk and not acked.
-    Queued,
+    Queued = 1,
     /// The control plane has it.
-    Acked,
+    Acked = 2,
 }
 
 /// An open event: not settled, or its report not acked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Slot {
     pub(super) receive_ms: i64,
-    /// Length of the event on disk.
-    pub(super) bytes: u32,
+    /// Where the event is.
+    pub(super) place: Place,
+    /// The segment with the newest record that changed it; 0 while nothing did.
+    pub(super) state_segment: u32,
+    /// Hash of the contact, for ordering; 0 when there is none.
+    pub(super) contact: u32,
     pub(super) deliveries: Deliveries,
     pub(super) reported: Reported,
-    /// Whether its deliveries are on disk beside the event.
-    pub(super) has_state: bool,
+}
+
+impl Slot {
+    /// Whether nothing keeps it any more.
+    pub(super) fn is_done(&self) -> bool {
+        self.reported == Reported::Acked && self.deliveries.are_settled()
+    }
 }
 
 const CHUNK_SLOTS: u64 = 64;
@@ -105,43 +119,87 @@ struct Chunk {
 pub(super) struct Index {
     chunks: BTreeMap<u64, Box<Chunk>>,
     events: u64,
-    /// Bytes on disk of open events and of reports not acked.
-    pub(super) bytes: u64,
+    /// Bytes on disk of open events.
+    bytes: u64,
+    /// Bytes on disk of the events that each subscription is owed.
+    owed: HashMap<u32, u64>,
 }
 
-const fn place(sequence: u64) -> (u64, usize) {
-    let within = (sequence % CHUNK_SLOTS) as usize;
-    (sequence / CHUNK_SLOTS, within)
+const fn place(event: u64) -> (u64, usize) {
+    let within = (event % CHUNK_SLOTS) as usize;
+    (event / CHUNK_SLOTS, within)
 }
 
 impl Index {
-    pub(super) fn get(&self, sequence: u64) -> Option<&Slot> {
-        let (chunk, within) = place(sequence);
+    pub(super) fn get(&self, event: u64) -> Option<&Slot> {
+        let (chunk, within) = place(event);
         self.chunks.get(&chunk)?.slots[within].as_ref()
     }
 
-    pub(super) fn insert(&mut self, sequence: u64, slot: Slot) {
-        let (chunk, within) = place(sequence);
+    /// Changes where an event stands, or adds it. Returns how it was.
+    pub(super) fn insert(&mut self, event: u64, slot: Slot) -> Option<Slot> {
+        let (chunk, within) = place(event);
+        let bytes = u64::from(slot.place.bytes);
+        for delivery in slot.deliveries.as_slice().iter().filter(|delivery| !delivery.state.is_settled()) {
+            *self.owed.entry(delivery.subscription).or_default() += bytes;
+        }
+        self.bytes += bytes;
         let chunk = self
             .chunks
             .entry(chunk)
             .or_insert_with(|| Box::new(Chunk { live: 0, slots: std::array::from_fn(|_| None) }));
-        if chunk.slots[within].replace(slot).is_none() {
-            chunk.live += 1;
-            self.events += 1;
+        let before = chunk.slots[within].replace(slot);
+        match &before {
+            Some(before) => self.discount(before),
+            None => {
+                chunk.live += 1;
+                self.events += 1;
+            }
+        }
+        before
+    }
+
+    /// Forgets an event. Returns how it was.
+    pub(super) fn remove(&mut self, event: u64) -> Option<Slot> {
+        let (number, within) = place(event);
+        let chunk = self.chunks.get_mut(&number)?;
+        let before = chunk.slots[within].take()?;
+        chunk.live -= 1;
+        self.events -= 1;
+        if chunk.live == 0 {
+            self.chunks.remove(&number);
+        }
+        self.discount(&before);
+        Some(before)
+    }
+
+    /// An event does not stand like this any more.
+    fn discount(&mut self, before: &Slot) {
+        let bytes = u64::from(before.place.bytes);
+        self.bytes -= bytes;
+        for delivery in before.deliveries.as_slice().iter().filter(|delivery| !delivery.state.is_settled()) {
+            if let Some(owed) = self.owed.get_mut(&delivery.subscription) {
+                *owed -= bytes;
+                if *owed == 0 {
+                    self.owed.remove(&delivery.subscription);
+                }
+            }
         }
     }
 
-    pub(super) fn remove(&mut self, sequence: u64) {
-        let (number, within) = place(sequence);
-        let Some(chunk) = self.chunks.get_mut(&number) else { return };
-        if chunk.slots[within].take().is_some() {
-            chunk.live -= 1;
-            self.events -= 1;
-            if chunk.live == 0 {
-                self.chunks.remove(&number);
-            }
-        }
+    /// Bytes on disk of open events.
+    pub(super) const fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Bytes on disk of the events that a subscription is owed.
+    pub(super) fn owed(&self, subscription: u32) -> u64 {
+        self.owed.get(&subscription).copied().unwrap_or(0)
+    }
+
+    /// Subscriptions that are owed more bytes than this.
+    pub(super) fn owed_more_than(&self, bytes: u64) -> Vec<u32> {
+        self.owed.iter().filter(|(_, owed)| **owed > bytes).map(|(subscription, _)| *subscription).collect()
     }
 
     /// How many events are open.
@@ -156,14 +214,6 @@ impl Index {
             (first..).zip(&chunk.slots).filter_map(|(sequence, slot)| Some((sequence, slot.as_ref()?)))
         })
     }
-
-    /// All open events, to change them.
-    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (u64, &mut Slot)> {
-        self.chunks.iter_mut().flat_map(|(number, chunk)| {
-            let first = number * CHUNK_SLOTS;
-            (first..).zip(&mut chunk.slots).filter_map(|(sequence, slot)| Some((sequence, slot.as_mut()?)))
-        })
-    }
 }
 
 /// Webhook subscriptions by number, so that a delivery needs four bytes for its own. Numbers are good until
@@ -171,7 +221,7 @@ impl Index {
 #[derive(Default)]
 pub(super) struct Subscriptions {
     ids: Vec<WebhookSubscriptionId>,
-    numbers: std::collections::HashMap<WebhookSubscriptionId, u32>,
+    numbers: HashMap<WebhookSubscriptionId, u32>,
 }
 
 impl Subscriptions {

@@ -1,23 +1,27 @@
 //! Reports on their way to the control plane: durable, in order, freed when acked. The newest are also in
-//! memory; a backlog is read from disk.
+//! memory; a backlog is read from the journal.
 
 use std::{collections::VecDeque, sync::Arc};
 
+use bytes::{BufMut as _, Bytes, BytesMut};
 use gateway_proto::v1;
-use prost::Message as _;
+use prost::{
+    Message as _,
+    encoding::{WireType, encode_key, encode_varint, encoded_len_varint},
+};
 use tracing::error;
 
 use super::{
     ReadError, ReportBatch, ReportLimits,
-    record::{self, Lane, ReportRecord},
+    journal::format::Kind,
+    record::{self, Lane, ReportPlace, ReportRecord},
     shared::Shared,
-    store::{Store, StoreError},
 };
 
 /// Bytes of reports of one lane kept in memory. When there are more, the oldest are read from disk.
 const TAIL_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// What a report in memory costs beside its encoded size.
-const REPORT_OVERHEAD_BYTES: usize = 512;
+const REPORT_OVERHEAD_BYTES: usize = 96;
 
 /// One lane.
 pub(super) struct LaneState {
@@ -27,37 +31,53 @@ pub(super) struct LaneState {
     pub(super) acked: u64,
     /// Everything up to here is on disk.
     pub(super) durable: u64,
-    /// When the oldest report that is not acked was written.
-    pub(super) oldest_ms: Option<i64>,
-    /// The newest reports: all after `tail_after`.
-    tail: VecDeque<Arc<ReportRecord>>,
+    /// Reports that are not acked, in the order of their sequence.
+    places: VecDeque<ReportPlace>,
+    bytes: u64,
+    /// The newest of them: all after `tail_after`.
+    tail: VecDeque<ReportRecord>,
     tail_after: u64,
     tail_bytes: usize,
 }
 
 impl LaneState {
-    /// A lane with reports on disk after `acked` and up to `durable`.
-    pub(super) const fn new(buffer_id: String, acked: u64, durable: u64, oldest_ms: Option<i64>) -> Self {
+    /// A lane with these reports, of which the next gets the sequence `next`.
+    pub(super) fn new(buffer_id: String, places: VecDeque<ReportPlace>, next: u64) -> Self {
+        let durable = next - 1;
+        let acked = places.front().map_or(durable, |first| first.sequence - 1);
+        let bytes = places.iter().map(|place| u64::from(place.place.bytes)).sum();
         Self {
             buffer_id,
             acked,
             durable,
-            oldest_ms,
+            places,
+            bytes,
             tail: VecDeque::new(),
             tail_after: durable,
             tail_bytes: 0,
         }
     }
 
-    pub(super) const fn is_empty(&self) -> bool {
-        self.oldest_ms.is_none()
+    pub(super) fn is_empty(&self) -> bool {
+        self.places.is_empty()
+    }
+
+    /// Bytes on disk of reports that are not acked.
+    pub(super) const fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// When the oldest report that is not acked was written, in milliseconds since 1970.
+    pub(super) fn oldest_ms(&self) -> Option<i64> {
+        self.places.front().map(|place| i64::from(place.time_s) * 1_000)
     }
 
     /// Takes a report that is now on disk.
-    pub(super) fn push(&mut self, record: Arc<ReportRecord>) {
+    pub(super) fn push(&mut self, place: ReportPlace, record: ReportRecord) {
         self.durable = record.sequence;
-        self.oldest_ms.get_or_insert(record.time_ms);
-        self.tail_bytes += record.bytes + REPORT_OVERHEAD_BYTES;
+        self.bytes += u64::from(place.place.bytes);
+        self.places.push_back(place);
+        self.tail_bytes += record.report.len() + REPORT_OVERHEAD_BYTES;
         self.tail.push_back(record);
         while self.tail_bytes > TAIL_BYTES_MAX {
             self.pop();
@@ -67,12 +87,34 @@ impl LaneState {
     fn pop(&mut self) {
         if let Some(record) = self.tail.pop_front() {
             self.tail_after = record.sequence;
-            self.tail_bytes -= record.bytes + REPORT_OVERHEAD_BYTES;
+            self.tail_bytes -= record.report.len() + REPORT_OVERHEAD_BYTES;
         }
     }
 
+    /// The reports up to a sequence.
+    pub(super) fn up_to(&self, sequence: u64) -> impl Iterator<Item = &ReportPlace> {
+        self.places.iter().take_while(move |place| place.sequence <= sequence)
+    }
+
+    /// Forgets reports up to a sequence.
+    pub(super) fn free(&mut self, acked: u64) {
+        self.acked = self.acked.max(acked);
+        while let Some(place) = self.places.pop_front_if(|place| place.sequence <= acked) {
+            self.bytes -= u64::from(place.place.bytes);
+        }
+        while self.tail.front().is_some_and(|record| record.sequence <= acked) {
+            self.pop();
+        }
+    }
+
+    /// A report that is not acked.
+    pub(super) fn find(&mut self, sequence: u64) -> Option<&mut ReportPlace> {
+        let index = self.places.partition_point(|place| place.sequence < sequence);
+        self.places.get_mut(index).filter(|place| place.sequence == sequence)
+    }
+
     /// Reports after `after` from memory, if all of them are there.
-    fn in_memory(&self, after: u64, count: usize) -> Option<Vec<Arc<ReportRecord>>> {
+    fn in_memory(&self, after: u64, count: usize) -> Option<Vec<ReportRecord>> {
         if after < self.tail_after && self.acked < self.tail_after {
             return None;
         }
@@ -80,44 +122,17 @@ impl LaneState {
         Some(self.tail.range(start..).take(count).cloned().collect())
     }
 
-    /// Forgets what is now acked and removed from disk; `oldest_ms` is of the first that is left.
-    pub(super) fn free(&mut self, acked: u64, oldest_ms: Option<i64>) {
-        self.acked = self.acked.max(acked);
-        while self.tail.front().is_some_and(|record| record.sequence <= acked) {
-            self.pop();
-        }
-        self.oldest_ms = oldest_ms;
+    /// Where reports after `after` are.
+    fn on_disk(&self, after: u64, limits: ReportLimits) -> Vec<ReportPlace> {
+        let start = self.places.partition_point(|place| place.sequence <= after);
+        let mut bytes = 0;
+        let fits = |place: &&ReportPlace| {
+            let is_first = bytes == 0;
+            bytes += place.place.bytes as usize;
+            is_first || bytes <= limits.bytes
+        };
+        self.places.range(start..).take(limits.count).take_while(fits).copied().collect()
     }
-}
-
-/// The reports of a lane from `after` (excluded) to `up_to` (included), for freeing them, and the time of
-/// the first one left. Reads the disk for what is not in memory.
-pub(super) fn acked_reports(
-    shared: &Shared,
-    store: &dyn Store,
-    lane: Lane,
-    up_to: u64,
-) -> Result<(Vec<Arc<ReportRecord>>, Option<i64>), StoreError> {
-    let (acked, durable, in_memory) = {
-        let state = shared.lane(lane);
-        (state.acked, state.durable, state.in_memory(state.acked, usize::MAX))
-    };
-    let mut records = match in_memory {
-        Some(records) => records,
-        None => {
-            let mut records = Vec::new();
-            record::scan_reports(store, lane, acked, durable, &mut |record| {
-                let is_beyond = record.sequence > up_to;
-                records.push(record);
-                !is_beyond
-            })?;
-            records
-        }
-    };
-    let count = records.partition_point(|record| record.sequence <= up_to);
-    let oldest_ms = records.get(count).map(|record| record.time_ms);
-    records.truncate(count);
-    Ok((records, oldest_ms))
 }
 
 /// Reports with their logs, as they are sent.
@@ -132,79 +147,123 @@ pub(super) async fn next_reports(
         (state.in_memory(after, limits.count), state.durable)
     };
     if let Some(records) = in_memory {
-        let batch = assemble(records, after, limits, |record| Ok(shared.cached_log(record.event)), true)?;
-        if !batch.reports.is_empty() || batch.last >= durable {
+        let batch = assemble(shared, &records, after, limits);
+        if batch.count > 0 || batch.last >= durable {
             return Ok(batch);
         }
     }
     let shared = Arc::clone(shared);
-    let read = tokio::task::spawn_blocking(move || from_disk(&shared, lane, after, durable, limits)).await;
-    match read {
-        Ok(read) => Ok(read?),
-        Err(_panic) => Err(StoreError::Panicked.into()),
-    }
+    let read = tokio::task::spawn_blocking(move || from_disk(&shared, lane, after, limits)).await;
+    read.map_err(|_panic| ReadError::Panicked)?
 }
 
-fn from_disk(
-    shared: &Shared,
-    lane: Lane,
-    after: u64,
-    durable: u64,
-    limits: ReportLimits,
-) -> Result<ReportBatch, StoreError> {
-    let store = shared.store()?;
-    let mut records = Vec::new();
-    let mut bytes = 0;
-    record::scan_reports(&*store, lane, after, durable, &mut |record| {
-        bytes += record.bytes;
-        records.push(record);
-        records.len() < limits.count && bytes < limits.bytes
-    })?;
-    let log = |record: &ReportRecord| match shared.cached_log(record.event) {
-        Some(log) => Ok(Some(log)),
-        None => Ok(record::read_log(&*store, record.event)?.map(Arc::new)),
-    };
-    assemble(records, after, limits, log, false)
-}
-
-/// Joins reports with the logs they refer to. `stop_at_missing`: a log that is not found ends the batch
-/// instead of being left out.
-fn assemble(
-    records: Vec<Arc<ReportRecord>>,
-    after: u64,
-    limits: ReportLimits,
-    log: impl Fn(&ReportRecord) -> Result<Option<Arc<v1::InboundLog>>, StoreError>,
-    stop_at_missing: bool,
-) -> Result<ReportBatch, StoreError> {
-    let mut batch = ReportBatch { reports: Vec::with_capacity(records.len()), last: after };
-    let mut bytes = 0;
+/// Joins reports with the logs they refer to, as long as these are in memory.
+fn assemble(shared: &Shared, records: &[ReportRecord], after: u64, limits: ReportLimits) -> ReportBatch {
+    let mut batch = ReportBatch { last: after, ..ReportBatch::default() };
     for record in records {
-        let mut report = record.report.clone();
-        if record.event != 0 {
-            match log(&record)? {
-                Some(log) => fill_in(&mut report, &log),
-                None if stop_at_missing => break,
-                None => {
-                    error!(sequence = record.sequence, "failed to report an event: it is missing on disk");
-                    batch.last = record.sequence;
-                    continue;
-                }
-            }
-        }
-        bytes += report.encoded_len();
-        if bytes > limits.bytes && !batch.reports.is_empty() {
+        let log = match record.log_of {
+            0 => None,
+            event => match shared.cached_log(event) {
+                Some(log) => Some(log.encode_to_vec()),
+                None => break,
+            },
+        };
+        if !batch.push(record.sequence, &record.report, log.as_deref(), limits) {
             break;
         }
-        batch.last = record.sequence;
-        batch.reports.push(report);
+    }
+    batch
+}
+
+fn from_disk(shared: &Shared, lane: Lane, after: u64, limits: ReportLimits) -> Result<ReportBatch, ReadError> {
+    let places = shared.lane(lane).on_disk(after, limits);
+    let mut batch = ReportBatch { last: after, ..ReportBatch::default() };
+    for place in places {
+        let payload = match shared.journal.read(place.place, Kind::Report) {
+            Ok(payload) => payload,
+            // A move or an ack went ahead of us; the next call sees it.
+            Err(_) if shared.lane(lane).find(place.sequence).is_none_or(|now| now.place != place.place) => {
+                break;
+            }
+            Err(failure) => {
+                error!(
+                    error = &failure as &dyn std::error::Error,
+                    sequence = place.sequence,
+                    "failed to read a report from the buffer; it is left out"
+                );
+                batch.last = place.sequence;
+                continue;
+            }
+        };
+        let Some((header, report)) = record::read_report(&payload) else {
+            batch.last = place.sequence;
+            continue;
+        };
+        let log = if header.has_log { shared.read_log_bytes(header.event)? } else { None };
+        if header.has_log && log.is_none() {
+            error!(sequence = place.sequence, "failed to report an event: it is missing on disk");
+            batch.last = place.sequence;
+            continue;
+        }
+        if !batch.push(place.sequence, report, log.as_deref(), limits) {
+            break;
+        }
     }
     Ok(batch)
 }
 
-/// Puts the log around the deliveries that the report carries.
-fn fill_in(report: &mut v1::Report, log: &v1::InboundLog) {
-    if let Some(v1::report::Report::Event(event)) = &mut report.report {
-        let deliveries = event.inbound_log.take().map(|log| log.deliveries).unwrap_or_default();
-        event.inbound_log = Some(v1::InboundLog { deliveries, ..log.clone() });
+/// Field numbers of the messages that are put together here from encoded parts.
+mod field {
+    pub(super) const REPORTS_OF_REQUEST: u32 = 2;
+    pub(super) const EVENT_OF_REPORT: u32 = 2;
+    pub(super) const LOG_OF_EVENT: u32 = 1;
+}
+
+/// Length of a field with a payload of so many bytes; all field numbers here take one byte.
+const fn field_len(payload: usize) -> usize {
+    1 + encoded_len_varint(payload as u64) + payload
+}
+
+fn put_key(out: &mut BytesMut, field: u32, payload: usize) {
+    encode_key(field, WireType::LengthDelimited, out);
+    encode_varint(payload as u64, out);
+}
+
+impl ReportBatch {
+    /// Adds a report, if there is room. A log is merged into the report's event: in protobuf, the parts of a
+    /// message that comes twice are joined (<https://protobuf.dev/programming-guides/encoding/#last-one-wins>).
+    fn push(&mut self, sequence: u64, report: &[u8], log: Option<&[u8]>, limits: ReportLimits) -> bool {
+        let event_len = log.map_or(0, |log| field_len(log.len()));
+        let report_len = report.len() + if log.is_some() { field_len(event_len) } else { 0 };
+        if self.count > 0 && self.encoded.len() + report_len > limits.bytes {
+            return false;
+        }
+        self.encoded.reserve(field_len(report_len));
+        put_key(&mut self.encoded, field::REPORTS_OF_REQUEST, report_len);
+        self.encoded.put_slice(report);
+        if let Some(log) = log {
+            put_key(&mut self.encoded, field::EVENT_OF_REPORT, event_len);
+            put_key(&mut self.encoded, field::LOG_OF_EVENT, log.len());
+            self.encoded.put_slice(log);
+        }
+        self.last = sequence;
+        self.count += 1;
+        true
+    }
+
+    /// The reports of this batch as one `ReportLogsRequest`.
+    pub(crate) fn into_request(self, buffer_id: &str) -> Bytes {
+        let head = v1::ReportLogsRequest { buffer_id: buffer_id.to_owned(), reports: Vec::new() };
+        let mut request = self.encoded;
+        // Fields may come in any order.
+        request.reserve(head.encoded_len());
+        head.encode_raw(&mut request);
+        request.freeze()
+    }
+
+    /// The reports, for tests.
+    #[cfg(test)]
+    pub(crate) fn reports(&self) -> Vec<v1::Report> {
+        v1::ReportLogsRequest::decode(self.encoded.clone().freeze()).expect("reports decode").reports
     }
 }

@@ -1,45 +1,34 @@
-//! Keys and values on disk. Numbers are big endian, so that keys sort as numbers do.
+//! What the payloads of the journal's records say. Numbers are big endian.
 //!
-//! | key | value |
+//! | kind | payload |
 //! |---|---|
-//! | `e` sequence chunk | an event: [`EventHeader`], then `InboundLog` |
-//! | `s` sequence | its deliveries; there only while a reported event is unsettled |
-//! | `m` event id | that it was seen: [`Mark`] |
-//! | `r` lane sequence chunk | a report not acked yet: [`ReportRecord`] |
-//! | `o` opt-out id | a decision of a contact, as `OptOut` |
-//! | `x` name | buffer ids and counters |
-//!
-//! Values longer than [`CHUNK_BYTES`] are split: sled packs up to 16 values into a page, and a page over
-//! 128 KiB goes to a file that it never syncs.
+//! | event | [`EventHeader`], then its `InboundLog` |
+//! | report | [`ReportHeader`], then the `Report`, without the log of the event it refers to |
+//! | outcome | event number, one [`StateChange`], then its `DeliveryAttempt` |
+//! | mark | event id, [`Mark`] |
+//! | opt-out | `OptOut` |
+//! | acked | lane, sequence |
+//! | state | event number, how far its report is, [`StateChange`] of each delivery |
 
-use std::sync::Arc;
-
+use bytes::Bytes;
 use gateway_core::{delivery::DeliveryState, id::EventId};
 use gateway_proto::v1;
 use prost::Message as _;
 
 use super::{
-    index::{Deliveries, Delivery},
-    store::{Op, Store, StoreError},
+    index::{Delivery, Reported},
+    journal::{Place, format::Reader},
 };
 
-/// Longest value on disk.
-pub(super) const CHUNK_BYTES: usize = 4 * 1024;
 /// How long an event is remembered after it was seen: Meta repeats for up to 7 days.
 pub(super) const MARK_DAYS: u32 = 8;
-
-const EVENT: u8 = b'e';
-const STATE: u8 = b's';
-const MARK: u8 = b'm';
-const REPORT: u8 = b'r';
-const OPT_OUT: u8 = b'o';
 
 /// Which reports go first. Each lane has sequences and a buffer id of its own, so that a backlog of logs
 /// never holds up an opt-out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Lane {
-    /// Opt-outs and destinations that are gone.
+    /// Opt-outs, destinations that are gone, damage.
     Urgent = 0,
     /// Everything else.
     Logs = 1,
@@ -48,228 +37,216 @@ pub enum Lane {
 impl Lane {
     /// Both, the urgent one first.
     pub const ALL: [Self; 2] = [Self::Urgent, Self::Logs];
-}
 
-/// A value on disk cannot be read.
-#[derive(Debug, thiserror::Error)]
-#[error("decode a stored {0}")]
-pub(super) struct BadRecord(pub(super) &'static str);
-
-impl From<BadRecord> for StoreError {
-    fn from(bad: BadRecord) -> Self {
-        Self::Damaged(Box::new(bad))
+    const fn of(byte: u8) -> Option<Self> {
+        match byte {
+            0 => Some(Self::Urgent),
+            1 => Some(Self::Logs),
+            _ => None,
+        }
     }
-}
-
-fn key(prefix: u8, parts: &[&[u8]]) -> Vec<u8> {
-    let mut key = Vec::with_capacity(1 + parts.iter().map(|part| part.len()).sum::<usize>());
-    key.push(prefix);
-    parts.iter().for_each(|part| key.extend_from_slice(part));
-    key
-}
-
-/// Everything under a prefix, for [`Store::scan`].
-pub(super) fn all_of(prefix: u8) -> ([u8; 1], [u8; 1]) {
-    ([prefix], [prefix + 1])
-}
-
-pub(super) fn all_events() -> ([u8; 1], [u8; 1]) {
-    all_of(EVENT)
-}
-
-pub(super) fn all_states() -> ([u8; 1], [u8; 1]) {
-    all_of(STATE)
-}
-
-pub(super) fn all_marks() -> ([u8; 1], [u8; 1]) {
-    all_of(MARK)
-}
-
-pub(super) fn all_opt_outs() -> ([u8; 1], [u8; 1]) {
-    all_of(OPT_OUT)
-}
-
-pub(super) fn event_key(sequence: u64, chunk: u16) -> Vec<u8> {
-    key(EVENT, &[&sequence.to_be_bytes(), &chunk.to_be_bytes()])
-}
-
-pub(super) fn state_key(sequence: u64) -> Vec<u8> {
-    key(STATE, &[&sequence.to_be_bytes()])
-}
-
-pub(super) fn mark_key(id: &EventId) -> Vec<u8> {
-    key(MARK, &[id.as_bytes()])
-}
-
-pub(super) fn report_key(lane: Lane, sequence: u64, chunk: u16) -> Vec<u8> {
-    key(REPORT, &[&[lane as u8], &sequence.to_be_bytes(), &chunk.to_be_bytes()])
-}
-
-pub(super) fn opt_out_key(id: &str) -> Vec<u8> {
-    key(OPT_OUT, &[id.as_bytes()])
-}
-
-pub(super) fn meta_key(name: &str) -> Vec<u8> {
-    key(b'x', &[name.as_bytes()])
-}
-
-/// The sequence in the key of an event or a state, and the chunk of an event's.
-pub(super) fn sequence_of(key: &[u8]) -> Option<(u64, u16)> {
-    let sequence = u64::from_be_bytes(key.get(1..9)?.try_into().ok()?);
-    let chunk = key.get(9..11).and_then(|bytes| bytes.try_into().ok()).map_or(0, u16::from_be_bytes);
-    Some((sequence, chunk))
-}
-
-/// The sequence and the chunk in the key of a report.
-pub(super) fn report_sequence_of(key: &[u8]) -> Option<(u64, u16)> {
-    let sequence = u64::from_be_bytes(key.get(2..10)?.try_into().ok()?);
-    let chunk = u16::from_be_bytes(key.get(10..12)?.try_into().ok()?);
-    Some((sequence, chunk))
-}
-
-fn chunk_count(bytes: usize) -> u16 {
-    u16::try_from((bytes + 4).div_ceil(CHUNK_BYTES)).expect("a record is far below 256 MiB")
-}
-
-/// Writes `blob` in chunks, its length first.
-pub(super) fn put_blob(ops: &mut Vec<Op>, key: impl Fn(u16) -> Vec<u8>, blob: &[u8]) {
-    let length = u32::try_from(blob.len()).expect("a record is far below 4 GiB");
-    let first = blob.len().min(CHUNK_BYTES - 4);
-    let mut head = Vec::with_capacity(4 + first);
-    head.extend_from_slice(&length.to_be_bytes());
-    head.extend_from_slice(&blob[..first]);
-    ops.push(Op::Put(key(0), head));
-    for (index, chunk) in blob[first..].chunks(CHUNK_BYTES).enumerate() {
-        let number = u16::try_from(index + 1).expect("a record is far below 256 MiB");
-        ops.push(Op::Put(key(number), chunk.to_vec()));
-    }
-}
-
-/// Removes what [`put_blob`] wrote for a blob of this length.
-pub(super) fn delete_blob(ops: &mut Vec<Op>, key: impl Fn(u16) -> Vec<u8>, bytes: usize) {
-    ops.extend((0..chunk_count(bytes)).map(|chunk| Op::Delete(key(chunk))));
-}
-
-/// The length of the blob whose first chunk this is, and what the chunk holds of it.
-pub(super) fn split_head(head: &[u8]) -> Option<(usize, &[u8])> {
-    let (length, rest) = head.split_first_chunk::<4>()?;
-    Some((u32::from_be_bytes(*length) as usize, rest))
-}
-
-/// Reads what [`put_blob`] wrote. None when it is not there.
-pub(super) fn read_blob(
-    store: &dyn Store,
-    key: impl Fn(u16) -> Vec<u8>,
-) -> Result<Option<Vec<u8>>, StoreError> {
-    let Some(head) = store.get(&key(0))? else { return Ok(None) };
-    let (length, first) = split_head(&head).ok_or(BadRecord("length"))?;
-    let mut blob = Vec::with_capacity(length);
-    blob.extend_from_slice(first);
-    for chunk in 1..chunk_count(length) {
-        let bytes = store.get(&key(chunk))?.ok_or(BadRecord("chunk"))?;
-        blob.extend_from_slice(&bytes);
-    }
-    if blob.len() == length { Ok(Some(blob)) } else { Err(BadRecord("blob").into()) }
 }
 
 /// What the buffer itself needs to know of an event, before its `InboundLog`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct EventHeader {
+pub(super) struct EventHeader<'a> {
+    /// Its number; numbers grow with the order of acceptance.
+    pub(super) number: u64,
     pub(super) id: EventId,
     pub(super) receive_ms: i64,
-    pub(super) subscriptions: Vec<Box<str>>,
+    /// Hash of the contact, for ordering; 0 when there is none.
+    pub(super) contact: u32,
+    pub(super) subscriptions: Vec<&'a str>,
 }
 
-const FORMAT: u8 = 1;
-
-pub(super) fn encode_event(header: &EventHeader, log: &v1::InboundLog) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(64 + header.subscriptions.len() * 32 + log.encoded_len());
-    bytes.push(FORMAT);
-    bytes.extend_from_slice(header.id.as_bytes());
-    bytes.extend_from_slice(&header.receive_ms.to_be_bytes());
+pub(super) fn put_event(out: &mut Vec<u8>, header: &EventHeader<'_>, log: &v1::InboundLog) {
+    out.extend_from_slice(&header.number.to_be_bytes());
+    out.extend_from_slice(header.id.as_bytes());
+    out.extend_from_slice(&header.receive_ms.to_be_bytes());
+    out.extend_from_slice(&header.contact.to_be_bytes());
     let count = u16::try_from(header.subscriptions.len()).expect("an event has few subscriptions");
-    bytes.extend_from_slice(&count.to_be_bytes());
+    out.extend_from_slice(&count.to_be_bytes());
     for id in &header.subscriptions {
-        bytes.push(u8::try_from(id.len()).expect("an id has at most 63 characters"));
-        bytes.extend_from_slice(id.as_bytes());
+        out.push(u8::try_from(id.len()).expect("an id has at most 63 characters"));
+        out.extend_from_slice(id.as_bytes());
     }
-    log.encode_raw(&mut bytes);
-    bytes
+    log.encode_raw(out);
 }
 
-/// The header and where the log begins. None when the bytes end too early or are not an event.
-pub(super) fn decode_event_header(bytes: &[u8]) -> Option<(EventHeader, usize)> {
-    let mut rest = Reader(bytes);
-    if rest.take(1)? != [FORMAT] {
-        return None;
-    }
+/// The header of an event, and its log. None when the bytes end too early.
+pub(super) fn read_event(payload: &[u8]) -> Option<(EventHeader<'_>, &[u8])> {
+    let mut rest = Reader(payload);
+    let number = u64::from_be_bytes(rest.array()?);
     let id = EventId::from_bytes(rest.array()?);
     let receive_ms = i64::from_be_bytes(rest.array()?);
+    let contact = u32::from_be_bytes(rest.array()?);
     let count = u16::from_be_bytes(rest.array()?);
     let mut subscriptions = Vec::with_capacity(usize::from(count));
     for _ in 0..count {
         let [length] = rest.array()?;
-        subscriptions.push(std::str::from_utf8(rest.take(usize::from(length))?).ok()?.into());
+        subscriptions.push(std::str::from_utf8(rest.take(usize::from(length))?).ok()?);
     }
-    Some((EventHeader { id, receive_ms, subscriptions }, bytes.len() - rest.0.len()))
+    Some((EventHeader { number, id, receive_ms, contact, subscriptions }, rest.0))
 }
 
-/// Reads the log of an event.
-pub(super) fn read_log(store: &dyn Store, sequence: u64) -> Result<Option<v1::InboundLog>, StoreError> {
-    let Some(bytes) = read_blob(store, |chunk| event_key(sequence, chunk))? else { return Ok(None) };
-    let (_, offset) = decode_event_header(&bytes).ok_or(BadRecord("event"))?;
-    let log = v1::InboundLog::decode(&bytes[offset..]).map_err(|_| BadRecord("event"))?;
-    Ok(Some(log))
+/// The number of the event that a record of this kind begins with.
+pub(super) fn leading_number(payload: &[u8]) -> Option<u64> {
+    Reader(payload).array().map(u64::from_be_bytes)
 }
 
-struct Reader<'a>(&'a [u8]);
+/// A delivery as it is now. Which one is told by its place among the subscriptions of its event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct StateChange {
+    pub(super) delivery: u16,
+    pub(super) attempts: u16,
+    pub(super) state: DeliveryState,
+    pub(super) due_ms: i64,
+}
 
-impl<'a> Reader<'a> {
-    fn take(&mut self, count: usize) -> Option<&'a [u8]> {
-        let (taken, rest) = self.0.split_at_checked(count)?;
-        self.0 = rest;
-        Some(taken)
+impl StateChange {
+    /// Of the delivery at this place.
+    pub(super) fn of(place: usize, delivery: &Delivery) -> Self {
+        Self {
+            delivery: u16::try_from(place).expect("an event has few subscriptions"),
+            attempts: delivery.attempts,
+            state: delivery.state,
+            due_ms: delivery.due_ms,
+        }
     }
 
-    fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
-        self.take(N)?.try_into().ok()
+    /// Brings the delivery up to it.
+    pub(super) fn apply(&self, deliveries: &mut [Delivery]) {
+        if let Some(delivery) = deliveries.get_mut(usize::from(self.delivery)) {
+            delivery.attempts = self.attempts;
+            delivery.state = self.state;
+            delivery.due_ms = self.due_ms;
+        }
+    }
+
+    fn put(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.delivery.to_be_bytes());
+        out.extend_from_slice(&self.attempts.to_be_bytes());
+        out.push(self.state.to_proto() as u8);
+        out.extend_from_slice(&self.due_ms.to_be_bytes());
+    }
+
+    fn read(rest: &mut Reader<'_>) -> Option<Self> {
+        let delivery = u16::from_be_bytes(rest.array()?);
+        let attempts = u16::from_be_bytes(rest.array()?);
+        let [state] = rest.array()?;
+        let state = v1::DeliveryState::try_from(i32::from(state)).unwrap_or(v1::DeliveryState::Pending);
+        let due_ms = i64::from_be_bytes(rest.array()?);
+        Some(Self { delivery, attempts, state: DeliveryState::from_proto(state), due_ms })
     }
 }
 
-const fn state_number(state: DeliveryState) -> u8 {
-    state.to_proto() as u8
+fn put_changes(out: &mut Vec<u8>, changes: &[StateChange]) {
+    let count = u16::try_from(changes.len()).expect("an event has few subscriptions");
+    out.extend_from_slice(&count.to_be_bytes());
+    changes.iter().for_each(|change| change.put(out));
 }
 
-fn state_of(number: u8) -> DeliveryState {
-    let state = v1::DeliveryState::try_from(i32::from(number)).unwrap_or(v1::DeliveryState::Pending);
-    DeliveryState::from_proto(state)
+fn read_changes(rest: &mut Reader<'_>) -> Option<Vec<StateChange>> {
+    let count = u16::from_be_bytes(rest.array()?);
+    (0..count).map(|_| StateChange::read(rest)).collect()
 }
 
-pub(super) fn encode_state(deliveries: &Deliveries) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(deliveries.as_slice().len() * 11);
-    for delivery in deliveries.as_slice() {
-        bytes.extend_from_slice(&delivery.attempts.to_be_bytes());
-        bytes.push(state_number(delivery.state));
-        bytes.extend_from_slice(&delivery.due_ms.to_be_bytes());
+/// What the buffer itself needs to know of a report.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct ReportHeader {
+    pub(super) lane: Lane,
+    pub(super) sequence: u64,
+    pub(super) time_ms: i64,
+    /// The event it is about; 0 for none.
+    pub(super) event: u64,
+    /// Whether the event's log goes into the report.
+    pub(super) has_log: bool,
+    /// The event's deliveries as they are now, those that changed.
+    pub(super) changes: Vec<StateChange>,
+}
+
+pub(super) fn put_report(out: &mut Vec<u8>, header: &ReportHeader, report: &[u8]) {
+    // The event comes first, as in the other records about one.
+    out.extend_from_slice(&header.event.to_be_bytes());
+    out.push(header.lane as u8);
+    out.extend_from_slice(&header.sequence.to_be_bytes());
+    out.extend_from_slice(&header.time_ms.to_be_bytes());
+    out.push(u8::from(header.has_log));
+    put_changes(out, &header.changes);
+    out.extend_from_slice(report);
+}
+
+/// The header of a report, and the report.
+pub(super) fn read_report(payload: &[u8]) -> Option<(ReportHeader, &[u8])> {
+    let mut rest = Reader(payload);
+    let event = u64::from_be_bytes(rest.array()?);
+    let [lane] = rest.array()?;
+    let lane = Lane::of(lane)?;
+    let sequence = u64::from_be_bytes(rest.array()?);
+    let time_ms = i64::from_be_bytes(rest.array()?);
+    let [has_log] = rest.array()?;
+    let changes = read_changes(&mut rest)?;
+    Some((ReportHeader { lane, sequence, time_ms, event, has_log: has_log != 0, changes }, rest.0))
+}
+
+/// A report that is not acked yet, in memory. An event's log is not repeated in it: it refers to the event.
+#[derive(Debug, Clone)]
+pub(super) struct ReportRecord {
+    pub(super) sequence: u64,
+    /// The event whose log goes into the report; 0 for reports that are whole.
+    pub(super) log_of: u64,
+    /// The `Report`.
+    pub(super) report: Bytes,
+}
+
+pub(super) fn put_outcome(out: &mut Vec<u8>, event: u64, change: StateChange, attempt: Option<&v1::DeliveryAttempt>) {
+    out.extend_from_slice(&event.to_be_bytes());
+    change.put(out);
+    if let Some(attempt) = attempt {
+        attempt.encode_raw(out);
     }
-    bytes
 }
 
-/// Brings stored states into deliveries that have the order of the event's subscriptions.
-pub(super) fn decode_state(bytes: &[u8], deliveries: &mut [Delivery]) -> Result<(), BadRecord> {
-    let mut rest = Reader(bytes);
-    for delivery in deliveries {
-        let mut read = || {
-            let attempts = u16::from_be_bytes(rest.array()?);
-            let [state] = rest.array()?;
-            Some((attempts, state, i64::from_be_bytes(rest.array()?)))
-        };
-        let (attempts, state, due_ms) = read().ok_or(BadRecord("delivery state"))?;
-        delivery.attempts = attempts;
-        delivery.state = state_of(state);
-        delivery.due_ms = due_ms;
-    }
-    Ok(())
+/// The event of an outcome, what changed, and the attempt that was made.
+pub(super) fn read_outcome(payload: &[u8]) -> Option<(u64, StateChange, Option<v1::DeliveryAttempt>)> {
+    let mut rest = Reader(payload);
+    let event = u64::from_be_bytes(rest.array()?);
+    let change = StateChange::read(&mut rest)?;
+    let attempt = if rest.0.is_empty() { None } else { Some(v1::DeliveryAttempt::decode(rest.0).ok()?) };
+    Some((event, change, attempt))
+}
+
+pub(super) fn put_state(out: &mut Vec<u8>, event: u64, reported: Reported, deliveries: &[Delivery]) {
+    out.extend_from_slice(&event.to_be_bytes());
+    out.push(reported as u8);
+    let changes: Vec<StateChange> =
+        deliveries.iter().enumerate().map(|(place, delivery)| StateChange::of(place, delivery)).collect();
+    put_changes(out, &changes);
+}
+
+/// The event of a state, how far its report is, and its deliveries.
+pub(super) fn read_state(payload: &[u8]) -> Option<(u64, Reported, Vec<StateChange>)> {
+    let mut rest = Reader(payload);
+    let event = u64::from_be_bytes(rest.array()?);
+    let [reported] = rest.array()?;
+    let reported = match reported {
+        0 => Reported::No,
+        1 => Reported::Queued,
+        2 => Reported::Acked,
+        _ => return None,
+    };
+    Some((event, reported, read_changes(&mut rest)?))
+}
+
+pub(super) fn put_acked(out: &mut Vec<u8>, lane: Lane, sequence: u64) {
+    out.push(lane as u8);
+    out.extend_from_slice(&sequence.to_be_bytes());
+}
+
+pub(super) fn read_acked(payload: &[u8]) -> Option<(Lane, u64)> {
+    let mut rest = Reader(payload);
+    let [lane] = rest.array()?;
+    Some((Lane::of(lane)?, u64::from_be_bytes(rest.array()?)))
 }
 
 /// That an event was seen.
@@ -279,30 +256,46 @@ pub(super) struct Mark {
     pub(super) expire_day: u32,
     /// How many times it came again.
     pub(super) duplicates: u32,
-    /// The event's sequence; 0 for what is no event: an unrouted callback, a contact's wish that came alone.
-    pub(super) sequence: u64,
+    /// The event's number; 0 for what is no event: an unrouted callback, a contact's wish that came alone.
+    pub(super) event: u64,
 }
 
+/// Length of an encoded mark.
+pub(super) const MARK_BYTES: usize = 16;
+
 impl Mark {
-    pub(super) fn encode(self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(16);
-        bytes.extend_from_slice(&self.expire_day.to_be_bytes());
-        bytes.extend_from_slice(&self.duplicates.to_be_bytes());
-        bytes.extend_from_slice(&self.sequence.to_be_bytes());
+    /// Of what was seen first at this time.
+    pub(super) fn new(seen_ms: i64, event: u64) -> Self {
+        Self { expire_day: day_of(seen_ms) + MARK_DAYS, duplicates: 0, event }
+    }
+
+    pub(super) fn encode(self) -> [u8; MARK_BYTES] {
+        let mut bytes = [0; MARK_BYTES];
+        bytes[..4].copy_from_slice(&self.expire_day.to_be_bytes());
+        bytes[4..8].copy_from_slice(&self.duplicates.to_be_bytes());
+        bytes[8..].copy_from_slice(&self.event.to_be_bytes());
         bytes
     }
 
-    pub(super) fn decode(bytes: &[u8]) -> Result<Self, BadRecord> {
+    pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
         let mut rest = Reader(bytes);
-        let mut read = || {
-            Some(Self {
-                expire_day: u32::from_be_bytes(rest.array()?),
-                duplicates: u32::from_be_bytes(rest.array()?),
-                sequence: u64::from_be_bytes(rest.array()?),
-            })
-        };
-        read().ok_or(BadRecord("mark"))
+        Some(Self {
+            expire_day: u32::from_be_bytes(rest.array()?),
+            duplicates: u32::from_be_bytes(rest.array()?),
+            event: u64::from_be_bytes(rest.array()?),
+        })
     }
+}
+
+pub(super) fn put_mark(out: &mut Vec<u8>, id: &EventId, mark: Mark) {
+    out.extend_from_slice(id.as_bytes());
+    out.extend_from_slice(&mark.encode());
+}
+
+pub(super) fn read_mark(payload: &[u8]) -> Option<(EventId, Mark)> {
+    let mut rest = Reader(payload);
+    let id = EventId::from_bytes(rest.array()?);
+    Some((id, Mark::decode(rest.0)?))
 }
 
 /// The day since 1970 of a time in milliseconds.
@@ -310,86 +303,19 @@ pub(super) fn day_of(ms: i64) -> u32 {
     u32::try_from(ms / 86_400_000).unwrap_or(0)
 }
 
-/// A report that is not acked yet. An event's log is not repeated in it: it refers to the event.
-#[derive(Debug)]
-pub(super) struct ReportRecord {
+/// A report that is not acked yet, by where it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct ReportPlace {
     pub(super) sequence: u64,
-    pub(super) time_ms: i64,
-    /// The event whose log goes into the report; 0 for reports that are whole.
+    /// The event it is about; 0 for none.
     pub(super) event: u64,
-    pub(super) report: v1::Report,
-    /// Length on disk.
-    pub(super) bytes: usize,
+    pub(super) place: Place,
+    /// When it was written, in seconds since 1970.
+    pub(super) time_s: u32,
+    pub(super) has_log: bool,
 }
 
-const REPORT_HEADER_BYTES: usize = 17;
-
-impl ReportRecord {
-    pub(super) fn new(event: u64, time_ms: i64, report: v1::Report) -> Self {
-        let bytes = REPORT_HEADER_BYTES + report.encoded_len();
-        Self { sequence: report.sequence, time_ms, event, report, bytes }
-    }
-
-    pub(super) fn encode(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(self.bytes);
-        bytes.push(FORMAT);
-        bytes.extend_from_slice(&self.time_ms.to_be_bytes());
-        bytes.extend_from_slice(&self.event.to_be_bytes());
-        self.report.encode_raw(&mut bytes);
-        bytes
-    }
-
-    pub(super) fn decode(bytes: &[u8]) -> Result<Arc<Self>, BadRecord> {
-        let (time_ms, event) = report_header(bytes).ok_or(BadRecord("report"))?;
-        let report = v1::Report::decode(&bytes[REPORT_HEADER_BYTES..]).map_err(|_| BadRecord("report"))?;
-        Ok(Arc::new(Self { sequence: report.sequence, time_ms, event, report, bytes: bytes.len() }))
-    }
-}
-
-/// Time and event of a stored report, from its first bytes.
-pub(super) fn report_header(bytes: &[u8]) -> Option<(i64, u64)> {
-    let mut rest = Reader(bytes);
-    if rest.take(1)? != [FORMAT] {
-        return None;
-    }
-    Some((i64::from_be_bytes(rest.array()?), u64::from_be_bytes(rest.array()?)))
-}
-
-/// Reads reports of a lane after `after` and up to `up_to`, until `take` returns false.
-pub(super) fn scan_reports(
-    store: &dyn Store,
-    lane: Lane,
-    after: u64,
-    up_to: u64,
-    take: &mut dyn FnMut(Arc<ReportRecord>) -> bool,
-) -> Result<(), StoreError> {
-    let (from, to) = (report_key(lane, after + 1, 0), report_key(lane, up_to + 1, 0));
-    let mut expected = 0;
-    let mut blob = Vec::new();
-    let mut bad = None;
-    store.scan(&from, &to, &mut |key, value| {
-        let is_head = report_sequence_of(key).is_some_and(|(_, chunk)| chunk == 0);
-        if is_head {
-            let Some((length, first)) = split_head(value) else {
-                bad = Some(BadRecord("report"));
-                return false;
-            };
-            expected = length;
-            blob.clear();
-            blob.extend_from_slice(first);
-        } else {
-            blob.extend_from_slice(value);
-        }
-        if blob.len() < expected {
-            return true;
-        }
-        match ReportRecord::decode(&blob) {
-            Ok(record) => take(record),
-            Err(failure) => {
-                bad = Some(failure);
-                false
-            }
-        }
-    })?;
-    bad.map_or(Ok(()), |bad| Err(bad.into()))
+/// Whether the time of a report fits; it does until 2106.
+pub(super) fn seconds(time_ms: i64) -> u32 {
+    u32::try_from(time_ms / 1_000).unwrap_or(u32::MAX)
 }

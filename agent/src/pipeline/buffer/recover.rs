@@ -1,257 +1,462 @@
-//! Reads what is open from disk: at start, and when a damaged store was replaced.
+//! Reads the journal at start: what is open, which reports wait, and what cannot be read.
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
+    io,
+    path::Path,
+    sync::Arc,
+};
 
-use gateway_core::{delivery::DeliveryState, id::WebhookSubscriptionId};
+use gateway_core::{
+    delivery::DeliveryState,
+    id::{EventId, WebhookSubscriptionId},
+};
 use gateway_proto::v1;
 use prost::Message as _;
 use tracing::warn;
 use uuid::Uuid;
 
 use super::{
-    OpenDelivery,
+    OpenDelivery, Outcome,
     index::{Delivery, Index, Reported, Slot, Subscriptions},
+    journal::{
+        Counters, Place, Segment,
+        format::{BadHeader, CONTINUES, HEADER_BYTES, Header, Kind, MOVED, Record, VERSION},
+        read::{Found, Stored, list, scan},
+        segment_path,
+    },
+    keeper::mark_of,
     lane::LaneState,
-    record::{self, BadRecord, Lane},
-    round::{COUNTER_NAMES, Counter, Counters},
-    store::{Op, Store, StoreError},
+    record::{self, Lane, Mark, ReportPlace, StateChange},
+    round::Young,
+    view::Position,
 };
 
-/// Everything that a store holds.
+/// The journal cannot be used, and must not be touched.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum RecoverError {
+    /// It was written by a newer program.
+    #[error(
+        "read the journal: segment {segment} has format {version}, this program knows {known}; \
+         start the newer program again, or use another --data-dir"
+    )]
+    Newer {
+        /// The segment.
+        segment: u32,
+        /// Its version.
+        version: u8,
+        /// Ours.
+        known: u8,
+    },
+    /// The disk refused.
+    #[error("read the journal")]
+    Io(#[from] io::Error),
+}
+
+/// What could not be read.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub(super) struct Damage {
+    /// What was wrong, for people; empty when nothing was.
+    pub(super) causes: Vec<&'static str>,
+    pub(super) unreadable_bytes: u64,
+    /// Events that may be lost; some of them were delivered already.
+    pub(super) events_lost_max: u64,
+}
+
+impl Damage {
+    fn cause(&mut self, cause: &'static str) {
+        if !self.causes.contains(&cause) {
+            self.causes.push(cause);
+        }
+    }
+}
+
+/// Everything that a journal holds.
 pub(super) struct Recovered {
+    pub(super) journal_id: Uuid,
+    pub(super) segments: BTreeMap<u32, Segment>,
+    /// The newest segment and up to where it is good.
+    pub(super) last: (u32, u64),
+    pub(super) counters: Counters,
     pub(super) index: Index,
     pub(super) subscriptions: Subscriptions,
     pub(super) lanes: [LaneState; 2],
-    pub(super) counters: Counters,
     pub(super) opt_outs: HashMap<String, v1::OptOut>,
+    pub(super) opt_out_places: HashMap<String, Place>,
     pub(super) open: Vec<OpenDelivery>,
+    pub(super) young: Young,
     /// Events whose report is not written yet.
     pub(super) unreported: Vec<u64>,
+    /// Marks that the index does not have.
+    pub(super) marks: Vec<(EventId, Mark)>,
+    pub(super) damage: Damage,
 }
 
-const BUFFER_ID_NAMES: [&str; 2] = ["buffer_id_urgent", "buffer_id_logs"];
-
-/// Reads a store, and gives a fresh one its ids.
-pub(super) fn recover(store: &dyn Store) -> Result<Recovered, StoreError> {
-    let buffer_ids = buffer_ids(store)?;
-    let mut index = Index::default();
-    let mut subscriptions = Subscriptions::default();
-    let orphans = read_events(store, &mut index, &mut subscriptions)?;
-    let mut states = read_states(store)?;
-    let mut queued = HashSet::new();
-    let mut lanes = Vec::with_capacity(2);
-    for (lane, buffer_id) in Lane::ALL.into_iter().zip(buffer_ids) {
-        let (state, bytes) = read_lane(store, lane, buffer_id, &mut queued)?;
-        index.bytes += bytes;
-        lanes.push(state);
+/// Reads the journal in a directory. `position` is what the index reflects, as far as it belongs to this
+/// journal.
+pub(super) fn recover(directory: &Path, view: Option<Position>) -> Result<Recovered, RecoverError> {
+    let stored = list(directory)?;
+    for segment in &stored {
+        if let Err(BadHeader::Newer(version)) = segment.header {
+            return Err(RecoverError::Newer { segment: segment.number, version, known: VERSION });
+        }
     }
-    let lanes: [LaneState; 2] = lanes.try_into().ok().expect("there are two lanes");
-    let counters = read_counters(store, &index, &lanes)?;
-    let (open, unreported) = join(&mut index, &mut states, &queued)?;
-    let mut cleanup = orphans;
-    cleanup.extend(states.into_keys().map(|sequence| Op::Delete(record::state_key(sequence))));
-    if !cleanup.is_empty() {
-        warn!(count = cleanup.len(), "removing pieces of events that are not whole");
-        store.commit(cleanup)?;
+    let headers = || stored.iter().filter_map(|segment| segment.header.as_ref().ok());
+    // An index that was made before the first segment has the id already.
+    let begun = || view.filter(|view| view.segment == 0).map(|view| view.journal);
+    let stored_id = headers().next_back().map(|header| header.journal).or_else(begun);
+    let journal_id = stored_id.map_or_else(Uuid::now_v7, Uuid::from_bytes);
+    let view = view.filter(|view| view.journal == journal_id.into_bytes());
+    let mut replay = Replay { view, ..Replay::default() };
+    for (index, segment) in stored.iter().enumerate() {
+        replay.segment(directory, segment, stored.get(index + 1))?;
     }
-    let opt_outs = read_opt_outs(store)?;
-    Ok(Recovered { index, subscriptions, lanes, counters, opt_outs, open, unreported })
+    replay.check_against(view);
+    Ok(replay.finish(journal_id))
 }
 
-fn buffer_ids(store: &dyn Store) -> Result<[String; 2], StoreError> {
-    let mut ids = [String::new(), String::new()];
-    let mut ops = Vec::new();
-    for (id, name) in ids.iter_mut().zip(BUFFER_ID_NAMES) {
-        match store.get(&record::meta_key(name))? {
-            Some(stored) => *id = String::from_utf8(stored).map_err(|_| BadRecord("buffer id"))?,
-            None => {
-                *id = Uuid::now_v7().to_string();
-                ops.push(Op::Put(record::meta_key(name), id.clone().into_bytes()));
+/// Marks kept in memory when there is no index: enough for the repeats of some minutes.
+const MARKS_WITHOUT_INDEX_MAX: usize = 200_000;
+/// Shorter than any event, for an upper bound of how many a damaged stretch can have held.
+const EVENT_BYTES_MIN: u64 = 100;
+
+#[derive(Default)]
+struct Replay {
+    segments: BTreeMap<u32, Segment>,
+    last: (u32, u64),
+    counters: Option<Counters>,
+    index: Index,
+    subscriptions: Subscriptions,
+    lanes: [BTreeMap<u64, ReportPlace>; 2],
+    opt_outs: HashMap<String, v1::OptOut>,
+    opt_out_places: HashMap<String, Place>,
+    young: HashMap<u64, Vec<(StateChange, Option<v1::DeliveryAttempt>)>>,
+    marks: VecDeque<(EventId, Mark)>,
+    damage: Damage,
+    view: Option<Position>,
+    /// Number of the newest event that was written for the first time.
+    newest_event: u64,
+    /// Bytes before the next record that could not be read.
+    gap: Option<u64>,
+    is_moved: bool,
+}
+
+impl Replay {
+    fn segment(&mut self, directory: &Path, stored: &Stored, next: Option<&Stored>) -> io::Result<()> {
+        let number = stored.number;
+        let is_missing = self.segments.last_key_value().is_some_and(|(newest, _)| number > newest + 1);
+        if is_missing {
+            self.damage.cause("a journal segment is missing");
+            self.gap = Some(0);
+        }
+        let mut segment = Segment::default();
+        match &stored.header {
+            Ok(header) => self.counters(header),
+            // One that was begun when the program was killed, and never used.
+            Err(_) if stored.bytes < HEADER_BYTES as u64 && next.is_none() => return Ok(()),
+            Err(_) => {
+                self.damage.cause("the beginning of a journal segment is damaged");
+                segment.is_damaged = true;
             }
         }
+        let end = next.filter(|next| next.number == number + 1);
+        let end = end.and_then(|next| next.header.as_ref().ok()).and_then(|header| header.previous_end);
+        let bytes = std::fs::read(segment_path(directory, number))?;
+        segment.bytes = self.records(number, &bytes, end.map(u64::from), &mut segment.is_damaged);
+        self.last = (number, segment.bytes);
+        self.segments.insert(number, segment);
+        Ok(())
     }
-    if !ops.is_empty() {
-        store.commit(ops)?;
-    }
-    Ok(ids)
-}
 
-/// Fills the index. Returns what removes chunks without a beginning.
-fn read_events(
-    store: &dyn Store,
-    index: &mut Index,
-    subscriptions: &mut Subscriptions,
-) -> Result<Vec<Op>, StoreError> {
-    let (from, to) = record::all_events();
-    let mut orphans = Vec::new();
-    let mut bad = Vec::new();
-    store.scan(&from, &to, &mut |key, value| {
-        let Some((sequence, chunk)) = record::sequence_of(key) else { return true };
-        if chunk > 0 {
-            if index.get(sequence).is_none() && !bad.contains(&sequence) {
-                orphans.push(Op::Delete(key.to_vec()));
-            }
-            return true;
-        }
-        match slot_of(value, subscriptions) {
-            Some(slot) => {
-                index.bytes += u64::from(slot.bytes);
-                index.insert(sequence, slot);
-            }
-            // Its header goes over several chunks, or it is damaged.
-            None => bad.push(sequence),
-        }
-        true
-    })?;
-    for sequence in bad {
-        let blob = record::read_blob(store, |chunk| record::event_key(sequence, chunk))?;
-        let slot = blob.and_then(|blob| {
-            let mut head = u32::try_from(blob.len()).ok()?.to_be_bytes().to_vec();
-            head.extend_from_slice(&blob);
-            slot_of(&head, subscriptions)
-        });
-        let slot = slot.ok_or(BadRecord("event"))?;
-        index.bytes += u64::from(slot.bytes);
-        index.insert(sequence, slot);
-    }
-    Ok(orphans)
-}
-
-fn slot_of(head: &[u8], subscriptions: &mut Subscriptions) -> Option<Slot> {
-    let (length, first) = record::split_head(head)?;
-    let (header, _) = record::decode_event_header(first)?;
-    let mut deliveries = Vec::with_capacity(header.subscriptions.len());
-    for id in &header.subscriptions {
-        let id: WebhookSubscriptionId = id.parse().ok()?;
-        deliveries.push(Delivery {
-            due_ms: header.receive_ms,
-            subscription: subscriptions.number(&id),
-            attempts: 0,
-            state: DeliveryState::Pending,
-        });
-    }
-    Some(Slot {
-        receive_ms: header.receive_ms,
-        bytes: u32::try_from(length).ok()?,
-        deliveries: deliveries.into(),
-        reported: Reported::No,
-        has_state: false,
-    })
-}
-
-fn read_states(store: &dyn Store) -> Result<HashMap<u64, Vec<u8>>, StoreError> {
-    let (from, to) = record::all_states();
-    let mut states = HashMap::new();
-    store.scan(&from, &to, &mut |key, value| {
-        if let Some((sequence, _)) = record::sequence_of(key) {
-            states.insert(sequence, value.to_vec());
-        }
-        true
-    })?;
-    Ok(states)
-}
-
-/// A lane as the disk has it, and its bytes. `queued` gets the events whose report waits.
-fn read_lane(
-    store: &dyn Store,
-    lane: Lane,
-    buffer_id: String,
-    queued: &mut HashSet<u64>,
-) -> Result<(LaneState, u64), StoreError> {
-    let (mut first, mut last, mut oldest_ms, mut bytes) = (None, 0, None, 0);
-    let (from, to) = (record::report_key(lane, 0, 0), record::report_key(lane, u64::MAX, u16::MAX));
-    let mut is_bad = false;
-    store.scan(&from, &to, &mut |key, value| {
-        let Some((sequence, chunk)) = record::report_sequence_of(key) else { return true };
-        if chunk > 0 {
-            return true;
-        }
-        let head = record::split_head(value)
-            .and_then(|(length, first)| Some((length, record::report_header(first)?)));
-        let Some((length, (time_ms, event))) = head else {
-            is_bad = true;
-            return false;
-        };
-        first.get_or_insert(sequence);
-        oldest_ms.get_or_insert(time_ms);
-        last = sequence;
-        bytes += length as u64;
-        if event != 0 {
-            queued.insert(event);
-        }
-        true
-    })?;
-    if is_bad {
-        return Err(BadRecord("report").into());
-    }
-    let acked = first.map_or(0, |first: u64| first - 1);
-    Ok((LaneState::new(buffer_id, acked, last.max(acked), oldest_ms), bytes))
-}
-
-fn read_counters(store: &dyn Store, index: &Index, lanes: &[LaneState; 2]) -> Result<Counters, StoreError> {
-    let used = [index.iter().last().map_or(0, |(sequence, _)| sequence), lanes[0].durable, lanes[1].durable];
-    let mut next = [0; 3];
-    for ((next, name), used) in next.iter_mut().zip(COUNTER_NAMES).zip(used) {
-        let stored = store.get(&record::meta_key(name))?;
-        let reserved = stored.and_then(|bytes| bytes.try_into().ok()).map_or(1, u64::from_be_bytes);
-        *next = reserved.max(used + 1);
-    }
-    let [event, urgent, logs] = COUNTER_NAMES;
-    Ok(Counters {
-        event: Counter::new(event, next[0]),
-        reports: [Counter::new(urgent, next[1]), Counter::new(logs, next[2])],
-    })
-}
-
-/// Brings events, their states and their reports together. What is left in `states` belongs to no event.
-fn join(
-    index: &mut Index,
-    states: &mut HashMap<u64, Vec<u8>>,
-    queued: &HashSet<u64>,
-) -> Result<(Vec<OpenDelivery>, Vec<u64>), StoreError> {
-    let (mut open, mut unreported) = (Vec::new(), Vec::new());
-    for (event, slot) in index.iter_mut() {
-        let state = states.remove(&event);
-        slot.has_state = state.is_some();
-        slot.reported = match (queued.contains(&event), slot.has_state) {
-            (true, _) => Reported::Queued,
-            (false, true) => Reported::Acked,
-            (false, false) => Reported::No,
-        };
-        match state {
-            Some(state) => record::decode_state(&state, slot.deliveries.as_mut_slice())?,
-            // Reported without a state on disk: it was settled, and only the ack is missing.
-            None if slot.reported == Reported::Queued => {
-                for delivery in slot.deliveries.as_mut_slice() {
-                    delivery.state = DeliveryState::Delivered;
+    /// Replays the records of a segment. Returns up to where it is good.
+    fn records(&mut self, number: u32, bytes: &[u8], end: Option<u64>, is_damaged: &mut bool) -> u64 {
+        let mut good_end = HEADER_BYTES as u64;
+        let mut group: Vec<(u64, Record<'_>)> = Vec::new();
+        scan(bytes, end, &mut |found| match found {
+            Found::Record(offset, record) => {
+                group.push((offset, record));
+                if record.flags & CONTINUES == 0 {
+                    good_end = offset + record.bytes() as u64;
+                    group.drain(..).for_each(|(offset, record)| self.record(number, offset, record));
                 }
             }
-            None => unreported.push(event),
-        }
-        let unsettled = slot.deliveries.as_slice().iter().filter(|delivery| !delivery.state.is_settled());
-        open.extend(unsettled.map(|delivery| OpenDelivery {
-            event,
-            subscription: delivery.subscription,
-            due_ms: delivery.due_ms,
-            held: delivery.state == DeliveryState::Held,
-        }));
+            Found::Gap(gap) => {
+                *is_damaged = true;
+                good_end = gap.offset + gap.bytes;
+                group.drain(..).for_each(|(offset, record)| self.record(number, offset, record));
+                self.damage.cause("records of the journal are damaged");
+                self.damage.unreadable_bytes += gap.bytes;
+                self.gap = Some(self.gap.unwrap_or(0) + gap.bytes);
+            }
+            // What a crash cut off was not answered.
+            Found::Torn => {}
+        });
+        good_end
     }
-    Ok((open, unreported))
-}
 
-fn read_opt_outs(store: &dyn Store) -> Result<HashMap<String, v1::OptOut>, StoreError> {
-    let (from, to) = record::all_opt_outs();
-    let mut opt_outs = HashMap::new();
-    let mut is_bad = false;
-    store.scan(&from, &to, &mut |_, value| match v1::OptOut::decode(value) {
-        Ok(opt_out) => {
-            opt_outs.insert(opt_out.id.clone(), opt_out);
-            true
+    fn counters(&mut self, header: &Header) {
+        if self.newest_event == 0 {
+            self.newest_event = header.next_event - 1;
+        } else if self.gap.is_some() {
+            self.count_lost(header.next_event);
         }
-        Err(_) => {
-            is_bad = true;
-            false
+        let stored = Counters {
+            event: header.next_event,
+            reports: header.next_report,
+            buffer_ids: header.buffer_ids.map(Uuid::from_bytes),
+        };
+        match &mut self.counters {
+            None => self.counters = Some(stored),
+            Some(counters) => {
+                counters.event = counters.event.max(stored.event);
+                for (mine, stored) in counters.reports.iter_mut().zip(stored.reports) {
+                    *mine = (*mine).max(stored);
+                }
+                counters.buffer_ids = stored.buffer_ids;
+            }
         }
-    })?;
-    if is_bad { Err(BadRecord("opt-out").into()) } else { Ok(opt_outs) }
+    }
+
+    /// All events before this number were written; those behind damage that were not read count as lost.
+    fn count_lost(&mut self, number: u64) {
+        self.damage.events_lost_max += number.saturating_sub(self.newest_event + 1);
+        self.newest_event = self.newest_event.max(number.saturating_sub(1));
+    }
+
+    fn record(&mut self, segment: u32, offset: u64, record: Record<'_>) {
+        let is_moved = record.flags & MOVED != 0;
+        if let Some(bytes) = self.gap.filter(|_| is_moved || self.is_moved) {
+            self.damage.events_lost_max += bytes / EVENT_BYTES_MIN;
+        }
+        self.is_moved = is_moved;
+        let place = Place {
+            segment,
+            offset: u32::try_from(offset).unwrap_or(u32::MAX),
+            bytes: u32::try_from(record.bytes()).unwrap_or(u32::MAX),
+        };
+        if self.view.is_none_or(|view| (segment, place.offset) >= (view.segment, view.offset)) {
+            self.marks.extend(mark_of(record.kind, record.payload));
+            if self.view.is_none() && self.marks.len() > MARKS_WITHOUT_INDEX_MAX {
+                self.marks.pop_front();
+            }
+        }
+        let is_read = match record.kind {
+            Kind::Event => self.event(place, record.payload, is_moved),
+            Kind::Report => self.report(place, record.payload),
+            Kind::Outcome => self.outcome(segment, record.payload),
+            Kind::State => self.state(segment, record.payload),
+            Kind::OptOut => self.opt_out(place, record.payload),
+            Kind::Acked => self.acked(record.payload),
+            Kind::Mark => Some(()),
+        };
+        if is_read.is_none() {
+            warn!(segment, offset, "passed over a record of the journal that makes no sense");
+            self.damage.cause("records of the journal make no sense");
+            self.damage.unreadable_bytes += record.bytes() as u64;
+        }
+    }
+
+    fn event(&mut self, place: Place, payload: &[u8], is_moved: bool) -> Option<()> {
+        let (header, _) = record::read_event(payload)?;
+        if !is_moved {
+            if self.gap.take().is_some() {
+                self.count_lost(header.number);
+            }
+            self.newest_event = self.newest_event.max(header.number);
+        }
+        if let Some(slot) = self.index.get(header.number) {
+            let moved = Slot { place, ..slot.clone() };
+            self.index.insert(header.number, moved);
+            return Some(());
+        }
+        let mut deliveries = Vec::with_capacity(header.subscriptions.len());
+        for id in &header.subscriptions {
+            let id: WebhookSubscriptionId = id.parse().ok()?;
+            deliveries.push(Delivery {
+                due_ms: header.receive_ms,
+                subscription: self.subscriptions.number(&id),
+                attempts: 0,
+                state: DeliveryState::Pending,
+            });
+        }
+        let slot = Slot {
+            receive_ms: header.receive_ms,
+            place,
+            state_segment: 0,
+            contact: header.contact,
+            deliveries: deliveries.into(),
+            reported: Reported::No,
+        };
+        self.index.insert(header.number, slot);
+        Some(())
+    }
+
+    /// Changes an open event, and forgets it when it is done.
+    fn change(&mut self, segment: u32, event: u64, changes: &[StateChange], reported: Option<Reported>) {
+        let Some(mut slot) = self.index.get(event).cloned() else { return };
+        changes.iter().for_each(|change| change.apply(slot.deliveries.as_mut_slice()));
+        slot.reported = reported.unwrap_or(slot.reported);
+        if slot.is_done() {
+            self.index.remove(event);
+            return;
+        }
+        if !changes.is_empty() {
+            slot.state_segment = segment;
+        }
+        self.index.insert(event, slot);
+    }
+
+    fn report(&mut self, place: Place, payload: &[u8]) -> Option<()> {
+        let (header, _) = record::read_report(payload)?;
+        let reported = header.has_log.then_some(Reported::Queued);
+        self.change(place.segment, header.event, &header.changes, reported);
+        if header.has_log {
+            self.young.remove(&header.event);
+        }
+        let report = ReportPlace {
+            sequence: header.sequence,
+            event: header.event,
+            place,
+            time_s: record::seconds(header.time_ms),
+            has_log: header.has_log,
+        };
+        self.lanes[header.lane as usize].insert(header.sequence, report);
+        Some(())
+    }
+
+    fn outcome(&mut self, segment: u32, payload: &[u8]) -> Option<()> {
+        let (event, change, attempt) = record::read_outcome(payload)?;
+        self.change(segment, event, &[change], None);
+        self.young.entry(event).or_default().push((change, attempt));
+        Some(())
+    }
+
+    fn state(&mut self, segment: u32, payload: &[u8]) -> Option<()> {
+        let (event, reported, changes) = record::read_state(payload)?;
+        self.change(segment, event, &changes, Some(reported));
+        Some(())
+    }
+
+    fn opt_out(&mut self, place: Place, payload: &[u8]) -> Option<()> {
+        let opt_out = v1::OptOut::decode(payload).ok()?;
+        self.opt_out_places.insert(opt_out.id.clone(), place);
+        self.opt_outs.insert(opt_out.id.clone(), opt_out);
+        Some(())
+    }
+
+    fn acked(&mut self, payload: &[u8]) -> Option<()> {
+        let (lane, sequence) = record::read_acked(payload)?;
+        let left = self.lanes[lane as usize].split_off(&(sequence + 1));
+        for report in std::mem::replace(&mut self.lanes[lane as usize], left).into_values() {
+            if report.has_log {
+                self.change(0, report.event, &[], Some(Reported::Acked));
+            }
+        }
+        self.note_sequence(lane, sequence);
+        Some(())
+    }
+
+    fn note_sequence(&mut self, lane: Lane, sequence: u64) {
+        if let Some(counters) = &mut self.counters {
+            let next = &mut counters.reports[lane as usize];
+            *next = (*next).max(sequence + 1);
+        }
+    }
+
+    /// What the index has seen of the journal and is not there any more was taken away.
+    fn check_against(&mut self, view: Option<Position>) {
+        let Some(view) = view.filter(|view| (view.segment, u64::from(view.offset)) > self.last) else { return };
+        self.damage.cause("the end of the journal is missing");
+        self.count_lost(view.next_event);
+    }
+
+    fn finish(mut self, journal_id: Uuid) -> Recovered {
+        let mut counters = self.counters.take().unwrap_or_else(Counters::fresh);
+        counters.event = counters.event.max(self.newest_event + 1);
+        for (next, reports) in counters.reports.iter_mut().zip(&self.lanes) {
+            *next = (*next).max(reports.keys().next_back().map_or(1, |newest| newest + 1));
+        }
+        if self.damage != Damage::default() {
+            // A sequence that was lost may have been used: the control plane would take its next user for
+            // something it knows.
+            counters.buffer_ids = Counters::fresh().buffer_ids;
+        }
+        self.forget_reports_without_log();
+        let (open, unreported) = self.open();
+        let young = self.young();
+        let buffer_ids = counters.buffer_ids;
+        let lane = |lane: Lane, reports: BTreeMap<u64, ReportPlace>| {
+            let next = counters.reports[lane as usize];
+            LaneState::new(buffer_ids[lane as usize].to_string(), reports.into_values().collect(), next)
+        };
+        let [urgent, logs] = std::mem::take(&mut self.lanes);
+        let lanes = [lane(Lane::Urgent, urgent), lane(Lane::Logs, logs)];
+        Recovered {
+            journal_id,
+            segments: self.segments,
+            last: self.last,
+            counters,
+            index: self.index,
+            subscriptions: self.subscriptions,
+            lanes,
+            opt_outs: self.opt_outs,
+            opt_out_places: self.opt_out_places,
+            open,
+            young,
+            unreported,
+            marks: self.marks.into(),
+            damage: self.damage,
+        }
+    }
+
+    /// Brings reports and events together: a report whose event could not be read cannot be sent, and an event
+    /// whose report could not be read is reported again.
+    fn forget_reports_without_log(&mut self) {
+        let mut queued = HashSet::new();
+        for reports in &mut self.lanes {
+            reports.retain(|_, report| {
+                let is_whole = !report.has_log || self.index.get(report.event).is_some();
+                if report.has_log {
+                    queued.insert(report.event);
+                }
+                is_whole
+            });
+        }
+        let again: Vec<u64> = self
+            .index
+            .iter()
+            .filter(|(event, slot)| slot.reported == Reported::Queued && !queued.contains(event))
+            .map(|(event, _)| event)
+            .collect();
+        for event in again {
+            self.change(0, event, &[], Some(Reported::No));
+        }
+    }
+
+    fn open(&self) -> (Vec<OpenDelivery>, Vec<u64>) {
+        let (mut open, mut unreported) = (Vec::new(), Vec::new());
+        for (event, slot) in self.index.iter() {
+            if slot.reported == Reported::No {
+                unreported.push(event);
+            }
+            open.extend(OpenDelivery::all_of(event, slot));
+        }
+        (open, unreported)
+    }
+
+    fn young(&mut self) -> Young {
+        let mut young = Young::new();
+        for (event, outcomes) in std::mem::take(&mut self.young) {
+            let Some(slot) = self.index.get(event).filter(|slot| slot.reported == Reported::No) else { continue };
+            let deliveries = slot.deliveries.as_slice();
+            let outcomes = outcomes.into_iter().filter_map(|(change, attempt)| {
+                let delivery = deliveries.get(usize::from(change.delivery))?;
+                let due_ms = (change.state == DeliveryState::Pending).then_some(change.due_ms);
+                let (subscription, state) = (delivery.subscription, change.state);
+                Some(Arc::new(Outcome { event, subscription, state, due_ms, attempt, gone: None }))
+            });
+            young.insert(event, outcomes.collect());
+        }
+        young
+    }
 }

@@ -6,119 +6,124 @@ use std::{
     sync::{Arc, PoisonError},
 };
 
+use bytes::Bytes;
 use gateway_core::{delivery::DeliveryState, id::EventId};
 use gateway_proto::v1;
+use prost::Message as _;
 
 use super::{
     AppendError, Entry, NewEvent, OpenDelivery, Outcome, Receipt,
     index::{Delivery, Index, Reported, Slot},
-    record::{self, EventHeader, Lane, MARK_DAYS, Mark, ReportRecord},
+    journal::{
+        Counters, Place,
+        format::{self, CONTINUES, Kind},
+    },
+    record::{self, EventHeader, Lane, Mark, ReportHeader, ReportPlace, ReportRecord, StateChange},
     shared::{Reply, Shared},
-    store::{Op, Store, StoreError},
 };
-
-/// Sequences are handed out of blocks whose end is on disk, so that none is used twice, whatever was
-/// deleted: a used one would be ignored by the control plane.
-const SEQUENCE_BLOCK: u64 = 100_000;
-
-/// A counter that never repeats itself, restarts included.
-pub(super) struct Counter {
-    name: &'static str,
-    next: u64,
-    reserved: u64,
-}
-
-/// Names of the counters on disk.
-pub(super) const COUNTER_NAMES: [&str; 3] = ["next_event", "next_report_urgent", "next_report_logs"];
-
-impl Counter {
-    /// Goes on at `next`, which nobody used.
-    pub(super) const fn new(name: &'static str, next: u64) -> Self {
-        Self { name, next, reserved: next }
-    }
-
-    fn take(&mut self, ops: &mut Vec<Op>) -> u64 {
-        if self.next >= self.reserved {
-            self.reserved = self.next + SEQUENCE_BLOCK;
-            ops.push(Op::Put(record::meta_key(self.name), self.reserved.to_be_bytes().to_vec()));
-        }
-        self.next += 1;
-        self.next - 1
-    }
-}
-
-/// The counters of a buffer.
-pub(super) struct Counters {
-    pub(super) event: Counter,
-    pub(super) reports: [Counter; 2],
-}
-
-impl Counters {
-    /// After a failed commit: what was reserved may not be on disk.
-    pub(super) fn forget_reservations(&mut self) {
-        self.event.reserved = self.event.next;
-        for counter in &mut self.reports {
-            counter.reserved = counter.next;
-        }
-    }
-}
 
 /// Outcomes of events whose report is not written yet, because more may follow within moments.
 pub(super) type Young = HashMap<u64, Vec<Arc<Outcome>>>;
 
-/// What a commit is going to change.
+/// What a commit is going to write and change.
 #[derive(Default)]
 pub(super) struct Plan {
-    pub(super) ops: Vec<Op>,
+    /// Records, one behind the other.
+    pub(super) records: Vec<u8>,
+    /// Where they go.
+    pub(super) segment: u32,
+    pub(super) offset: u32,
     pub(super) touched: BTreeMap<u64, Slot>,
-    pub(super) freed: Vec<u64>,
     pub(super) new_events: Vec<(u64, Arc<v1::InboundLog>)>,
-    /// Marks written, with what was there before.
-    pub(super) marks: HashMap<EventId, (Mark, Option<Mark>)>,
-    pub(super) opt_outs: HashMap<String, v1::OptOut>,
-    pub(super) reports: [Vec<Arc<ReportRecord>>; 2],
-    /// Per lane: acked up to here, and the time of the oldest report left.
-    pub(super) acked: [Option<(u64, Option<i64>)>; 2],
+    pub(super) marks: HashMap<EventId, Mark>,
+    pub(super) opt_outs: HashMap<String, (v1::OptOut, Place)>,
+    pub(super) reports: [Vec<(ReportPlace, ReportRecord)>; 2],
+    /// Reports that were moved: lane, sequence, and where they are now.
+    pub(super) moved_reports: Vec<(Lane, u64, Place)>,
+    /// Per lane: acked up to here.
+    pub(super) acked: [Option<u64>; 2],
+    /// Bytes of new events and reports.
     pub(super) bytes_added: u64,
-    pub(super) bytes_removed: u64,
     pub(super) replies: Vec<(Reply, Result<Receipt, AppendError>)>,
     pub(super) outcomes: Vec<Arc<Outcome>>,
     /// Outcomes taken out of [`Young`] or new, and how many of them are from [`Young`].
     pub(super) young: HashMap<u64, (Vec<Arc<Outcome>>, usize)>,
+    /// Old segments that were read to their end.
+    pub(super) segments_read: Vec<u32>,
+}
+
+impl Plan {
+    /// A plan whose records go to this place.
+    pub(super) fn at((segment, offset): (u32, u32)) -> Self {
+        Self { segment, offset, ..Self::default() }
+    }
+
+    /// Adds a record.
+    pub(super) fn put(&mut self, kind: Kind, flags: u8, payload: impl FnOnce(&mut Vec<u8>)) -> Place {
+        let start = self.records.len();
+        format::put(&mut self.records, kind, flags, payload);
+        let length = |bytes: usize| u32::try_from(bytes).expect("a commit is far below 4 GiB");
+        Place {
+            segment: self.segment,
+            offset: self.offset + length(start),
+            bytes: length(self.records.len() - start),
+        }
+    }
+
+    /// Deliveries that are new in this plan.
+    pub(super) fn new_deliveries(&self) -> Vec<OpenDelivery> {
+        let mut open = Vec::with_capacity(self.new_events.len());
+        for (event, _) in &self.new_events {
+            if let Some(slot) = self.touched.get(event) {
+                open.extend(OpenDelivery::all_of(*event, slot));
+            }
+        }
+        open
+    }
+}
+
+/// Limits of what the buffer takes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    /// Most bytes of events and reports.
+    pub(super) bytes_max: u64,
+    /// Most bytes of events that one subscription may be owed.
+    pub(super) share_bytes_max: u64,
 }
 
 /// A plan in the making.
 pub(super) struct Round<'a> {
     pub(super) shared: &'a Shared,
-    pub(super) store: &'a dyn Store,
     pub(super) index: &'a Index,
     pub(super) counters: &'a mut Counters,
     pub(super) young: &'a mut Young,
-    pub(super) bytes_max: u64,
+    pub(super) opt_out_places: &'a HashMap<String, Place>,
+    pub(super) limits: Limits,
+    /// Bytes of reports before this round.
+    pub(super) report_bytes: u64,
     pub(super) now_ms: i64,
     pub(super) plan: &'a mut Plan,
 }
 
 impl Round<'_> {
     /// An open event as this round leaves it.
-    pub(super) fn slot(&self, sequence: u64) -> Option<Slot> {
-        self.plan.touched.get(&sequence).or_else(|| self.index.get(sequence)).cloned()
+    pub(super) fn slot(&self, event: u64) -> Option<Slot> {
+        self.plan.touched.get(&event).or_else(|| self.index.get(event)).cloned()
     }
 
     /// Plans an entry, or answers why it is refused.
-    pub(super) fn append(&mut self, entry: Entry, reply: Reply) -> Result<(), StoreError> {
-        let bytes = (self.index.bytes + self.plan.bytes_added).saturating_sub(self.plan.bytes_removed);
-        if bytes >= self.bytes_max {
-            let refusal = AppendError::Full { bytes, bytes_max: self.bytes_max };
+    pub(super) fn append(&mut self, entry: Entry, reply: Reply) {
+        if let Err(refusal) = self.check_room(&entry) {
             self.plan.replies.push((reply, Err(refusal)));
-            return Ok(());
+            return;
         }
+        let start = self.plan.records.len();
+        let mut receipt = Receipt { stored: 0, duplicates: 0 };
         for opt_out in entry.opt_outs {
             self.append_opt_out(opt_out);
         }
-        let mut receipt = Receipt { stored: 0, duplicates: 0 };
         for event in entry.events {
-            if self.is_duplicate(&event.id)? {
+            if self.is_duplicate(&event.id) {
                 receipt.duplicates += 1;
             } else {
                 receipt.stored += 1;
@@ -126,170 +131,140 @@ impl Round<'_> {
             }
         }
         for unrouted in entry.unrouted {
-            if self.is_duplicate(&unrouted.mark)? {
+            if self.is_duplicate(&unrouted.mark) {
                 receipt.duplicates += 1;
             } else {
                 receipt.stored += 1;
-                self.put_mark(unrouted.mark, 0);
-                self.report(Lane::Logs, 0, v1::report::Report::UnroutedCallback(unrouted.callback));
+                self.put_mark(unrouted.mark, Mark::new(self.now_ms, 0));
+                self.report(Lane::Logs, v1::report::Report::UnroutedCallback(unrouted.callback));
             }
         }
         for mark in entry.marks {
-            if self.is_duplicate(&mark)? {
+            if self.is_duplicate(&mark) {
                 receipt.duplicates += 1;
             } else {
-                self.put_mark(mark, 0);
+                self.put_mark(mark, Mark::new(self.now_ms, 0));
             }
         }
+        join_records(&mut self.plan.records[start..]);
         self.plan.replies.push((reply, Ok(receipt)));
+    }
+
+    fn check_room(&self, entry: &Entry) -> Result<(), AppendError> {
+        let bytes = self.index.bytes() + self.report_bytes + self.plan.bytes_added;
+        let Limits { bytes_max, share_bytes_max } = self.limits;
+        if bytes >= bytes_max {
+            return Err(AppendError::Full { bytes, bytes_max });
+        }
+        if share_bytes_max >= bytes_max {
+            return Ok(());
+        }
+        let mut numbers = self.shared.subscriptions.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut subscriptions = entry.events.iter().flat_map(|event| &event.subscriptions);
+        if subscriptions.any(|id| self.index.owed(numbers.number(id)) >= share_bytes_max) {
+            return Err(AppendError::DestinationFull);
+        }
         Ok(())
     }
 
     fn append_opt_out(&mut self, opt_out: v1::OptOut) {
-        use prost::Message as _;
-        self.plan.ops.push(Op::Put(record::opt_out_key(&opt_out.id), opt_out.encode_to_vec()));
-        self.plan.opt_outs.insert(opt_out.id.clone(), opt_out.clone());
-        self.report(Lane::Urgent, 0, v1::report::Report::OptOut(opt_out));
+        let place = self.plan.put(Kind::OptOut, 0, |out| opt_out.encode_raw(out));
+        self.plan.opt_outs.insert(opt_out.id.clone(), (opt_out.clone(), place));
+        self.report(Lane::Urgent, v1::report::Report::OptOut(opt_out));
     }
 
     /// Whether the event was seen before; then it is counted.
-    fn is_duplicate(&mut self, id: &EventId) -> Result<bool, StoreError> {
-        let planned = self.plan.marks.get(id).copied();
-        let (stored, mark) = match planned {
-            Some((mark, before)) => (before, Some(mark)),
-            None => {
-                let stored = self.store.get(&record::mark_key(id))?;
-                let stored = stored.as_deref().map(Mark::decode).transpose()?;
-                (stored, stored)
-            }
-        };
-        let Some(mut mark) = mark else { return Ok(false) };
+    fn is_duplicate(&mut self, id: &EventId) -> bool {
+        let seen = self.plan.marks.get(id).copied().or_else(|| self.shared.marks.get(id));
+        let Some(mut mark) = seen else { return false };
         mark.duplicates = mark.duplicates.saturating_add(1);
-        self.plan.ops.push(Op::Put(record::mark_key(id), mark.encode()));
-        self.plan.marks.insert(*id, (mark, stored));
-        if mark.sequence != 0 {
+        self.put_mark(*id, mark);
+        if mark.event != 0 {
             // The event's own report goes first, so that the count has something to be counted on.
-            if self.slot(mark.sequence).is_some_and(|slot| slot.reported == Reported::No) {
-                self.report_event(mark.sequence)?;
+            if self.slot(mark.event).is_some_and(|slot| slot.reported == Reported::No) {
+                self.report_event(mark.event);
             }
             let report = v1::DuplicateReport { event_id: id.to_string(), duplicate_count: mark.duplicates };
-            self.report(Lane::Logs, 0, v1::report::Report::Duplicate(report));
+            self.report(Lane::Logs, v1::report::Report::Duplicate(report));
         }
-        Ok(true)
+        true
     }
 
-    fn put_mark(&mut self, id: EventId, sequence: u64) {
-        let expire_day = record::day_of(self.now_ms) + MARK_DAYS;
-        let mark = Mark { expire_day, duplicates: 0, sequence };
-        self.plan.ops.push(Op::Put(record::mark_key(&id), mark.encode()));
-        self.plan.marks.insert(id, (mark, None));
+    fn put_mark(&mut self, id: EventId, mark: Mark) {
+        self.plan.put(Kind::Mark, 0, |out| record::put_mark(out, &id, mark));
+        self.plan.marks.insert(id, mark);
     }
 
     fn append_event(&mut self, event: NewEvent) {
-        let sequence = self.counters.event.take(&mut self.plan.ops);
-        self.put_mark(event.id, sequence);
+        let number = self.counters.event;
+        self.counters.event += 1;
+        let contact = event.contact();
         let header = EventHeader {
+            number,
             id: event.id,
             receive_ms: self.now_ms,
-            subscriptions: event.subscriptions.iter().map(|id| id.as_str().into()).collect(),
+            contact,
+            subscriptions: event.subscriptions.iter().map(|id| id.as_str()).collect(),
         };
-        let blob = record::encode_event(&header, &event.log);
-        record::put_blob(&mut self.plan.ops, |chunk| record::event_key(sequence, chunk), &blob);
+        let place = self.plan.put(Kind::Event, 0, |out| record::put_event(out, &header, &event.log));
+        self.plan.marks.insert(event.id, Mark::new(self.now_ms, number));
         let mut numbers = self.shared.subscriptions.lock().unwrap_or_else(PoisonError::into_inner);
-        let deliveries: Vec<Delivery> = event
-            .subscriptions
-            .iter()
-            .map(|id| Delivery {
-                due_ms: self.now_ms,
-                subscription: numbers.number(id),
-                attempts: 0,
-                state: DeliveryState::Pending,
-            })
-            .collect();
+        let delivery = |id| Delivery {
+            due_ms: self.now_ms,
+            subscription: numbers.number(id),
+            attempts: 0,
+            state: DeliveryState::Pending,
+        };
+        let deliveries: Vec<Delivery> = event.subscriptions.iter().map(delivery).collect();
         drop(numbers);
         let slot = Slot {
             receive_ms: self.now_ms,
-            bytes: u32::try_from(blob.len()).expect("a record is far below 4 GiB"),
+            place,
+            state_segment: 0,
+            contact,
             deliveries: deliveries.into(),
             reported: Reported::No,
-            has_state: false,
         };
-        self.plan.bytes_added += blob.len() as u64;
-        self.plan.touched.insert(sequence, slot);
-        self.plan.new_events.push((sequence, Arc::new(event.log)));
+        self.plan.bytes_added += u64::from(place.bytes);
+        self.plan.touched.insert(number, slot);
+        self.plan.new_events.push((number, Arc::new(event.log)));
     }
 
-    /// Writes a report and returns nothing: its sequence matters to the lane only.
-    pub(super) fn report(&mut self, lane: Lane, event: u64, report: v1::report::Report) {
-        let sequence = self.counters.reports[lane as usize].take(&mut self.plan.ops);
-        let report = v1::Report { sequence, report: Some(report) };
-        let record = ReportRecord::new(event, self.now_ms, report);
-        record::put_blob(
-            &mut self.plan.ops,
-            |chunk| record::report_key(lane, sequence, chunk),
-            &record.encode(),
-        );
-        self.plan.bytes_added += record.bytes as u64;
-        self.plan.reports[lane as usize].push(Arc::new(record));
+    /// Plans a report that is not about the deliveries of an event.
+    pub(super) fn report(&mut self, lane: Lane, report: v1::report::Report) {
+        self.report_about(lane, 0, false, Vec::new(), report);
+    }
+
+    /// Plans a report about an event, with its deliveries that changed.
+    pub(super) fn report_about(
+        &mut self,
+        lane: Lane,
+        event: u64,
+        has_log: bool,
+        changes: Vec<StateChange>,
+        report: v1::report::Report,
+    ) {
+        let next = &mut self.counters.reports[lane as usize];
+        let sequence = *next;
+        *next += 1;
+        let report = v1::Report { sequence, report: Some(report) }.encode_to_vec();
+        let header = ReportHeader { lane, sequence, time_ms: self.now_ms, event, has_log, changes };
+        let place = self.plan.put(Kind::Report, 0, |out| record::put_report(out, &header, &report));
+        self.plan.bytes_added += u64::from(place.bytes);
+        let log_of = if has_log { event } else { 0 };
+        let time_s = record::seconds(self.now_ms);
+        self.plan.reports[lane as usize].push((
+            ReportPlace { sequence, event, place, time_s, has_log },
+            ReportRecord { sequence, log_of, report: Bytes::from(report) },
+        ));
     }
 }
 
-impl Plan {
-    /// What takes a failed commit back if it reached the disk all the same: its events were refused, so
-    /// their marks must not make the provider's repeat a duplicate.
-    pub(super) fn undo(&self, index: &Index, opt_outs: &HashMap<String, v1::OptOut>) -> Vec<Op> {
-        use prost::Message as _;
-        let mut ops = Vec::new();
-        for (sequence, slot) in &self.touched {
-            match index.get(*sequence) {
-                None => {
-                    record::delete_blob(
-                        &mut ops,
-                        |chunk| record::event_key(*sequence, chunk),
-                        slot.bytes as usize,
-                    );
-                    ops.push(Op::Delete(record::state_key(*sequence)));
-                }
-                Some(before) if before.has_state => {
-                    ops.push(Op::Put(record::state_key(*sequence), record::encode_state(&before.deliveries)));
-                }
-                Some(_) => ops.push(Op::Delete(record::state_key(*sequence))),
-            }
-        }
-        for (id, (_, before)) in &self.marks {
-            ops.push(match before {
-                Some(mark) => Op::Put(record::mark_key(id), mark.encode()),
-                None => Op::Delete(record::mark_key(id)),
-            });
-        }
-        for lane in Lane::ALL {
-            for report in &self.reports[lane as usize] {
-                let key = |chunk| record::report_key(lane, report.sequence, chunk);
-                record::delete_blob(&mut ops, key, report.bytes);
-            }
-        }
-        for id in self.opt_outs.keys() {
-            ops.push(match opt_outs.get(id) {
-                Some(before) => Op::Put(record::opt_out_key(id), before.encode_to_vec()),
-                None => Op::Delete(record::opt_out_key(id)),
-            });
-        }
-        ops
-    }
-
-    /// Deliveries that are new in this plan.
-    pub(super) fn new_deliveries(&self) -> Vec<OpenDelivery> {
-        let of_event = |event: u64| {
-            let slot = self.touched.get(&event);
-            slot.into_iter().flat_map(move |slot| {
-                slot.deliveries.as_slice().iter().map(move |delivery| OpenDelivery {
-                    event,
-                    subscription: delivery.subscription,
-                    due_ms: delivery.due_ms,
-                    held: false,
-                })
-            })
-        };
-        self.new_events.iter().flat_map(|(event, _)| of_event(*event)).collect()
+/// Makes records good only together.
+fn join_records(records: &mut [u8]) {
+    let mut at = 0;
+    while let Some(next) = format::next_record(&records[at..]).filter(|next| at + next < records.len()) {
+        format::set_flags(&mut records[at..at + next], CONTINUES);
+        at += next;
     }
 }

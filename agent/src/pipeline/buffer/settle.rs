@@ -12,43 +12,44 @@ use jiff::Timestamp;
 use super::{
     Outcome,
     index::{Delivery, Reported},
-    lane,
-    record::{self, Lane},
+    journal::format::Kind,
+    record::{self, Lane, StateChange},
     round::Round,
-    store::{Op, StoreError},
 };
 
 impl Round<'_> {
     /// Takes what became of a delivery. What comes for a settled one is ignored, apart from the notice that
     /// its destination is gone.
-    pub(super) fn outcome(&mut self, outcome: &Arc<Outcome>) -> Result<(), StoreError> {
+    pub(super) fn outcome(&mut self, outcome: &Arc<Outcome>) {
         if let Some(gone) = &outcome.gone {
-            self.report(Lane::Urgent, 0, v1::report::Report::DestinationGone(gone.clone()));
+            self.report(Lane::Urgent, v1::report::Report::DestinationGone(gone.clone()));
         }
-        let Some(mut slot) = self.slot(outcome.event) else { return Ok(()) };
-        let Some(delivery) = slot.deliveries.find_mut(outcome.subscription) else { return Ok(()) };
+        let Some(mut slot) = self.slot(outcome.event) else { return };
+        let Some((place, delivery)) = slot.deliveries.find(outcome.subscription) else { return };
         if delivery.state.is_settled() {
-            return Ok(());
+            return;
         }
+        let mut delivery = *delivery;
         delivery.state = outcome.state;
         if let Some(attempt) = &outcome.attempt {
             delivery.attempts = u16::try_from(attempt.attempt_number).unwrap_or(u16::MAX);
         }
         delivery.due_ms = outcome.due_ms.unwrap_or(delivery.due_ms);
-        let delivery = *delivery;
+        slot.deliveries.as_mut_slice()[place] = delivery;
+        slot.state_segment = self.plan.segment;
         let reported = slot.reported;
         self.plan.touched.insert(outcome.event, slot);
         if reported == Reported::No {
             self.young_outcomes(outcome.event).push(Arc::clone(outcome));
-            return Ok(());
+            return;
         }
         let report = v1::AttemptsReport {
-            event_id: self.event_id(outcome)?,
+            event_id: self.event_id(outcome),
             deliveries: vec![self.delivery_to_proto(&delivery, Some(outcome))],
             attempts: outcome.attempt.iter().cloned().collect(),
         };
-        self.report(Lane::Logs, 0, v1::report::Report::Attempts(report));
-        Ok(())
+        let changes = vec![StateChange::of(place, &delivery)];
+        self.report_about(Lane::Logs, outcome.event, false, changes, v1::report::Report::Attempts(report));
     }
 
     fn young_outcomes(&mut self, event: u64) -> &mut Vec<Arc<Outcome>> {
@@ -61,15 +62,17 @@ impl Round<'_> {
         outcomes
     }
 
-    fn event_id(&self, outcome: &Outcome) -> Result<String, StoreError> {
+    fn event_id(&self, outcome: &Outcome) -> String {
         if let Some(attempt) = &outcome.attempt {
-            return Ok(attempt.event_id.clone());
+            return attempt.event_id.clone();
         }
         if let Some(log) = self.shared.cached_log(outcome.event) {
-            return Ok(log.event_id.clone());
+            return log.event_id.clone();
         }
-        let log = record::read_log(self.store, outcome.event)?;
-        Ok(log.map(|log| log.event_id).unwrap_or_default())
+        let place = self.slot(outcome.event).map(|slot| slot.place);
+        let payload = place.and_then(|place| self.shared.journal.read(place, Kind::Event).ok());
+        let header = payload.as_deref().and_then(record::read_event);
+        header.map(|(header, _)| header.id.to_string()).unwrap_or_default()
     }
 
     fn delivery_to_proto(&self, delivery: &Delivery, last: Option<&Outcome>) -> v1::Delivery {
@@ -87,84 +90,74 @@ impl Round<'_> {
         }
     }
 
-    /// Writes the report of an event, with its deliveries as they stand and the attempts made so far.
-    pub(super) fn report_event(&mut self, event: u64) -> Result<(), StoreError> {
-        let Some(mut slot) = self.slot(event).filter(|slot| slot.reported == Reported::No) else {
-            return Ok(());
-        };
+    /// Plans the report of an event, with its deliveries as they stand and the attempts made so far.
+    pub(super) fn report_event(&mut self, event: u64) {
+        let Some(mut slot) = self.slot(event).filter(|slot| slot.reported == Reported::No) else { return };
         let outcomes = self.young_outcomes(event).clone();
         let last: HashMap<u32, &Outcome> =
             outcomes.iter().map(|outcome| (outcome.subscription, &**outcome)).collect();
-        let deliveries = slot
-            .deliveries
-            .as_slice()
-            .iter()
-            .map(|delivery| self.delivery_to_proto(delivery, last.get(&delivery.subscription).copied()))
-            .collect();
+        let deliveries = slot.deliveries.as_slice();
+        let to_proto = |delivery: &Delivery| {
+            self.delivery_to_proto(delivery, last.get(&delivery.subscription).copied())
+        };
         let report = v1::EventReport {
-            inbound_log: Some(v1::InboundLog { deliveries, ..v1::InboundLog::default() }),
+            inbound_log: Some(v1::InboundLog {
+                deliveries: deliveries.iter().map(to_proto).collect(),
+                ..v1::InboundLog::default()
+            }),
             attempts: outcomes.iter().filter_map(|outcome| outcome.attempt.clone()).collect(),
         };
-        self.report(Lane::Logs, event, v1::report::Report::Event(report));
+        let touched = deliveries.iter().enumerate().filter(|(_, delivery)| delivery.is_touched());
+        let changes = touched.map(|(place, delivery)| StateChange::of(place, delivery)).collect();
+        self.report_about(Lane::Logs, event, true, changes, v1::report::Report::Event(report));
         slot.reported = Reported::Queued;
         self.plan.touched.insert(event, slot);
-        Ok(())
     }
 
     /// Frees reports that are acked, and events that nothing keeps any more.
-    pub(super) fn acked(&mut self, lane: Lane, sequence: u64) -> Result<(), StoreError> {
-        if sequence <= self.shared.lane(lane).acked {
-            return Ok(());
-        }
-        let (records, oldest_ms) = lane::acked_reports(self.shared, self.store, lane, sequence)?;
-        let Some(last) = records.last().map(|record| record.sequence) else { return Ok(()) };
-        for record in records {
-            let key = |chunk| record::report_key(lane, record.sequence, chunk);
-            record::delete_blob(&mut self.plan.ops, key, record.bytes);
-            self.plan.bytes_removed += record.bytes as u64;
-            if let Some(mut slot) = (record.event != 0).then(|| self.slot(record.event)).flatten() {
+    pub(super) fn acked(&mut self, lane: Lane, sequence: u64) {
+        let events: Vec<u64> = {
+            let state = self.shared.lane(lane);
+            if sequence <= state.acked {
+                return;
+            }
+            state.up_to(sequence).filter(|report| report.has_log).map(|report| report.event).collect()
+        };
+        self.plan.put(Kind::Acked, 0, |out| record::put_acked(out, lane, sequence));
+        self.plan.acked[lane as usize] = Some(sequence);
+        for event in events {
+            if let Some(mut slot) = self.slot(event) {
                 slot.reported = Reported::Acked;
-                self.plan.touched.insert(record.event, slot);
+                self.plan.touched.insert(event, slot);
             }
         }
-        self.plan.acked[lane as usize] = Some((last, oldest_ms));
-        Ok(())
     }
 
-    /// Decides for every event touched what becomes of it on disk: its report is written once each of its
-    /// deliveries had an outcome, its state is kept while it is unsettled, and at the end it is deleted.
-    pub(super) fn finish(&mut self) -> Result<(), StoreError> {
-        let touched: Vec<u64> = self.plan.touched.keys().copied().collect();
-        for event in touched {
-            let is_complete = self
-                .slot(event)
-                .is_some_and(|slot| slot.deliveries.as_slice().iter().all(Delivery::is_touched));
-            if is_complete {
-                self.report_event(event)?;
-            }
-            let Some(mut slot) = self.slot(event) else { continue };
-            if slot.reported == Reported::No {
+    /// Writes for every event touched what is not in a report yet: the report itself, once each of its
+    /// deliveries had an outcome, or else the outcomes that wait for it.
+    pub(super) fn finish(&mut self) {
+        let young: Vec<u64> = self.plan.young.keys().copied().collect();
+        for event in young {
+            let Some(slot) = self.slot(event).filter(|slot| slot.reported == Reported::No) else { continue };
+            if slot.deliveries.as_slice().iter().all(Delivery::is_touched) {
+                self.report_event(event);
                 continue;
             }
-            if !slot.deliveries.are_settled() {
-                let state = record::encode_state(&slot.deliveries);
-                self.plan.ops.push(Op::Put(record::state_key(event), state));
-                slot.has_state = true;
-                self.plan.touched.insert(event, slot);
-                continue;
+            let (outcomes, before) = &self.plan.young[&event];
+            let new: Vec<Arc<Outcome>> = outcomes[*before..].to_vec();
+            for outcome in new {
+                let Some((place, delivery)) = slot.deliveries.find(outcome.subscription) else { continue };
+                let change = StateChange::of(place, delivery);
+                let attempt = outcome.attempt.as_ref();
+                self.plan.put(Kind::Outcome, 0, |out| record::put_outcome(out, event, change, attempt));
             }
-            if slot.has_state {
-                self.plan.ops.push(Op::Delete(record::state_key(event)));
-                slot.has_state = false;
-            }
-            if slot.reported == Reported::Acked {
-                let key = |chunk| record::event_key(event, chunk);
-                record::delete_blob(&mut self.plan.ops, key, slot.bytes as usize);
-                self.plan.bytes_removed += u64::from(slot.bytes);
-                self.plan.freed.push(event);
-            }
-            self.plan.touched.insert(event, slot);
         }
-        Ok(())
+        let unowned: Vec<u64> = self.plan.new_events.iter().map(|(event, _)| *event).collect();
+        for event in unowned {
+            // Nobody subscribed to it: there is no outcome to wait for.
+            if self.slot(event).is_some_and(|slot| slot.deliveries.as_slice().is_empty()) {
+                self.report_event(event);
+            }
+        }
     }
 }

@@ -10,15 +10,18 @@ use std::{
 };
 
 use gateway_proto::v1;
+use prost::Message as _;
 use tokio::sync::{Notify, Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     AppendError, BufferStats, Entry, OpenDelivery, Outcome, ReadError, Receipt,
     index::{Index, LogCache, Subscriptions},
+    journal::{format::Kind, read::JournalReader},
+    keeper::Note,
     lane::LaneState,
+    marks::Marks,
     record::{self, Lane},
-    store::{Store, StoreError},
 };
 
 /// Entries waiting for the disk. When there are more, appends are refused at once: the provider repeats.
@@ -55,26 +58,38 @@ pub(super) struct Shared {
     attempts_ahead: Mutex<HashMap<(u64, u32), u32>>,
     /// Cancelled when the thread has ended.
     pub(super) ended: CancellationToken,
-    store: RwLock<Option<Arc<dyn Store>>>,
+    pub(super) journal: Arc<JournalReader>,
+    pub(super) marks: Marks,
+    /// Subscriptions that are owed more than their share of the budget, as of the last look.
+    pub(super) over_share: Mutex<Vec<u32>>,
     health: AtomicU8,
 }
 
 impl Shared {
-    pub(super) fn new(store: Arc<dyn Store>, index: Index, lanes: [LaneState; 2]) -> Self {
+    pub(super) fn new(
+        journal: Arc<JournalReader>,
+        marks: Marks,
+        index: Index,
+        subscriptions: Subscriptions,
+        lanes: [LaneState; 2],
+        opt_outs: HashMap<String, v1::OptOut>,
+    ) -> Self {
         Self {
             inbox: Inbox::new(),
             index: RwLock::new(index),
-            subscriptions: Mutex::default(),
+            subscriptions: Mutex::new(subscriptions),
             logs: Mutex::default(),
             lanes: lanes.map(Mutex::new),
-            opt_outs: Mutex::default(),
+            opt_outs: Mutex::new(opt_outs),
             fresh: Mutex::default(),
             fresh_added: Notify::new(),
             reports_added: Notify::new(),
             reports_planned: AtomicUsize::new(0),
             attempts_ahead: Mutex::default(),
             ended: CancellationToken::new(),
-            store: RwLock::new(Some(store)),
+            journal,
+            marks,
+            over_share: Mutex::default(),
             health: AtomicU8::new(Health::Good as u8),
         }
     }
@@ -83,13 +98,10 @@ impl Shared {
         self.lanes[lane as usize].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn store(&self) -> Result<Arc<dyn Store>, StoreError> {
-        self.store.read().unwrap_or_else(PoisonError::into_inner).clone().ok_or(StoreError::Closed)
-    }
-
-    /// Uses another store, or none.
-    pub(super) fn set_store(&self, store: Option<Arc<dyn Store>>) {
-        *self.store.write().unwrap_or_else(PoisonError::into_inner) = store;
+    /// Hands deliveries out.
+    pub(super) fn hand_out(&self, deliveries: Vec<OpenDelivery>) {
+        self.fresh.lock().unwrap_or_else(PoisonError::into_inner).extend(deliveries);
+        self.fresh_added.notify_one();
     }
 
     pub(super) fn health(&self) -> Health {
@@ -136,18 +148,15 @@ impl Shared {
     pub(super) fn stats(&self) -> BufferStats {
         let now = gateway_runtime::clock::now().as_millisecond();
         let age = |ms: i64| Duration::from_millis(u64::try_from(now - ms).unwrap_or(0));
-        let report_lag = self.oldest_report_ms().map(age);
+        let report_lag = Lane::ALL.iter().filter_map(|lane| self.lane(*lane).oldest_ms()).min().map(age);
+        let reports: u64 = Lane::ALL.iter().map(|lane| self.lane(*lane).bytes()).sum();
         let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
         BufferStats {
             events: index.len(),
             oldest_age: index.iter().next().map(|(_, slot)| age(slot.receive_ms)),
             report_lag,
-            bytes: index.bytes,
+            bytes: index.bytes() + reports,
         }
-    }
-
-    fn oldest_report_ms(&self) -> Option<i64> {
-        Lane::ALL.iter().filter_map(|lane| self.lane(*lane).oldest_ms).min()
     }
 
     pub(super) fn cached_log(&self, event: u64) -> Option<Arc<v1::InboundLog>> {
@@ -155,15 +164,36 @@ impl Shared {
     }
 
     /// The log of an event: from memory, or else from disk, away from the async threads.
-    pub(super) async fn log(&self, event: u64) -> Result<Option<Arc<v1::InboundLog>>, ReadError> {
+    pub(super) async fn log(self: &Arc<Self>, event: u64) -> Result<Option<Arc<v1::InboundLog>>, ReadError> {
         if let Some(log) = self.cached_log(event) {
             return Ok(Some(log));
         }
-        let store = self.store()?;
-        let read = tokio::task::spawn_blocking(move || record::read_log(&*store, event)).await;
-        match read {
-            Ok(read) => Ok(read?.map(Arc::new)),
-            Err(_panic) => Err(StoreError::Panicked.into()),
+        let shared = Arc::clone(self);
+        let read = tokio::task::spawn_blocking(move || shared.read_log_bytes(event)).await;
+        let Some(bytes) = read.map_err(|_panic| ReadError::Panicked)?? else { return Ok(None) };
+        let log = v1::InboundLog::decode(&*bytes).map_err(|_| ReadError::Damaged)?;
+        Ok(Some(Arc::new(log)))
+    }
+
+    /// The encoded log of an event from disk; none when the event is not open any more. Blocks.
+    pub(super) fn read_log_bytes(&self, event: u64) -> Result<Option<Vec<u8>>, ReadError> {
+        loop {
+            let place_now = || {
+                let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
+                index.get(event).map(|slot| slot.place)
+            };
+            let Some(place) = place_now() else { return Ok(None) };
+            match self.journal.read(place, Kind::Event) {
+                Ok(mut payload) => {
+                    let log = record::read_event(&payload).map(|(_, log)| log.len());
+                    let log = log.ok_or(ReadError::Damaged)?;
+                    payload.drain(..payload.len() - log);
+                    return Ok(Some(payload));
+                }
+                // It was moved meanwhile.
+                Err(_) if place_now() != Some(place) => {}
+                Err(failure) => return Err(failure.into()),
+            }
         }
     }
 }
@@ -180,6 +210,8 @@ pub(super) struct Inbox {
 pub(super) struct Queue {
     pub(super) appends: VecDeque<(Entry, Reply)>,
     pub(super) outcomes: VecDeque<Arc<Outcome>>,
+    /// What the keeper did and found.
+    pub(super) notes: VecDeque<Note>,
     /// Highest acked sequence of each lane.
     pub(super) acked: [u64; 2],
     pub(super) has_acks: bool,
@@ -194,9 +226,6 @@ impl Queue {
         !self.appends.is_empty() || self.is_closing || self.is_killed
     }
 
-    pub(super) fn has_work(&self) -> bool {
-        self.is_urgent() || !self.outcomes.is_empty() || self.has_acks
-    }
 }
 
 impl Inbox {
@@ -255,6 +284,11 @@ impl Inbox {
             queue.has_acks = true;
             self.arrived.notify_one();
         }
+    }
+
+    pub(super) fn note(&self, note: Note) {
+        self.lock().notes.push_back(note);
+        self.arrived.notify_one();
     }
 
     pub(super) fn close(&self, reply: Option<oneshot::Sender<()>>) {

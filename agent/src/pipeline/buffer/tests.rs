@@ -13,12 +13,14 @@ use super::*;
 mod model;
 mod faults;
 mod reports;
+mod damage;
+mod space;
 
 /// Longest wait for something that must happen.
 pub(in crate::pipeline) const DEADLINE: Duration = Duration::from_secs(20);
 
 fn config(directory: &Path) -> Config {
-    Config { directory: directory.join("buffer"), bytes_max: 64 << 20, disk_free_bytes_min: Some(0) }
+    Config::for_tests(directory)
 }
 
 pub(in crate::pipeline) async fn open(directory: &Path) -> Buffer {
@@ -100,7 +102,7 @@ pub(in crate::pipeline) async fn reports_after(buffer: &Buffer, lane: Lane, afte
     let some = async {
         loop {
             let batch = buffer.next_reports(lane, after, LIMITS).await.unwrap();
-            if !batch.reports.is_empty() {
+            if !batch.reports().is_empty() {
                 return batch;
             }
             buffer.new_reports().await;
@@ -115,7 +117,7 @@ async fn attempts_reported(buffer: &Buffer, count: usize) -> u64 {
     while attempts < count {
         let batch = reports_after(buffer, Lane::Logs, after).await;
         after = batch.last;
-        for report in batch.reports {
+        for report in batch.reports() {
             attempts += match report.report {
                 Some(v1::report::Report::Event(event)) => event.attempts.len(),
                 Some(v1::report::Report::Attempts(report)) => report.attempts.len(),
@@ -223,7 +225,7 @@ async fn repeats_are_counted_not_delivered() {
     while counts.len() < 2 {
         let batch = reports_after(&buffer, Lane::Logs, after).await;
         after = batch.last;
-        for report in batch.reports {
+        for report in batch.reports() {
             match report.report {
                 Some(v1::report::Report::Event(event)) => {
                     assert!(counts.is_empty(), "the event is reported before its repeats");

@@ -1,244 +1,378 @@
-//! Which delivery is next: per subscription what is ready and what waits for its time, and a turn for each
-//! subscription in order, so that none waits for another. Pure: times are milliseconds of a clock that the
-//! caller brings and that never jumps.
+//! What one subscription is owed, and which of it may be attempted when. Pure: times are milliseconds of a
+//! clock that the caller brings and that never jumps.
+//!
+//! ```text
+//!             due                 its turn
+//!  waiting ────────▶ ready ──┬─────────────────▶ running ──▶ settled
+//!     ▲                      │                      │
+//!     │        held ─────────┘ 50 per second        │
+//!     └─────────────────────────────────────────────┘ failed
+//! ```
+//!
+//! What was held while the subscription was paused goes out at a limited rate once it is not, in turns with what
+//! is new, so that neither a destination that has just come back is flooded nor a new event has to wait for
+//! the backlog. A subscription with a rate of its own drains at that rate.
 
 use std::{
-    cmp::Reverse,
-    collections::{BTreeSet, BinaryHeap, HashMap, VecDeque},
+    cmp::Ordering,
+    collections::{BinaryHeap, VecDeque},
+    num::NonZeroU32,
+    time::Duration,
 };
 
-/// Whether deliveries of a subscription are attempted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Mode {
-    /// They are, at most so many at once.
-    Active {
-        /// Attempts that may run at once.
-        concurrency_max: usize,
-    },
-    /// They stay where they are.
-    Parked,
+use super::{breaker::Breaker, order::Order, rate::Rate};
+
+/// An attempt that takes longer than this is slow: it may be about to hang.
+pub(super) const SLOW_MS: u64 = 1_000;
+/// From this size on, room that is not used any more is given back.
+const SHRINK_LEN: usize = 4_096;
+
+/// An open delivery, in 16 bytes: there may be millions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Entry {
+    /// The event's number.
+    pub(super) event: u64,
+    /// Hash of its contact; 0 when it has none.
+    pub(super) contact: u32,
+    /// Attempts made.
+    pub(super) attempts: u16,
+    /// Whether one of them was the quick retry.
+    pub(super) had_quick: bool,
+    /// Whether it is recorded as held, or about to be.
+    pub(super) is_held: bool,
 }
 
-struct Queue {
-    mode: Mode,
-    in_flight: usize,
+/// How deliveries of a subscription are attempted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Limits {
+    /// Attempts that may run at once.
+    pub(super) concurrency_max: usize,
+    /// Attempts that may begin per second; none for no limit.
+    pub(super) rate: Option<NonZeroU32>,
+    /// For contacts in order: failed attempts after which a delivery holds its contact no longer.
+    pub(super) ordering_attempts_max: Option<u32>,
+}
+
+/// What differs in tests.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Tuning {
+    /// Time between probes of a destination whose breaker is open.
+    pub(super) probe_interval: Duration,
+    /// How many held deliveries begin per second, for a subscription without a rate of its own.
+    pub(super) resume_per_second: NonZeroU32,
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        let resume_per_second = NonZeroU32::new(50).expect("50 is not 0");
+        Self { probe_interval: Duration::from_secs(30), resume_per_second }
+    }
+}
+
+/// How the attempts of a subscription go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Pace {
+    /// The last one that ended was not slow, and those that run make progress.
+    Quick,
+    /// None ended yet, and those that run did not run for long.
+    Unknown,
+    /// The last one that ended was slow, or none ended for as long.
+    Slow,
+}
+
+impl Pace {
+    /// All, the best first.
+    pub(super) const ALL: [Self; 3] = [Self::Quick, Self::Unknown, Self::Slow];
+}
+
+/// A delivery that is not due yet. The one that is due first is the greatest, as the heap wants it.
+#[derive(Debug, PartialEq, Eq)]
+struct Waiting {
+    due: u64,
+    entry: Entry,
+}
+
+impl Ord for Waiting {
+    fn cmp(&self, other: &Self) -> Ordering {
+        (other.due, other.entry.event).cmp(&(self.due, self.entry.event))
+    }
+}
+
+impl PartialOrd for Waiting {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+/// The queue of a subscription.
+#[derive(Debug)]
+pub(super) struct Queue {
+    /// None while nothing of it may be attempted.
+    limits: Option<Limits>,
+    tuning: Tuning,
+    running: Vec<u64>,
     /// Due, in the order in which they became so.
-    ready: VecDeque<u64>,
-    /// Not due yet: time and event.
-    waiting: BinaryHeap<Reverse<(u64, u64)>>,
-    has_turn: bool,
-    timer: Option<u64>,
+    ready: VecDeque<Entry>,
+    waiting: BinaryHeap<Waiting>,
+    /// Held, oldest first, or held before and not attempted since.
+    held: VecDeque<Entry>,
+    order: Option<Order>,
+    breaker: Breaker,
+    rate: Option<Rate>,
+    resume: Rate,
+    /// Whose turn it is when there are both held and new ones.
+    is_turn_of_held: bool,
+    /// When an attempt ended last, or began after none ran.
+    progress: u64,
+    /// Whether the last attempt that ended was not slow; none before the first.
+    was_quick: Option<bool>,
 }
 
 impl Queue {
-    fn can_start(&self) -> bool {
-        match self.mode {
-            Mode::Active { concurrency_max } => !self.ready.is_empty() && self.in_flight < concurrency_max,
-            Mode::Parked => false,
-        }
-    }
-}
-
-/// The queues of all subscriptions that are owed something.
-#[derive(Default)]
-pub(super) struct Queues {
-    queues: HashMap<u32, Queue>,
-    turns: VecDeque<u32>,
-    timers: BTreeSet<(u64, u32)>,
-}
-
-impl Queues {
-    /// Whether the subscription has a queue.
-    pub(super) fn has(&self, subscription: u32) -> bool {
-        self.queues.contains_key(&subscription)
-    }
-
-    /// Subscriptions that have a queue.
-    pub(super) fn subscriptions(&self) -> Vec<u32> {
-        self.queues.keys().copied().collect()
-    }
-
-    /// Sets the mode of a subscription, making its queue when it has none.
-    pub(super) fn set_mode(&mut self, subscription: u32, mode: Mode) {
-        let queue = self.queues.entry(subscription).or_insert_with(|| Queue {
-            mode,
-            in_flight: 0,
+    /// Empty, with nothing allowed.
+    pub(super) fn new(tuning: Tuning, now: u64) -> Self {
+        Self {
+            limits: None,
+            tuning,
+            running: Vec::new(),
             ready: VecDeque::new(),
             waiting: BinaryHeap::new(),
-            has_turn: false,
-            timer: None,
-        });
-        queue.mode = mode;
-        self.refresh(subscription);
-    }
-
-    /// Adds a delivery that is due at `due`, if the subscription has a queue.
-    pub(super) fn add(&mut self, subscription: u32, event: u64, due: u64, now: u64) {
-        let Some(queue) = self.queues.get_mut(&subscription) else { return };
-        if due <= now {
-            queue.ready.push_back(event);
-        } else {
-            queue.waiting.push(Reverse((due, event)));
+            held: VecDeque::new(),
+            order: None,
+            breaker: Breaker::new(tuning.probe_interval),
+            rate: None,
+            resume: Rate::new(tuning.resume_per_second, now),
+            is_turn_of_held: false,
+            progress: now,
+            was_quick: None,
         }
-        self.refresh(subscription);
     }
 
-    /// Takes everything that waits out of a queue.
-    pub(super) fn take_all(&mut self, subscription: u32) -> Vec<u64> {
-        let Some(queue) = self.queues.get_mut(&subscription) else { return Vec::new() };
-        let mut events: Vec<u64> = std::mem::take(&mut queue.ready).into();
-        events.extend(
-            std::mem::take(&mut queue.waiting)
-                .into_sorted_vec()
-                .into_iter()
-                .rev()
-                .map(|Reverse((_, event))| event),
-        );
-        self.refresh(subscription);
+    /// Uses these limits from now on; none stops it.
+    pub(super) fn set_limits(&mut self, limits: Option<Limits>, now: u64) {
+        self.limits = limits;
+        let Some(limits) = limits else { return };
+        if self.rate.as_ref().map(Rate::per_second) != limits.rate {
+            self.rate = limits.rate.map(|rate| Rate::new(rate, now));
+        }
+        let resume_rate = limits.rate.unwrap_or(self.tuning.resume_per_second);
+        if self.resume.per_second() != resume_rate {
+            self.resume = Rate::new(resume_rate, now);
+        }
+        if self.order.as_ref().map(Order::attempts_max) != limits.ordering_attempts_max {
+            self.reorder(limits.ordering_attempts_max);
+        }
+    }
+
+    /// Attempts that run.
+    pub(super) const fn in_flight(&self) -> usize {
+        self.running.len()
+    }
+
+    /// Whether an attempt of this event runs.
+    pub(super) fn is_running(&self, event: u64) -> bool {
+        self.running.contains(&event)
+    }
+
+    /// Events before this one that are attempted, oldest first.
+    pub(super) fn running_before(&self, event: u64) -> Vec<u64> {
+        let mut events: Vec<u64> = self.running.iter().copied().filter(|other| *other < event).collect();
+        events.sort_unstable();
         events
     }
 
-    /// Drops the queue of a subscription that is owed nothing and has no attempt running.
-    pub(super) fn drop_if_idle(&mut self, subscription: u32) -> bool {
-        let Some(queue) = self.queues.get(&subscription) else { return false };
-        let is_idle = queue.in_flight == 0 && queue.ready.is_empty() && queue.waiting.is_empty();
-        if is_idle && let Some(queue) = self.queues.remove(&subscription) {
-            if queue.has_turn {
-                self.turns.retain(|turn| *turn != subscription);
-            }
-            if let Some(timer) = queue.timer {
-                self.timers.remove(&(timer, subscription));
+    /// Whether nothing is owed and nothing runs.
+    pub(super) fn is_idle(&self) -> bool {
+        self.running.is_empty() && self.ready.is_empty() && self.waiting.is_empty() && self.held.is_empty()
+    }
+
+    /// Whether it is to be kept even when it is idle: there are failures to remember.
+    pub(super) const fn has_memory(&self) -> bool {
+        self.limits.is_some() && !self.breaker.is_plain()
+    }
+
+    /// How its attempts go.
+    pub(super) fn pace(&self, now: u64) -> Pace {
+        let is_stuck = !self.running.is_empty() && now.saturating_sub(self.progress) > SLOW_MS;
+        match self.was_quick {
+            _ if is_stuck => Pace::Slow,
+            None => Pace::Unknown,
+            Some(true) => Pace::Quick,
+            Some(false) => Pace::Slow,
+        }
+    }
+
+    /// The breaker, to be told how an attempt went.
+    pub(super) const fn breaker(&mut self) -> &mut Breaker {
+        &mut self.breaker
+    }
+
+    /// Closes the breaker, whatever was before.
+    pub(super) fn forget_failures(&mut self) {
+        self.breaker = Breaker::new(self.tuning.probe_interval);
+    }
+
+    /// Adds a delivery that is due at `due`.
+    pub(super) fn add(&mut self, entry: Entry, due: u64, now: u64) {
+        if due <= now {
+            self.ready.push_back(entry);
+        } else if self.admit(entry) {
+            self.waiting.push(Waiting { due, entry });
+        }
+    }
+
+    /// Adds a delivery that is held, or was until now.
+    pub(super) fn add_held(&mut self, mut entry: Entry) {
+        entry.is_held = true;
+        if self.admit(entry) {
+            self.held.push_back(entry);
+        }
+    }
+
+    /// Makes everything held, in the order of the events. Returns those that were not, or all.
+    pub(super) fn hold_all(&mut self, all: bool) -> Vec<u64> {
+        let entries = self.take_entries();
+        let new = entries.iter().filter(|entry| all || !entry.is_held).map(|entry| entry.event).collect();
+        entries.into_iter().for_each(|entry| self.add_held(entry));
+        new
+    }
+
+    /// Takes everything out that does not run, in the order of the events.
+    pub(super) fn take_all(&mut self) -> Vec<u64> {
+        self.take_entries().into_iter().map(|entry| entry.event).collect()
+    }
+
+    fn take_entries(&mut self) -> Vec<Entry> {
+        let mut entries: Vec<Entry> = std::mem::take(&mut self.held).into();
+        entries.extend(std::mem::take(&mut self.ready));
+        entries.extend(std::mem::take(&mut self.waiting).into_iter().map(|waiting| waiting.entry));
+        if let Some(order) = &mut self.order {
+            order.take_behind(&self.running, &mut entries);
+        }
+        entries.sort_unstable_by_key(|entry| entry.event);
+        entries
+    }
+
+    /// Puts everything into another order, or none. What runs counts as without contact.
+    fn reorder(&mut self, attempts_max: Option<u32>) {
+        let mut waiting = std::mem::take(&mut self.waiting).into_vec();
+        let held = std::mem::take(&mut self.held);
+        if let Some(order) = &mut self.order {
+            let mut ready: Vec<Entry> = std::mem::take(&mut self.ready).into();
+            order.take_behind(&[], &mut ready);
+            ready.sort_unstable_by_key(|entry| entry.event);
+            self.ready = ready.into();
+        }
+        self.order = attempts_max.map(Order::new);
+        waiting.sort_unstable_by_key(|waiting| waiting.entry.event);
+        for waiting in waiting {
+            if self.admit(waiting.entry) {
+                self.waiting.push(waiting);
             }
         }
-        is_idle
+        held.into_iter().for_each(|entry| self.add_held(entry));
+    }
+
+    fn admit(&mut self, entry: Entry) -> bool {
+        self.order.as_mut().is_none_or(|order| order.admit(entry))
+    }
+
+    /// Lets the next delivery of its contact go on, if `entry` is settled or parked.
+    pub(super) fn release(&mut self, entry: Entry) {
+        let Some(next) = self.order.as_mut().and_then(|order| order.release(entry)) else { return };
+        if next.is_held {
+            self.held.push_front(next);
+        } else {
+            self.ready.push_front(next);
+        }
+    }
+
+    /// Lets the contact of a delivery go on if that one failed so often that it is parked.
+    pub(super) fn release_if_parked(&mut self, entry: Entry) {
+        if self.order.as_ref().is_some_and(|order| order.is_free(entry)) {
+            self.release(entry);
+        }
     }
 
     /// Makes ready what is due.
     pub(super) fn wake(&mut self, now: u64) {
-        while let Some((due, subscription)) = self.timers.first().copied() {
-            if due > now {
-                break;
-            }
-            if let Some(queue) = self.queues.get_mut(&subscription) {
-                while let Some(Reverse((due, _))) = queue.waiting.peek() {
-                    if *due > now {
-                        break;
-                    }
-                    if let Some(Reverse((_, event))) = queue.waiting.pop() {
-                        queue.ready.push_back(event);
-                    }
-                }
-            }
-            self.refresh(subscription);
+        while self.waiting.peek().is_some_and(|waiting| waiting.due <= now) {
+            self.ready.extend(self.waiting.pop().map(|waiting| waiting.entry));
+        }
+        if self.waiting.capacity() > SHRINK_LEN && self.waiting.len() < self.waiting.capacity() / 4 {
+            self.waiting.shrink_to(self.waiting.len() * 2);
         }
     }
 
-    /// When something is due next.
+    /// When the first of those that wait is due.
     pub(super) fn next_due(&self) -> Option<u64> {
-        self.timers.first().map(|(due, _)| *due)
+        self.waiting.peek().map(|waiting| waiting.due)
     }
 
-    /// The next delivery to attempt: of the subscription whose turn it is. It counts as running until
-    /// [`Self::ended`].
-    pub(super) fn start_next(&mut self) -> Option<(u32, u64)> {
-        while let Some(subscription) = self.turns.pop_front() {
-            let Some(queue) = self.queues.get_mut(&subscription) else { continue };
-            queue.has_turn = false;
-            if !queue.can_start() {
+    /// When an attempt may start. None when there is nothing to attempt, or nothing may be before one ends.
+    pub(super) fn start_at(&mut self, now: u64) -> Option<u64> {
+        let limits = self.limits?;
+        if self.running.len() >= limits.concurrency_max.min(self.breaker.allowed()) {
+            return None;
+        }
+        let there = match (self.ready.is_empty(), self.held.is_empty()) {
+            (false, _) => now,
+            (true, false) => self.resume.free_at(now),
+            (true, true) => return None,
+        };
+        let rate = self.rate.as_mut().map_or(now, |rate| rate.free_at(now));
+        Some(there.max(rate).max(self.breaker.free_at()))
+    }
+
+    /// The next delivery to attempt, when [`Self::start_at`] allows it. It counts as running until
+    /// [`Self::ended`]. None when all that is there waits for others of its contact.
+    pub(super) fn start(&mut self, now: u64) -> Option<Entry> {
+        let entry = self.next_entry(now)?;
+        if let Some(rate) = &mut self.rate {
+            rate.take(now);
+        }
+        self.breaker.started(now, rand::random());
+        if self.running.is_empty() {
+            self.progress = now;
+        }
+        self.running.push(entry.event);
+        Some(entry)
+    }
+
+    fn next_entry(&mut self, now: u64) -> Option<Entry> {
+        loop {
+            let may_resume = !self.held.is_empty() && self.resume.free_at(now) <= now;
+            let from_held = may_resume && (self.is_turn_of_held || self.ready.is_empty());
+            let entry = pop(if from_held { &mut self.held } else { &mut self.ready })?;
+            if !self.admit(entry) {
                 continue;
             }
-            let event = queue.ready.pop_front();
-            queue.in_flight += 1;
-            self.refresh(subscription);
-            if let Some(event) = event {
-                return Some((subscription, event));
+            if from_held {
+                self.resume.take(now);
             }
+            self.is_turn_of_held = !from_held;
+            return Some(entry);
         }
-        None
     }
 
-    /// An attempt of the subscription ended.
-    pub(super) fn ended(&mut self, subscription: u32) {
-        if let Some(queue) = self.queues.get_mut(&subscription) {
-            queue.in_flight = queue.in_flight.saturating_sub(1);
+    /// The attempt of an event ended, after this many milliseconds; none when nothing was sent.
+    pub(super) fn ended(&mut self, event: u64, took: Option<u64>, now: u64) {
+        if let Some(place) = self.running.iter().position(|other| *other == event) {
+            self.running.swap_remove(place);
         }
-        self.refresh(subscription);
+        self.progress = now;
+        self.was_quick = took.map(|took| took <= SLOW_MS).or(self.was_quick);
     }
+}
 
-    /// Gives the subscription its turn and its timer.
-    fn refresh(&mut self, subscription: u32) {
-        let Some(queue) = self.queues.get_mut(&subscription) else { return };
-        if queue.can_start() && !queue.has_turn {
-            queue.has_turn = true;
-            self.turns.push_back(subscription);
-        }
-        let timer = queue.waiting.peek().map(|Reverse((due, _))| *due);
-        if timer != queue.timer {
-            if let Some(old) = queue.timer {
-                self.timers.remove(&(old, subscription));
-            }
-            if let Some(new) = timer {
-                self.timers.insert((new, subscription));
-            }
-            queue.timer = timer;
-        }
+/// Takes the first out, and gives back room that a backlog needed once.
+fn pop(queue: &mut VecDeque<Entry>) -> Option<Entry> {
+    let entry = queue.pop_front();
+    if queue.capacity() > SHRINK_LEN && queue.len() < queue.capacity() / 4 {
+        queue.shrink_to(queue.len() * 2);
     }
+    entry
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const ACTIVE: Mode = Mode::Active { concurrency_max: 2 };
-
-    /// A subscription with a backlog takes turns with the others, and never runs more than its limit.
-    #[test]
-    fn subscriptions_take_turns() {
-        let mut queues = Queues::default();
-        queues.set_mode(1, ACTIVE);
-        queues.set_mode(2, ACTIVE);
-        (0..10).for_each(|event| queues.add(1, event, 0, 0));
-        queues.add(2, 100, 0, 0);
-        let started: Vec<_> = std::iter::from_fn(|| queues.start_next()).collect();
-        assert_eq!(started, [(1, 0), (2, 100), (1, 1)]);
-        queues.ended(1);
-        assert_eq!(queues.start_next(), Some((1, 2)));
-        assert_eq!(queues.start_next(), None);
-    }
-
-    /// Deliveries become ready at their time, earliest first, and the next time is known.
-    #[test]
-    fn waits_until_due() {
-        let mut queues = Queues::default();
-        queues.set_mode(1, ACTIVE);
-        queues.add(1, 7, 500, 0);
-        queues.add(1, 8, 200, 0);
-        assert_eq!((queues.next_due(), queues.start_next()), (Some(200), None));
-        queues.wake(200);
-        assert_eq!((queues.next_due(), queues.start_next()), (Some(500), Some((1, 8))));
-        queues.wake(1_000);
-        assert_eq!((queues.next_due(), queues.start_next()), (None, Some((1, 7))));
-    }
-
-    /// Parked deliveries do not start, can be taken out, and start again once active.
-    #[test]
-    fn parked_deliveries_stay() {
-        let mut queues = Queues::default();
-        queues.set_mode(1, ACTIVE);
-        queues.add(1, 7, 0, 0);
-        queues.add(1, 8, 100, 0);
-        queues.add(1, 9, 50, 0);
-        queues.set_mode(1, Mode::Parked);
-        queues.wake(200);
-        assert_eq!(queues.start_next(), None);
-        assert_eq!(queues.take_all(1), [7, 9, 8]);
-        assert_eq!(queues.next_due(), None);
-        queues.add(1, 7, 0, 200);
-        queues.set_mode(1, ACTIVE);
-        assert_eq!(queues.start_next(), Some((1, 7)));
-        assert!(!queues.drop_if_idle(1), "an attempt runs");
-        queues.ended(1);
-        assert!(queues.drop_if_idle(1));
-        assert!(!queues.has(1));
-    }
-}
+mod tests;

@@ -3,10 +3,9 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use gateway_core::snapshot::{SubscriptionConfig, SubscriptionLookup};
-use url::Url;
+use gateway_core::snapshot::{Ordering, SubscriptionConfig, SubscriptionLookup};
 
-use super::queue::Mode;
+use super::queue::Limits;
 
 /// Where a subscription stands.
 #[derive(Clone)]
@@ -20,51 +19,58 @@ pub(super) enum Standing {
     Deleted,
 }
 
-/// A destination that answered 410, and the settings that were used. Other settings mean that somebody
-/// acted, so it is tried again.
-pub(super) struct Gone {
-    destination: Url,
-    settings: Arc<SubscriptionConfig>,
-}
-
-impl Gone {
-    pub(super) fn of(settings: &Arc<SubscriptionConfig>) -> Self {
-        Self { destination: settings.destination.clone(), settings: Arc::clone(settings) }
+impl Standing {
+    /// What the queue of the subscription may do; none while nothing may be attempted.
+    pub(super) fn limits(&self) -> Option<Limits> {
+        let Self::Active(settings) = self else { return None };
+        let ordering_attempts_max = match settings.ordering {
+            Ordering::None => None,
+            Ordering::Contact { attempts_max } => Some(attempts_max),
+        };
+        let (concurrency_max, rate) = (settings.concurrency_max, settings.rate_per_second_max);
+        Some(Limits { concurrency_max, rate, ordering_attempts_max })
     }
 
-    fn still_holds(&self, settings: &Arc<SubscriptionConfig>) -> bool {
-        self.destination == settings.destination && Arc::ptr_eq(&self.settings, settings)
+    /// Whether nothing changed, the settings included.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Active(settings), Self::Active(other)) => Arc::ptr_eq(settings, other),
+            _ => self.is_same_kind(other),
+        }
     }
-}
 
-struct Entry {
-    standing: Standing,
-    /// Batches of deliveries whose new state is on its way to the buffer.
-    announcing: usize,
+    /// Whether nothing changed but settings.
+    pub(super) const fn is_same_kind(&self, other: &Self) -> bool {
+        matches!(
+            (self, other),
+            (Self::Active(_), Self::Active(_)) | (Self::Held, Self::Held) | (Self::Deleted, Self::Deleted)
+        )
+    }
 }
 
 /// The standing of every subscription that is owed something.
 #[derive(Default)]
 pub(super) struct Standings {
-    entries: HashMap<u32, Entry>,
-    gone: HashMap<u32, Gone>,
+    standings: HashMap<u32, Standing>,
+    /// Destinations that answered 410, with the settings that were used. Other settings mean that somebody
+    /// acted, so it is tried again.
+    gone: HashMap<u32, Arc<SubscriptionConfig>>,
 }
 
 impl Standings {
     /// Where a subscription stands; held when it was never evaluated.
     pub(super) fn of(&self, subscription: u32) -> &Standing {
-        self.entries.get(&subscription).map_or(&Standing::Held, |entry| &entry.standing)
+        self.standings.get(&subscription).unwrap_or(&Standing::Held)
     }
 
     /// Decides where a subscription stands.
     pub(super) fn evaluate(&mut self, subscription: u32, lookup: SubscriptionLookup<'_>) -> Standing {
-        let announcing = self.entries.get(&subscription).map_or(0, |entry| entry.announcing);
         let standing = match lookup {
             SubscriptionLookup::Unknown => Standing::Held,
             SubscriptionLookup::Deleted => Standing::Deleted,
             SubscriptionLookup::Known(settings) => {
-                let gone = self.gone.get(&subscription);
-                if settings.paused || gone.is_some_and(|gone| gone.still_holds(settings)) {
+                let is_gone = self.gone.get(&subscription).is_some_and(|gone| Arc::ptr_eq(gone, settings));
+                if settings.paused || is_gone {
                     Standing::Held
                 } else {
                     self.gone.remove(&subscription);
@@ -72,43 +78,17 @@ impl Standings {
                 }
             }
         };
-        self.entries.insert(subscription, Entry { standing: standing.clone(), announcing });
+        self.standings.insert(subscription, standing.clone());
         standing
     }
 
-    /// What the queue of the subscription may do.
-    pub(super) fn mode(&self, subscription: u32) -> Mode {
-        match self.entries.get(&subscription) {
-            Some(Entry { standing: Standing::Active(settings), announcing: 0, .. }) => {
-                Mode::Active { concurrency_max: settings.concurrency_max }
-            }
-            _ => Mode::Parked,
-        }
-    }
-
-    /// Remembers that a destination is gone.
-    pub(super) fn gone(&mut self, subscription: u32, gone: Gone) {
-        self.gone.insert(subscription, gone);
-    }
-
-    pub(super) fn begin_announcing(&mut self, subscription: u32) {
-        if let Some(entry) = self.entries.get_mut(&subscription) {
-            entry.announcing += 1;
-        }
-    }
-
-    pub(super) fn end_announcing(&mut self, subscription: u32) {
-        if let Some(entry) = self.entries.get_mut(&subscription) {
-            entry.announcing = entry.announcing.saturating_sub(1);
-        }
-    }
-
-    pub(super) fn is_announcing(&self, subscription: u32) -> bool {
-        self.entries.get(&subscription).is_some_and(|entry| entry.announcing > 0)
+    /// Remembers that the destination of these settings is gone.
+    pub(super) fn gone(&mut self, subscription: u32, settings: Arc<SubscriptionConfig>) {
+        self.gone.insert(subscription, settings);
     }
 
     /// Forgets a subscription that is owed nothing. That its destination is gone is remembered.
     pub(super) fn forget(&mut self, subscription: u32) {
-        self.entries.remove(&subscription);
+        self.standings.remove(&subscription);
     }
 }

@@ -3,44 +3,61 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use gateway_core::{
-    retry::Next,
     signature::{WebhookHeaders, WebhookSecret, verify_webhook},
+    snapshot::{Snapshot, SubscriptionConfig},
 };
+use gateway_proto::v1;
 use prost_types::Timestamp as ProtoTimestamp;
 
 use super::*;
 use crate::pipeline::buffer::{
-    self, Lane, ReportLimits,
+    self, Lane, Owed, ReportLimits,
     tests::{DEADLINE, entry, event, event_id},
 };
 
 mod receiver;
+mod bench;
 mod failures;
-mod pauses;
+mod ssrf;
 mod tls;
+mod authentication;
+mod pauses;
+mod pace;
+mod order;
+mod clocks;
 
-use attempt::Schedule;
 use receiver::{Receiver, Reply, Script, ok};
 
 const NEW_SECRET: &str = "whsec_AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
 const OLD_SECRET: &str = "whsec_ICEiIyQlJicoKSorLC0uLzAxMjM0NTY3ODk6Ozw9Pj8=";
 const EXPIRED_SECRET: &str = "whsec_H2+m9p0YXmCG0E5zMDYb+QAaO40M5REX";
 
-/// A schedule that ends after this many attempts and wastes no time.
-fn quick(attempt: u32, _retry_after: Option<Duration>, _random: f64) -> Next {
-    if attempt < 3 { Next::After(Duration::from_millis(10)) } else { Next::Exhausted }
-}
-
-/// A subscription as the control plane sends it.
-fn subscription(id: &str, destination_url: &str) -> v1::WebhookSubscription {
-    v1::WebhookSubscription {
+/// A subscription as the control plane sends it, whose schedule wastes no time.
+pub(super) fn subscription(id: &str, destination_url: &str) -> v1::WebhookSubscription {
+    let subscription = v1::WebhookSubscription {
         id: id.to_owned(),
         instance_id: "inst_1".to_owned(),
         destination_url: destination_url.to_owned(),
         events: vec!["*".to_owned()],
         state: v1::WebhookSubscriptionState::Active.into(),
         ..v1::WebhookSubscription::default()
-    }
+    };
+    after(&[10, 10], subscription)
+}
+
+/// A subscription with these delays in milliseconds between its attempts.
+fn after(delays_ms: &[u32], subscription: v1::WebhookSubscription) -> v1::WebhookSubscription {
+    let delays = delays_ms.iter().map(|delay_ms| prost_types::Duration {
+        seconds: i64::from(delay_ms / 1_000),
+        nanos: i32::try_from(delay_ms % 1_000 * 1_000_000).unwrap(),
+    });
+    let retry_policy = Some(v1::RetryPolicy { delays: delays.collect() });
+    v1::WebhookSubscription { retry_policy, ..subscription }
+}
+
+/// A subscription with the default schedule.
+fn by_default(subscription: v1::WebhookSubscription) -> v1::WebhookSubscription {
+    v1::WebhookSubscription { retry_policy: None, ..subscription }
 }
 
 /// A configuration in which a subscription was removed.
@@ -52,7 +69,7 @@ fn without(before: &Snapshot, id: &str, deleted: bool) -> Snapshot {
 }
 
 /// A whole configuration of these subscriptions.
-fn snapshot(subscriptions: impl IntoIterator<Item = v1::WebhookSubscription>) -> Snapshot {
+pub(super) fn snapshot(subscriptions: impl IntoIterator<Item = v1::WebhookSubscription>) -> Snapshot {
     let secret = |value: &str, expire_time| v1::SigningSecret {
         value: value.to_owned(),
         expire_time,
@@ -68,6 +85,7 @@ fn snapshot(subscriptions: impl IntoIterator<Item = v1::WebhookSubscription>) ->
                 secret(OLD_SECRET, at(4_102_444_800)),
                 secret(EXPIRED_SECRET, at(1_000_000_000)),
             ],
+            ..Default::default()
         })),
     });
     let response = v1::StreamConfigResponse {
@@ -91,32 +109,42 @@ struct World {
 }
 
 impl World {
-    /// With these subscriptions, loopback allowed, and the schedule [`quick`].
+    /// With these subscriptions, and loopback allowed.
     async fn new(subscriptions: impl IntoIterator<Item = v1::WebhookSubscription>) -> Self {
-        Self::with(subscriptions, &["127.0.0.0/8", "::1/128"], quick, &[]).await
+        Self::with(subscriptions, clock::now, Tuning::default()).await
     }
 
     async fn with(
         subscriptions: impl IntoIterator<Item = v1::WebhookSubscription>,
-        allowed: &[&str],
-        schedule: Schedule,
-        roots: &[reqwest::Certificate],
+        wall: WallClock,
+        tuning: Tuning,
     ) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let config = buffer::Config {
-            directory: directory.path().join("buffer"),
-            bytes_max: 64 << 20,
-            disk_free_bytes_min: Some(0),
-        };
-        let buffer = Buffer::open(config, Metrics::new()).await.unwrap();
         let snapshot = SnapshotHandle::fixed(snapshot(subscriptions));
-        let policy = AddressPolicy::new(allowed.iter().map(|network| network.parse().unwrap()).collect());
-        let attempter = Attempter::new(policy, roots, "agt_1", Metrics::new(), schedule).unwrap();
-        let deliverer = Deliverer::with_attempter(attempter, snapshot.clone(), buffer.clone());
+        Self::start(tempfile::tempdir().unwrap(), snapshot, wall, tuning).await
+    }
+
+    async fn start(
+        directory: tempfile::TempDir,
+        snapshot: SnapshotHandle,
+        wall: WallClock,
+        tuning: Tuning,
+    ) -> Self {
+        let buffer = buffer::tests::open(directory.path()).await;
+        let attempter = bench::attempter(bench::LOOPBACK);
+        let deliverer = Deliverer::with(attempter, snapshot.clone(), buffer.clone(), wall, tuning);
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
         tasks.spawn(deliverer.run(stop.clone()));
         Self { directory, buffer, snapshot, stop, tasks }
+    }
+
+    /// Stops it and starts it again on the same disk, by this clock.
+    async fn restart(mut self, wall: WallClock) -> Self {
+        self.stop.cancel();
+        self.tasks.join_next().await.unwrap().unwrap().unwrap();
+        self.buffer.close().await;
+        let Self { directory, snapshot, .. } = self;
+        Self::start(directory, snapshot, wall, Tuning::default()).await
     }
 
     /// Appends an event for these subscriptions.
@@ -129,7 +157,7 @@ impl World {
         let limits = ReportLimits { bytes: usize::MAX, count: usize::MAX };
         let batch = self.buffer.next_reports(Lane::Logs, 0, limits).await.unwrap();
         let mut reported = Reported::default();
-        for report in batch.reports {
+        for report in batch.reports() {
             let (event_id, deliveries, attempts) = match report.report.unwrap() {
                 v1::report::Report::Event(event) => {
                     let log = event.inbound_log.unwrap();
@@ -285,9 +313,7 @@ async fn failures_are_retried_until_the_schedule_ends() {
 #[tokio::test]
 async fn retry_after_is_honoured_and_kept() {
     let receiver = Receiver::start(|_| Reply::Status(503, "retry-after: 3600\r\n", "")).await;
-    let world =
-        World::with([subscription("sub_a", &receiver.url())], &["127.0.0.0/8"], retry::next_attempt, &[])
-            .await;
+    let world = World::new([by_default(subscription("sub_a", &receiver.url()))]).await;
     world.append(1, &["sub_a"]).await;
     let is_made = |reported: &Reported| !reported.attempts.is_empty();
     let reported = world.reported_when("the attempt is made", is_made).await;
@@ -296,15 +322,13 @@ async fn retry_after_is_honoured_and_kept() {
     let next = delivery.next_attempt_time.as_ref().unwrap().seconds;
     assert!((3_600..3_660).contains(&(next - begun)), "{}", next - begun);
 
-    let directory = world.directory.path().join("buffer");
-    let World { buffer, stop, mut tasks, directory: _kept, .. } = world;
+    let World { buffer, stop, mut tasks, directory, .. } = world;
     stop.cancel();
     tasks.join_next().await.unwrap().unwrap().unwrap();
     buffer.close().await;
-    let config = buffer::Config { directory, bytes_max: 64 << 20, disk_free_bytes_min: Some(0) };
-    let buffer = Buffer::open(config, Metrics::new()).await.unwrap();
+    let buffer = buffer::tests::open(directory.path()).await;
     let open = buffer.take_new_deliveries();
-    assert_eq!(open[0].due_ms / 1_000, next);
+    assert_eq!((open[0].due_ms / 1_000, open[0].attempts), (next, 1));
     assert_eq!(buffer.load(open[0].event, open[0].subscription).await.unwrap().unwrap().attempts, 1);
 }
 
@@ -369,27 +393,12 @@ async fn opt_out_comes_after_its_message() {
     tasks.shutdown().await;
 }
 
-/// A clock that was set back by years while the agent was down makes nobody wait longer than the schedule's
-/// longest delay; one that was set forward makes everything due once.
-#[test]
-fn clock_jumps_are_bounded() {
-    let due_ms = 1_800_000_000_000;
-    assert_eq!(wait_until(due_ms, due_ms - 5_000), Duration::from_secs(5));
-    assert_eq!(wait_until(due_ms, 0), WAIT_MAX);
-    assert_eq!(wait_until(due_ms, i64::MAX), Duration::ZERO);
-    assert!(WAIT_MAX > retry::SCHEDULE[11].mul_f64(1.2));
-}
-
 /// Deliveries that were in the buffer before the start are made.
 #[tokio::test]
 async fn goes_on_after_a_restart() {
     let receiver = Receiver::start(ok).await;
     let directory = tempfile::tempdir().unwrap();
-    let config = buffer::Config {
-        directory: directory.path().join("buffer"),
-        bytes_max: 64 << 20,
-        disk_free_bytes_min: Some(0),
-    };
+    let config = buffer::Config::for_tests(directory.path());
     let buffer = Buffer::open(config.clone(), Metrics::new()).await.unwrap();
     buffer.append(entry([event(1, &["sub_a"])])).await.unwrap();
     buffer.close().await;

@@ -12,7 +12,7 @@ use tonic::{Request, Response, Status, Streaming, transport::Server};
 
 use super::*;
 use crate::{
-    control_plane::{Identity, channel, client},
+    control_plane::{Identity, channel, report_client},
     metrics::Metrics,
     pipeline::buffer::{
         self, Entry,
@@ -143,11 +143,7 @@ struct Agent {
 impl Agent {
     async fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let config = buffer::Config {
-            directory: directory.path().join("buffer"),
-            bytes_max: 64 << 20,
-            disk_free_bytes_min: Some(0),
-        };
+        let config = buffer::Config::for_tests(directory.path());
         let buffer = Buffer::open(config, Metrics::new()).await.unwrap();
         Self { directory, buffer, stop: CancellationToken::new(), tasks: JoinSet::new() }
     }
@@ -157,7 +153,7 @@ impl Agent {
             serde_json::from_str(r#"{"agent_id":"agt_1","region":"eu","credential":"agent_secret"}"#)
                 .unwrap();
         let channel = channel(&format!("http://{address}")).unwrap();
-        let client = client(channel, &identity, self.directory.path()).unwrap();
+        let client = report_client(channel, &identity, self.directory.path()).unwrap();
         self.tasks.spawn(Reporter::new(client, self.buffer.clone()).run(self.stop.clone()));
     }
 

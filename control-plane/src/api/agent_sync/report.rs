@@ -7,14 +7,14 @@ use futures_util::{Stream, StreamExt as _, future::BoxFuture, stream, stream::Fu
 use gateway_core::id::TenantId;
 use gateway_proto::v1::{self, report::Report as Reported};
 use tonic::{Status, Streaming};
-use tracing::warn;
+use tracing::{error, warn};
 
 use super::status;
 use crate::{
     api::authorize::AgentIdentity,
     app::State,
     inbound_log::{LogStoreError, Record, ReportBatch, SequencedRecord},
-    store::Store,
+    store::{Store, agents},
 };
 
 /// Messages of one stream on their way to disk. When there are as many, the next one is not read.
@@ -23,6 +23,10 @@ const UNCOMMITTED_MAX: usize = 8;
 const BUFFER_ID_BYTES_MAX: usize = 128;
 /// Instances whose tenant a stream remembers; beyond that it starts anew.
 const TENANTS_MAX: usize = 10_000;
+/// Names of quarantined files kept per damage.
+const QUARANTINED_MAX: usize = 100;
+/// Longest text kept of a damage, in characters.
+const DAMAGE_TEXT_CHARS_MAX: usize = 300;
 /// Why a subscription is paused whose destination answered 410.
 const GONE_REASON: &str = "destination answered 410 Gone";
 
@@ -116,7 +120,7 @@ impl ReportStream {
             records: Vec::with_capacity(message.reports.len()),
             last_sequence: 0,
         };
-        let (mut opt_outs, mut gone) = (Vec::new(), Vec::new());
+        let (mut opt_outs, mut gone, mut damages) = (Vec::new(), Vec::new(), Vec::new());
         for v1::Report { sequence, report } in message.reports {
             batch.last_sequence = batch.last_sequence.max(sequence);
             let record = match report {
@@ -139,6 +143,10 @@ impl ReportStream {
                     gone.push(report);
                     None
                 }
+                Some(Reported::BufferDamage(damage)) => {
+                    damages.push(damage);
+                    None
+                }
                 // A newer agent's report. Refusing it would hold up everything behind it.
                 None => {
                     warn!(gateway.agent.id = self.identity.agent_id, "skipped a report of an unknown kind");
@@ -148,6 +156,9 @@ impl ReportStream {
             batch.records.extend(record.map(|record| SequencedRecord { sequence, record }));
         }
         decide(&self.state.store, opt_outs, gone).await?;
+        for damage in damages {
+            record_damage(&self.state.store, &self.identity.agent_id, damage).await?;
+        }
         let submitted = self.state.logs.submit(batch).await?;
         let buffer_id = message.buffer_id;
         self.committing.push_back(Box::pin(async move { (buffer_id, submitted.committed().await) }));
@@ -188,6 +199,30 @@ impl ReportStream {
         self.tenants.insert(instance_id.to_owned(), tenant_id.clone());
         Ok(tenant_id)
     }
+}
+
+/// Keeps a damage and says it, once, however often it is reported.
+async fn record_damage(store: &Store, agent_id: &str, mut damage: v1::BufferDamage) -> Result<(), Status> {
+    cut(&mut damage.cause);
+    damage.quarantined.truncate(QUARANTINED_MAX);
+    damage.quarantined.iter_mut().for_each(cut);
+    if agents::record_buffer_damage(store, agent_id, &damage).await? {
+        error!(
+            gateway.agent.id = agent_id,
+            cause = damage.cause,
+            unreadable_bytes = damage.unreadable_bytes,
+            events_lost_max = damage.events_lost_max,
+            quarantined = damage.quarantined.join(", "),
+            "an agent found its buffer damaged"
+        );
+    }
+    Ok(())
+}
+
+/// Shortens a text of a damage to [`DAMAGE_TEXT_CHARS_MAX`], and takes out what could break a log line.
+fn cut(text: &mut String) {
+    let kept = text.chars().filter(|character| !character.is_control()).take(DAMAGE_TEXT_CHARS_MAX);
+    *text = kept.collect();
 }
 
 /// Records opt-outs, and pauses subscriptions whose destination is gone. Repeats change nothing.

@@ -1,18 +1,5 @@
 use super::*;
 
-async fn update(
-    server: &Server,
-    subscription: v1::WebhookSubscription,
-    paths: &[&str],
-) -> Result<v1::WebhookSubscription, Status> {
-    let request = v1::UpdateWebhookSubscriptionRequest {
-        webhook_subscription: Some(subscription),
-        update_mask: mask(paths),
-    };
-    let response = server.subscriptions().update_webhook_subscription(request).await?;
-    Ok(response.into_inner().webhook_subscription.unwrap())
-}
-
 async fn secret(server: &Server) -> String {
     let request = v1::GetSigningSecretRequest { id: "sub_1".into() };
     server.subscriptions().get_signing_secret(request).await.unwrap().into_inner().signing_secret

@@ -13,6 +13,7 @@ const T4: &str = "whsec_H2+m9p0YXmCG0E5zMDYb+QAaO40M5REX";
 const T5: &str =
     "whsec_+LmzMnWE+jiOdLd1Wfha+5KFzQyE1MQRflZJUU3CNruMVJDr7gTMkMfScNtkBBCq+aSUJYs3UF6+Fwsj8F6aEw==";
 const T6: &str = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD";
+const T7_PUBLIC: &str = "whpk_JUO5L/EJVRFHatyDadtt3JM2ZaEZeN2hQE7hBmypVZ0=";
 const V1A: &str =
     "v1a,nB7A9qGspVQAEkMi5VBkgVUAAnpISK2parr7uVnVDQdWoFjXKnnbQLTT2iEe5zFwxH12r9tgu65eykpJovqlAw==";
 
@@ -69,6 +70,26 @@ fn a_rotation_is_survived() {
     assert_eq!(refused.unwrap_err(), VerifyError::Signature);
 }
 
+/// With the public key alone, or beside secrets, the asymmetric signature proves a webhook; another key's, and
+/// one over other bytes, do not.
+#[test]
+fn public_keys_verify() {
+    let good = headers(ID, "1735689600", V1A);
+    let verify = |keys: &[&str], headers: &HeaderMap, body: &str| {
+        WebhookVerifier::new(keys).unwrap().verify(headers, body.as_bytes(), at(TIMESTAMP)).map(|_| ())
+    };
+    let other = gateway_core::signature::SigningKey::from_seed(&[7; 32]).public().to_string();
+    for keys in [vec![T7_PUBLIC], vec![T4, T7_PUBLIC], vec![&other, T7_PUBLIC]] {
+        assert_eq!(verify(&keys, &good, BODY), Ok(()), "{keys:?}");
+    }
+    let forged = Err(VerifyError::Signature);
+    assert_eq!(verify(&[&other], &good, BODY), forged);
+    assert_eq!(verify(&[T7_PUBLIC], &good, &BODY.replace("olá", "ola")), forged);
+    assert_eq!(verify(&[T7_PUBLIC], &headers("msg_other", "1735689600", V1A), BODY), forged);
+    assert_eq!(verify(&[T7_PUBLIC], &headers(ID, "1735689600", T1_SIGNATURE), BODY), forged);
+    assert_eq!(verify(&[T7_PUBLIC], &headers(ID, "1735689600", &V1A[..V1A.len() - 4]), BODY), forged);
+}
+
 /// What is forged, old, ahead, incomplete, doubled or changed by one byte is refused, each for its reason.
 #[test]
 fn what_is_not_genuine_is_refused() {
@@ -118,6 +139,9 @@ fn agrees_with_the_official_library() {
 fn secrets_are_checked_and_masked() {
     assert!(WebhookVerifier::new(Vec::<String>::new()).is_err());
     assert!(WebhookVerifier::new([T1, "whsec_short"]).is_err());
+    for bad in ["whpk_", "whpk_AAEC", "whsk_AAEC"] {
+        assert!(WebhookVerifier::new([T1, bad]).is_err(), "{bad}");
+    }
     let printed = format!("{:?}", WebhookVerifier::new([T1]).unwrap());
     assert!(!printed.contains("AAEC"), "{printed}");
 }

@@ -6,84 +6,67 @@ use std::{
 };
 
 use super::*;
-use crate::pipeline::buffer::store::{Op, Space, Store};
+use crate::pipeline::buffer::journal::files::{Files, Space, Writable};
 
 /// What goes wrong.
 #[derive(Default)]
 struct Faults {
-    /// Commits fail.
+    /// Nothing can be written.
     is_full: AtomicBool,
-    /// Commits fail after they reached the disk, as when only the sync fails.
+    /// What was written is not synced.
     sync_fails: AtomicBool,
-    /// The store cannot be opened.
-    open_fails: AtomicBool,
+    /// How many files were begun.
+    created: AtomicU64,
     /// Free bytes; 0 means plenty.
     free: AtomicU64,
 }
 
-struct FaultyDisk {
-    inner: SledDisk,
+struct FaultyFiles(Arc<Faults>);
+
+struct FaultyFile {
+    inner: Box<dyn Writable>,
     faults: Arc<Faults>,
 }
 
-struct FaultyStore {
-    inner: Arc<dyn Store>,
-    faults: Arc<Faults>,
-}
-
-impl Disk for FaultyDisk {
-    fn open(&self) -> Result<Arc<dyn Store>, StoreError> {
-        if self.faults.open_fails.load(Ordering::SeqCst) {
-            return Err(StoreError::Io(io::ErrorKind::PermissionDenied.into()));
-        }
-        Ok(Arc::new(FaultyStore { inner: self.inner.open()?, faults: Arc::clone(&self.faults) }))
+impl Files for FaultyFiles {
+    fn create(&self, path: &Path) -> io::Result<Box<dyn Writable>> {
+        self.0.created.fetch_add(1, Ordering::SeqCst);
+        Ok(Box::new(FaultyFile { inner: RealFiles.create(path)?, faults: Arc::clone(&self.0) }))
     }
 
-    fn space(&self) -> io::Result<Space> {
-        let free = self.faults.free.load(Ordering::SeqCst);
+    fn space(&self, _directory: &Path) -> io::Result<Space> {
+        let free = self.0.free.load(Ordering::SeqCst);
         Ok(Space { free_bytes: if free == 0 { u64::MAX } else { free }, total_bytes: 100_000 })
     }
-
-    fn reduce(&self) -> io::Result<PathBuf> {
-        self.inner.reduce()
-    }
-
-    fn set_aside(&self, reason: &str) -> io::Result<PathBuf> {
-        self.inner.set_aside(reason)
-    }
 }
 
-impl Store for FaultyStore {
-    fn commit(&self, ops: Vec<Op>) -> Result<(), StoreError> {
+impl Writable for FaultyFile {
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         if self.faults.is_full.load(Ordering::SeqCst) {
-            return Err(StoreError::of_io(io::ErrorKind::StorageFull.into()));
+            // Half of it got there.
+            self.inner.write_at(&bytes[..bytes.len() / 2], offset)?;
+            return Err(io::ErrorKind::StorageFull.into());
         }
-        self.inner.commit(ops)?;
+        self.inner.write_at(bytes, offset)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
         if self.faults.sync_fails.load(Ordering::SeqCst) {
-            return Err(StoreError::of_io(io::Error::from_raw_os_error(5)));
+            return Err(io::Error::from_raw_os_error(5));
         }
-        Ok(())
+        self.inner.sync_data()
     }
 
-    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
-        self.inner.get(key)
-    }
-
-    fn scan(
-        &self,
-        from: &[u8],
-        to: &[u8],
-        visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
-    ) -> Result<(), StoreError> {
-        self.inner.scan(from, to, visit)
+    fn set_len(&self, bytes: u64) -> io::Result<()> {
+        self.inner.set_len(bytes)
     }
 }
 
 async fn open_faulty(config: Config) -> (Buffer, Arc<Faults>) {
     let faults = Arc::new(Faults::default());
     let lock = DirectoryLock::take(&config.directory).unwrap();
-    let disk = FaultyDisk { inner: SledDisk::new(&config.directory), faults: Arc::clone(&faults) };
-    let buffer = Buffer::open_on(config, Metrics::new(), Box::new(disk), lock).await.unwrap();
+    let files = Box::new(FaultyFiles(Arc::clone(&faults)));
+    let buffer = Buffer::open_on(Opening { config, metrics: Metrics::new(), files, lock }).await.unwrap();
     (buffer, faults)
 }
 
@@ -113,7 +96,6 @@ async fn full_disk_refuses_and_recovers() {
     buffer.append(entry([event(1, &["sub_a"])])).await.unwrap();
     let delivery = deliveries(&buffer, 1).await[0];
     faults.is_full.store(true, Ordering::SeqCst);
-    faults.open_fails.store(true, Ordering::SeqCst);
     for _ in 0..3 {
         let refusal = buffer.append(entry([event(2, &["sub_a"])])).await.unwrap_err();
         assert_eq!(refusal, AppendError::DiskFull);
@@ -124,15 +106,18 @@ async fn full_disk_refuses_and_recovers() {
     assert_eq!(owed.attempts, 1, "attempts count although they cannot be written yet");
     attempt(&buffer, delivery, DeliveryState::Delivered, None).await;
     faults.is_full.store(false, Ordering::SeqCst);
-    faults.open_fails.store(false, Ordering::SeqCst);
     let receipt = append_when_possible(&buffer, entry([event(2, &["sub_a"])])).await;
     assert_eq!(receipt, Receipt { stored: 1, duplicates: 0 });
     attempts_reported(&buffer, 2).await;
     assert_eq!(deliveries(&buffer, 1).await.len(), 1);
+    kill(buffer).await;
+
+    let buffer = open(directory.path()).await;
+    assert_eq!(deliveries(&buffer, 1).await.len(), 1, "what was half written is not there");
 }
 
-/// A sync that fails is not believed and not repeated: the event counts as refused although it may be on
-/// disk, so the provider's repeat is stored and not taken for a duplicate. Sequences are not used twice.
+/// A sync that fails is not believed and not repeated: another segment is begun, the event counts as refused
+/// although it may be on disk, so the provider's repeat is stored and not taken for a duplicate.
 #[tokio::test]
 async fn failed_sync_is_taken_back() {
     let directory = tempfile::tempdir().unwrap();
@@ -145,9 +130,12 @@ async fn failed_sync_is_taken_back() {
     faults.sync_fails.store(true, Ordering::SeqCst);
     assert_eq!(buffer.append(deciding(2, 2)).await, Err(AppendError::Broken));
     assert_eq!(buffer.local_opt_outs(), [opt_out(1)]);
+    assert!(!buffer.contains(&event_id(2)));
+    let created = faults.created.load(Ordering::SeqCst);
     faults.sync_fails.store(false, Ordering::SeqCst);
     let receipt = append_when_possible(&buffer, entry([event(2, &["sub_a"])])).await;
     assert_eq!(receipt, Receipt { stored: 1, duplicates: 0 });
+    assert!(faults.created.load(Ordering::SeqCst) > created, "the failed segment is not written again");
     assert_eq!(deliveries(&buffer, 2).await.len(), 2);
     buffer.close().await;
 
@@ -155,7 +143,7 @@ async fn failed_sync_is_taken_back() {
     assert_eq!(deliveries(&buffer, 2).await.len(), 2);
     assert_eq!(buffer.local_opt_outs(), [opt_out(1)]);
     let after = buffer.acked_sequence(Lane::Urgent);
-    assert_eq!(reports_after(&buffer, Lane::Urgent, after).await.reports.len(), 1);
+    assert_eq!(reports_after(&buffer, Lane::Urgent, after).await.reports().len(), 1);
 }
 
 /// While the disk has less space than configured, appends are refused and everything else goes on.
@@ -197,67 +185,27 @@ async fn full_budget_refuses_and_recovers() {
     buffer.append(entry([event(accepted, &["sub_a"])])).await.unwrap();
 }
 
-/// A damaged store is set aside, counted, and replaced by a fresh one with ids of its own: the agent starts.
+/// A destination that is owed its share takes nothing from the others: callbacks for it are refused, and it is
+/// named; callbacks for others are taken.
 #[tokio::test]
-async fn damaged_store_is_set_aside() {
+async fn no_destination_takes_more_than_its_share() {
     let directory = tempfile::tempdir().unwrap();
-    let buffer = open(directory.path()).await;
-    buffer.append(entry([event(1, &["sub_a"])])).await.unwrap();
-    let old_id = buffer.buffer_id(Lane::Logs);
-    buffer.close().await;
-    let store = config(directory.path()).directory.join("store");
-    std::fs::write(store.join("conf"), b"this is not what sled wrote").unwrap();
-
-    let metrics = Metrics::new();
-    let buffer = Buffer::open(config(directory.path()), metrics.clone()).await.unwrap();
-    assert_ne!(buffer.buffer_id(Lane::Logs), old_id);
-    assert!(buffer.is_drained());
-    buffer.append(entry([event(2, &["sub_a"])])).await.unwrap();
-    let quarantine = std::fs::read_dir(config(directory.path()).directory.join("quarantine")).unwrap();
-    let mut names: Vec<String> =
-        quarantine.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-    names.sort();
-    assert!(names[0].ends_with(".before-repair") && names[1].ends_with(".damaged"), "{names:?}");
-    let mut text = String::new();
-    prometheus_client::encoding::text::encode(&mut text, &metrics.registry().lock().unwrap()).unwrap();
-    assert!(text.contains("buffer_quarantined_total 1"), "{text}");
-}
-
-/// A snapshot that is damaged costs nothing: the log has it all, and a copy of the files as they were found
-/// is kept.
-#[tokio::test]
-async fn damaged_snapshot_is_repaired() {
-    let directory = tempfile::tempdir().unwrap();
-    let buffer = open(directory.path()).await;
-    buffer.append(entry([event(1, &["sub_a"])])).await.unwrap();
-    buffer.close().await;
-    // sled writes a snapshot at each start.
-    open(directory.path()).await.close().await;
-    let store = config(directory.path()).directory.join("store");
-    let mut damaged = 0;
-    for file in std::fs::read_dir(store).unwrap() {
-        let file = file.unwrap();
-        if file.file_name().to_string_lossy().starts_with("snap.") {
-            std::fs::write(file.path(), b"this is not what sled wrote").unwrap();
-            damaged += 1;
+    let limited = Config { bytes_max: 20_000, destination_share: 25, ..config(directory.path()) };
+    let buffer = Buffer::open(limited, Metrics::new()).await.unwrap();
+    let mut accepted = 0;
+    let refusal = loop {
+        match buffer.append(entry([event(accepted, &["sub_a"])])).await {
+            Ok(_) => accepted += 1,
+            Err(refusal) => break refusal,
         }
+    };
+    assert_eq!(refusal, AppendError::DestinationFull);
+    buffer.append(entry([event(1_000, &["sub_b"])])).await.unwrap();
+    let over_share: WebhookSubscriptionId = "sub_a".parse().unwrap();
+    eventually("it is named", || buffer.over_share() == [over_share.clone()]).await;
+    for delivery in deliveries(&buffer, accepted as usize + 1).await {
+        attempt(&buffer, delivery, DeliveryState::Delivered, None).await;
     }
-    assert!(damaged > 0);
-    let buffer = open(directory.path()).await;
-    assert_eq!(deliveries(&buffer, 1).await.len(), 1);
-    assert_eq!(buffer.append(entry([event(1, &["sub_a"])])).await.unwrap().duplicates, 1);
-    assert!(config(directory.path()).directory.join("quarantine").exists());
-}
-
-/// A snapshot that a kill left unfinished does not keep the store from opening.
-#[tokio::test]
-async fn unfinished_snapshot_is_removed() {
-    let directory = tempfile::tempdir().unwrap();
-    let buffer = open(directory.path()).await;
-    buffer.append(entry([event(1, &["sub_a"])])).await.unwrap();
-    buffer.close().await;
-    let store = config(directory.path()).directory.join("store");
-    std::fs::write(store.join("snap.00000000000000FF.generating"), b"half").unwrap();
-    let buffer = open(directory.path()).await;
-    assert_eq!(deliveries(&buffer, 1).await.len(), 1);
+    eventually("it is not named any more", || buffer.over_share().is_empty()).await;
+    buffer.append(entry([event(accepted, &["sub_a"])])).await.unwrap();
 }

@@ -117,14 +117,14 @@ impl World {
     async fn report(&mut self, share: f64) {
         let batch = self.buffer.next_reports(Lane::Logs, self.model.acked, LIMITS).await.unwrap();
         let mut last = self.model.acked;
-        for report in &batch.reports {
+        for report in &batch.reports() {
             assert!(report.sequence > last, "sequences grow");
             last = report.sequence;
             let before = self.model.reports.insert(report.sequence, report.clone());
             assert!(before.is_none_or(|before| before == *report), "a sequence means the same for ever");
         }
-        let count = (batch.reports.len() as f64 * share) as usize;
-        if let Some(report) = batch.reports.get(count) {
+        let count = (batch.reports().len() as f64 * share) as usize;
+        if let Some(report) = batch.reports().get(count) {
             self.model.acked = report.sequence;
             self.buffer.acked(Lane::Logs, report.sequence);
         }
@@ -165,7 +165,7 @@ impl World {
                 break;
             }
             after = batch.last;
-            for report in batch.reports {
+            for report in batch.reports() {
                 self.model.reports.insert(report.sequence, report);
             }
         }

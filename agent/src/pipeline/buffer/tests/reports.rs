@@ -1,11 +1,6 @@
 //! What the control plane gets to know, and in which order.
 
 use super::*;
-use crate::pipeline::buffer::{
-    record::{Mark, mark_key},
-    store::{Op, SledDisk},
-    sweep::Sweep,
-};
 
 fn event_report(report: v1::Report) -> v1::EventReport {
     match report.report {
@@ -26,7 +21,7 @@ async fn quick_delivery_is_one_report() {
         for delivery in deliveries(&buffer, 2).await {
             attempt(&buffer, delivery, DeliveryState::Delivered, None).await;
         }
-        let report = event_report(reports_after(&buffer, Lane::Logs, after).await.reports.remove(0));
+        let report = event_report(reports_after(&buffer, Lane::Logs, after).await.reports().remove(0));
         if report.attempts.len() < 2 {
             after = attempts_reported(&buffer, 2 * (number as usize + 1)).await;
             continue;
@@ -51,13 +46,13 @@ async fn slow_delivery_is_reported_while_pending() {
     buffer.append(entry([event(1, &["sub_a"])])).await.unwrap();
     let delivery = deliveries(&buffer, 1).await[0];
     let batch = reports_after(&buffer, Lane::Logs, 0).await;
-    let log = event_report(batch.reports[0].clone()).inbound_log.unwrap();
+    let log = event_report(batch.reports()[0].clone()).inbound_log.unwrap();
     assert_eq!(log.deliveries[0].state(), v1::DeliveryState::Pending);
     assert!(log.deliveries[0].next_attempt_time.is_some());
 
     attempt(&buffer, delivery, DeliveryState::Pending, Some(4_102_444_800_000)).await;
     let second = reports_after(&buffer, Lane::Logs, batch.last).await;
-    let Some(v1::report::Report::Attempts(attempts)) = &second.reports[0].report else {
+    let Some(v1::report::Report::Attempts(attempts)) = &second.reports()[0].report else {
         panic!("unexpected report {second:?}");
     };
     assert_eq!(attempts.event_id, event_id(1).to_string());
@@ -74,7 +69,7 @@ async fn slow_delivery_is_reported_while_pending() {
     };
     buffer.settle(held).await;
     let third = reports_after(&buffer, Lane::Logs, second.last).await;
-    let Some(v1::report::Report::Attempts(attempts)) = &third.reports[0].report else {
+    let Some(v1::report::Report::Attempts(attempts)) = &third.reports()[0].report else {
         panic!("unexpected report {third:?}");
     };
     assert_eq!(attempts.event_id, event_id(1).to_string());
@@ -96,8 +91,8 @@ async fn unowned_events_are_reported() {
     let repeated = Entry { unrouted: vec![unrouted], ..Entry::default() };
     assert_eq!(buffer.append(repeated).await.unwrap(), Receipt { stored: 0, duplicates: 1 });
     let batch = reports_after(&buffer, Lane::Logs, 0).await;
-    assert_eq!(batch.reports.len(), 2);
-    assert!(batch.reports.iter().any(|report| {
+    assert_eq!(batch.reports().len(), 2);
+    assert!(batch.reports().iter().any(|report| {
         matches!(&report.report, Some(v1::report::Report::UnroutedCallback(callback)) if callback.id == "unrouted_1")
     }));
     buffer.acked(Lane::Logs, batch.last);
@@ -123,7 +118,7 @@ async fn opt_outs_go_first_and_stay() {
     buffer.settle(Outcome { gone: Some(gone), ..outcome(delivery, 1, &log, DeliveryState::Held) }).await;
     eventually("the notice is there", || buffer.shared.lane(Lane::Urgent).durable >= 3).await;
     let batch = reports_after(&buffer, Lane::Urgent, 0).await;
-    let kinds: Vec<_> = batch.reports.iter().map(|report| report.report.clone().unwrap()).collect();
+    let kinds: Vec<_> = batch.reports().iter().map(|report| report.report.clone().unwrap()).collect();
     assert_eq!(kinds[0], v1::report::Report::OptOut(opt_out(1)));
     assert_eq!(kinds[1], v1::report::Report::OptOut(opt_out(2)));
     assert!(matches!(kinds[2], v1::report::Report::DestinationGone(_)));
@@ -152,11 +147,11 @@ async fn backlog_is_read_from_disk() {
     let mut seen = Vec::new();
     while seen.len() <= count as usize {
         let batch = reports_after(&buffer, Lane::Logs, after).await;
-        assert!(batch.reports.len() <= LIMITS.count);
-        assert!(batch.reports.iter().all(|report| report.sequence > after));
+        assert!(batch.reports().len() <= LIMITS.count);
+        assert!(batch.reports().iter().all(|report| report.sequence > after));
         after = batch.last;
         seen.extend(
-            batch.reports.into_iter().map(|report| event_report(report).inbound_log.unwrap().event_id),
+            batch.reports().into_iter().map(|report| event_report(report).inbound_log.unwrap().event_id),
         );
         if seen.len() % 200 == 0 {
             buffer.acked(Lane::Logs, after);
@@ -168,22 +163,4 @@ async fn backlog_is_read_from_disk() {
     buffer.acked(Lane::Logs, after);
     eventually("all is freed", || buffer.is_drained()).await;
     assert_eq!(buffer.stats(), BufferStats::default());
-}
-
-/// Marks are forgotten after their day, and not before.
-#[test]
-fn expired_marks_are_swept() {
-    let directory = tempfile::tempdir().unwrap();
-    let store = SledDisk::new(directory.path()).open().unwrap();
-    let mark = |expire_day| Mark { expire_day, duplicates: 0, sequence: 1 };
-    let marks =
-        (0..10_u32).map(|number| Op::Put(mark_key(&event_id(number)), mark(100 + number % 2).encode()));
-    store.commit(marks.collect()).unwrap();
-    let mut sweep = Sweep::default();
-    let expired = sweep.step(&*store, 101).unwrap();
-    assert_eq!(expired.len(), 5);
-    store.commit(expired).unwrap();
-    assert_eq!(sweep.step(&*store, 200).unwrap(), [], "it pauses after all marks were looked at");
-    assert!(store.get(&mark_key(&event_id(0))).unwrap().is_none());
-    assert!(store.get(&mark_key(&event_id(1))).unwrap().is_some());
 }

@@ -1,8 +1,12 @@
 //! A destination that records what it gets and behaves as told, also badly.
 
 use std::{
+    future::Future,
     net::SocketAddr,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -37,14 +41,6 @@ pub(super) enum Reply {
     Status(u16, &'static str, &'static str),
     /// Never answers.
     Silence,
-    /// Answers 200 and never ends the body, as fast as it can.
-    EndlessBody,
-    /// Answers 200, begins the body, and stops.
-    StalledBody,
-    /// Closes without an answer.
-    Close,
-    /// Answers something that is not HTTP.
-    Nonsense,
 }
 
 /// Decides by how many requests came before.
@@ -95,6 +91,66 @@ impl Receiver {
         tokio::time::timeout(super::DEADLINE, came).await.expect("requests come").unwrap();
         self.requests()
     }
+}
+
+/// A destination below HTTP: every connection is served by a function that can do anything with it.
+pub(super) struct Raw {
+    pub(super) address: SocketAddr,
+    accepted: Arc<AtomicUsize>,
+    _server: JoinSet<()>,
+}
+
+impl Raw {
+    /// `serve` gets the connection and its number, from 0.
+    pub(super) async fn start<F: Future<Output = ()> + Send + 'static>(
+        serve: impl Fn(TcpStream, usize) -> F + Send + 'static,
+    ) -> Self {
+        Self::start_at("127.0.0.1:0", serve).await
+    }
+
+    pub(super) async fn start_at<F: Future<Output = ()> + Send + 'static>(
+        address: &str,
+        serve: impl Fn(TcpStream, usize) -> F + Send + 'static,
+    ) -> Self {
+        let listener = TcpListener::bind(address).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let accepted = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&accepted);
+        let mut server = JoinSet::new();
+        server.spawn(async move {
+            let mut connections = JoinSet::new();
+            loop {
+                let Ok((stream, _)) = listener.accept().await else { return };
+                connections.spawn(serve(stream, count.fetch_add(1, Ordering::Relaxed)));
+            }
+        });
+        Self { address, accepted, _server: server }
+    }
+
+    pub(super) fn url(&self) -> String {
+        format!("http://{}/", self.address)
+    }
+
+    /// Connections so far.
+    pub(super) fn accepted(&self) -> usize {
+        self.accepted.load(Ordering::Relaxed)
+    }
+}
+
+/// Reads one request and writes these bytes; what follows is the caller's.
+pub(super) async fn respond(stream: TcpStream, bytes: &[u8]) -> TcpStream {
+    let mut stream = BufReader::new(stream);
+    read_request(&mut stream, 0).await;
+    let mut stream = stream.into_inner();
+    // The other side may be gone already; that is what some tests are about.
+    let _ = stream.write_all(bytes).await;
+    stream
+}
+
+/// Keeps a connection open until the other side closes it.
+pub(super) async fn hold(mut stream: TcpStream) {
+    let mut sink = [0; 4096];
+    while stream.read(&mut sink).await.is_ok_and(|read| read > 0) {}
 }
 
 async fn serve(
@@ -149,22 +205,6 @@ async fn answer(stream: &mut TcpStream, reply: Reply) -> Option<()> {
         }
         Reply::Silence => {
             tokio::time::sleep(FOR_EVER).await;
-            None
-        }
-        Reply::EndlessBody => {
-            stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.ok()?;
-            loop {
-                stream.write_all(&[b'x'; 8192]).await.ok()?;
-            }
-        }
-        Reply::StalledBody => {
-            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf").await.ok()?;
-            tokio::time::sleep(FOR_EVER).await;
-            None
-        }
-        Reply::Close => None,
-        Reply::Nonsense => {
-            stream.write_all(b"220 smtp.example.com ESMTP\r\n").await.ok()?;
             None
         }
     }

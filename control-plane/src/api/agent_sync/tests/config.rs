@@ -1,5 +1,9 @@
 //! Enrollment and `StreamConfig`.
 
+use gateway_core::{
+    signature::{PublicKey, WebhookHeaders, WebhookSecret, verify_webhook_with},
+    snapshot::SubscriptionConfig,
+};
 use gateway_proto::v1::config_resource::Resource;
 
 use super::*;
@@ -46,12 +50,20 @@ async fn config_changes_reach_an_agent() {
         v1::RefusedResource { r#type: "instance".into(), id: "inst-1".into(), ..Default::default() };
     config.send(message(Message::Nack(v1::ConfigNack { nonce: delta.nonce, refused: vec![refused] }))).await;
     config.send(message(Message::Applied(v1::ConfigApplied { version: delta.version }))).await;
-    let health = v1::AgentHealth { buffer_events: 7, ..Default::default() };
+    let health = v1::AgentHealth {
+        buffer_events: 7,
+        buffer_bytes: 4_096,
+        buffer_bytes_max: 1 << 30,
+        over_share_subscription_ids: vec!["sub-1".into()],
+        ..Default::default()
+    };
     config.send(message(Message::Health(health))).await;
     let shown = plane.agent_when(&agent.id, |agent| agent.buffer_events == 7).await;
     assert_eq!((shown.state(), shown.build.as_str()), (v1::AgentState::Online, "1.2.4"));
     assert_eq!((shown.accepted_version, shown.applied_version), (delta.version, delta.version));
     assert_eq!(shown.refused.len(), 1);
+    assert_eq!((shown.buffer_bytes, shown.buffer_bytes_max), (4_096, 1 << 30));
+    assert_eq!(shown.over_share_subscription_ids, ["sub-1"]);
     plane.create_subscription("sub-1", "inst-1").await;
     plane.create_subscription("sub-2", "inst-1").await;
     for id in ["sub-1", "sub-2"] {
@@ -59,7 +71,7 @@ async fn config_changes_reach_an_agent() {
         let resource = subscribed.upserts[0].resource.as_ref();
         let Some(Resource::WebhookSubscription(sent)) = resource else { panic!("{subscribed:?}") };
         assert_eq!(sent.webhook_subscription.as_ref().unwrap().id, id);
-        assert_eq!(sent.signing_secrets.len(), 1);
+        assert_eq!((sent.signing_secrets.len(), sent.signing_keys.len()), (1, 0));
     }
     drop(config);
     plane.agent_when(&agent.id, |agent| agent.state() == v1::AgentState::Offline).await;
@@ -164,4 +176,57 @@ async fn reported_opt_outs_reach_other_agents() {
     assert!(config.response().await.opt_outs.is_empty());
     assert_eq!(config.response().await.opt_outs.len(), 1);
     plane.stop().await;
+}
+
+/// The secret and the public key that the API shows are those with which agents sign, from the first webhook
+/// on and through rotations; the old ones sign beside them until the time that the rotation named.
+#[tokio::test]
+async fn shown_secrets_are_those_that_sign() {
+    let plane = ControlPlane::start().await;
+    plane.create_instance("inst-1", "123", None, &[]).await;
+    plane.create_subscription("sub-1", "inst-1").await;
+    let mut client = WebhookSubscriptionServiceClient::new(plane.admin());
+    let wanted =
+        v1::WebhookSubscription { id: "sub-1".into(), asymmetric_signature: true, ..Default::default() };
+    let update_mask = Some(prost_types::FieldMask { paths: vec!["asymmetric_signature".into()] });
+    let request = v1::UpdateWebhookSubscriptionRequest { webhook_subscription: Some(wanted), update_mask };
+    client.update_webhook_subscription(request).await.unwrap();
+    let mut agent = plane.agent("eu").await;
+    let hello = agent.hello();
+    let mut stream = agent.config(hello).await;
+    let mut seen: Vec<(String, String)> = Vec::new();
+    for round in 0..5 {
+        let config = subscription_config(&stream.response().await);
+        let request = v1::GetSigningSecretRequest { id: "sub-1".into() };
+        let shown = client.get_signing_secret(request).await.unwrap().into_inner();
+        seen.insert(0, (shown.signing_secret, shown.public_key));
+        assert_eq!((config.signing_secrets.len(), config.signing_keys.len()), (round + 1, round + 1));
+        for (place, (secret, public_key)) in seen.iter().enumerate() {
+            let signature = config.signing_secrets[place].0.sign("evt_1", 1_000, b"{}");
+            let headers = WebhookHeaders { id: "evt_1", timestamp: "1000", signature: &signature };
+            let secret = WebhookSecret::parse(secret).unwrap();
+            assert_eq!(verify_webhook_with(&[secret], &[], headers, b"{}", 1_000), Ok(()), "{round} {place}");
+            let signature = config.signing_keys[place].0.sign("evt_1", 1_000, b"{}");
+            let headers = WebhookHeaders { id: "evt_1", timestamp: "1000", signature: &signature };
+            let key = PublicKey::parse(public_key).unwrap();
+            assert_eq!(verify_webhook_with(&[], &[key], headers, b"{}", 1_000), Ok(()), "{round} {place}");
+        }
+        let ends: Vec<_> = config.signing_secrets.iter().map(|(_, end)| end.is_some()).collect();
+        assert_eq!(ends, (0..=round).map(|place| place > 0).collect::<Vec<_>>());
+        assert!(config.signing_keys.iter().map(|(_, end)| end.is_some()).eq(ends));
+        if round < 4 {
+            let request = v1::RotateSigningSecretRequest { id: "sub-1".into(), grace_period: None };
+            client.rotate_signing_secret(request).await.unwrap();
+        }
+    }
+    plane.stop().await;
+}
+
+/// The only subscription of a response, as agents read it.
+fn subscription_config(response: &v1::StreamConfigResponse) -> SubscriptionConfig {
+    let config = response.upserts.iter().find_map(|resource| match &resource.resource {
+        Some(Resource::WebhookSubscription(config)) => Some(config),
+        _ => None,
+    });
+    SubscriptionConfig::try_from(config.unwrap()).unwrap()
 }

@@ -175,3 +175,107 @@ async fn gone_destinations_pause_their_subscription() {
     }
     plane.stop().await;
 }
+
+/// A report of failed attempts to `sub-1` of one event, evenly over `days`, the last of them an hour ago.
+fn failures(number: u32, days: i64, count: i64) -> v1::report::Report {
+    let v1::report::Report::Event(mut report) = event("inst-1", number) else { panic!("not an event") };
+    let last = gateway_runtime::clock::now_seconds() - 3_600;
+    let attempt = |index: i64| v1::DeliveryAttempt {
+        event_id: report.inbound_log.as_ref().unwrap().event_id.clone(),
+        subscription_id: "sub-1".into(),
+        start_time: Some(prost_types::Timestamp {
+            seconds: last - days * 86_400 * (count - 1 - index) / (count - 1),
+            nanos: 0,
+        }),
+        failure: v1::AttemptFailure::Connect.into(),
+        ..Default::default()
+    };
+    report.attempts = (0..count).map(attempt).collect();
+    v1::report::Report::Event(report)
+}
+
+/// Five days of nothing but failures pause a subscription and say why; agents are told. After a resume the
+/// same attempts, reported late, pause it no more.
+#[tokio::test]
+async fn subscriptions_that_only_fail_are_paused() {
+    let plane = ControlPlane::start().await;
+    plane.create_instance("inst-1", "123", None, &[]).await;
+    plane.create_subscription("sub-1", "inst-1").await;
+    let mut agent = plane.agent("eu").await;
+    let hello = agent.hello();
+    let mut config = agent.config(hello).await;
+    config.response().await;
+    let mut stream = agent.reports().await;
+    let mut client = WebhookSubscriptionServiceClient::new(plane.admin());
+    let mut get = async || {
+        let request = v1::GetWebhookSubscriptionRequest { id: "sub-1".into() };
+        client.get_webhook_subscription(request).await.unwrap().into_inner().webhook_subscription.unwrap()
+    };
+    stream.send(reports(vec![report(1, failures(1, 4, 72))])).await;
+    stream.response().await;
+    assert_eq!(get().await.state(), v1::WebhookSubscriptionState::Active);
+    stream.send(reports(vec![report(2, failures(2, 6, 72))])).await;
+    stream.response().await;
+    let told = config.response().await;
+    let resource = told.upserts.into_iter().next().unwrap().resource;
+    let Some(v1::config_resource::Resource::WebhookSubscription(sent)) = resource else { panic!() };
+    assert_eq!(sent.webhook_subscription.unwrap().state(), v1::WebhookSubscriptionState::Paused);
+    let paused = get().await;
+    let reason = paused.pause_reason.strip_prefix("every attempt since ").unwrap();
+    assert!(reason.ends_with("Z failed (144 attempts); fix the destination, then resume"), "{reason}");
+    let request = v1::ResumeWebhookSubscriptionRequest { id: "sub-1".into() };
+    WebhookSubscriptionServiceClient::new(plane.admin()).resume_webhook_subscription(request).await.unwrap();
+    stream.send(reports(vec![report(3, failures(3, 6, 72)), report(4, failures(4, 6, 72))])).await;
+    stream.response().await;
+    stream.send(reports(vec![report(5, event("inst-1", 5))])).await;
+    stream.response().await;
+    let resumed = get().await;
+    assert_eq!((resumed.state(), resumed.pause_reason.as_str()), (v1::WebhookSubscriptionState::Active, ""));
+    plane.stop().await;
+}
+
+/// Damages of an agent's buffer are kept and shown, newest first, ten at most; a repeated report adds nothing.
+#[tokio::test]
+async fn buffer_damages_are_shown() {
+    let plane = ControlPlane::start().await;
+    let mut agent = plane.agent("eu").await;
+    let other = plane.agent("eu").await;
+    let damage = |number: u32| v1::BufferDamage {
+        time: Some(prost_types::Timestamp { seconds: i64::from(number), nanos: 0 }),
+        cause: "checksum does not match".into(),
+        unreadable_bytes: 512,
+        events_lost_max: 3,
+        quarantined: vec![format!("{number:016}.journal")],
+    };
+    let mut stream = agent.reports().await;
+    let batch = |numbers: std::ops::Range<u32>| {
+        let damages = numbers.map(|number| {
+            let damaged = v1::report::Report::BufferDamage(damage(number));
+            report(u64::from(number), damaged)
+        });
+        reports(damages.collect())
+    };
+    for _ in 0..2 {
+        stream.send(batch(1..3)).await;
+        assert_eq!(stream.response().await.acked_sequence, 2);
+    }
+    let shown = plane.agent_when(&agent.id, |_| true).await;
+    assert_eq!(shown.buffer_damages, [damage(2), damage(1)]);
+    let mut broken = damage(3);
+    broken.cause = format!("planted\n{}", "x".repeat(1_000));
+    stream.send(reports(vec![report(3, v1::report::Report::BufferDamage(broken))])).await;
+    stream.send(batch(4..13)).await;
+    while stream.response().await.acked_sequence < 12 {}
+    let listed = AgentServiceClient::new(plane.admin()).list_agents(v1::ListAgentsRequest::default()).await;
+    for listed in listed.unwrap().into_inner().agents {
+        if listed.id == other.id {
+            assert!(listed.buffer_damages.is_empty());
+            continue;
+        }
+        let times: Vec<_> = listed.buffer_damages.iter().map(|damage| damage.time.unwrap().seconds).collect();
+        assert_eq!(times, (3..13).rev().collect::<Vec<_>>());
+        let cause = &listed.buffer_damages[9].cause;
+        assert!(cause.chars().count() == 300 && !cause.contains('\n'), "{cause}");
+    }
+    plane.stop().await;
+}

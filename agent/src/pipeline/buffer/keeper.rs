@@ -1,0 +1,388 @@
+//! The keeper's thread: does for the buffer's thread what takes long and nobody waits for. It brings marks into
+//! the index, forgets those that expired, and reads old segments so that what is live in them can move on.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use gateway_core::id::EventId;
+use tracing::{error, info, warn};
+
+use super::{
+    journal::{
+        files::quarantine,
+        format::Kind,
+        read::{Found, scan},
+    },
+    mark_files::MarkFiles,
+    record::{self, Mark, day_of},
+    shared::Shared,
+    view::{self, Position, View, ViewError},
+};
+
+/// Bytes of records in one note.
+const MOVE_BYTES: usize = 512 * 1024;
+/// Notes with records that wait. When there are as many, reading waits.
+const MOVES_WAITING_MAX: usize = 4;
+/// Marks that are looked at in one step of the sweep.
+const SWEEP_MARKS: usize = 4_096;
+/// Pause between two steps, and after a whole sweep.
+const SWEEP_STEP: Duration = Duration::from_millis(200);
+const SWEEP_PAUSE: Duration = Duration::from_secs(3_600);
+/// How long to wait after the disk refused.
+const FAILURE_PAUSE: Duration = Duration::from_secs(5);
+/// How long opening the index may take. sled can hang on a damaged one.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What the keeper tells the buffer's thread.
+pub(super) enum Note {
+    /// Records of a segment that is read; those that are live move on.
+    Records {
+        /// The segment.
+        segment: u32,
+        /// Each with where it begins.
+        records: Vec<(u32, Kind, Vec<u8>)>,
+    },
+    /// All records of the segment were sent and its marks are kept elsewhere: it may go.
+    SegmentRead {
+        /// The segment.
+        segment: u32,
+    },
+    /// An event that is owed could not be read.
+    EventUnreadable,
+    /// The index was damaged and is built again.
+    IndexReplaced {
+        /// Why.
+        cause: &'static str,
+        /// Where the damaged one is, in quarantine.
+        name: Option<String>,
+    },
+}
+
+/// What the keeper is asked to do.
+#[derive(Default)]
+struct Jobs {
+    marks: Vec<MarkBatch>,
+    read_segment: Option<u32>,
+    moves_waiting: usize,
+    is_closing: bool,
+}
+
+/// The way to the keeper.
+#[derive(Default)]
+pub(super) struct KeeperInbox {
+    jobs: Mutex<Jobs>,
+    arrived: Condvar,
+}
+
+impl KeeperInbox {
+    fn lock(&self) -> MutexGuard<'_, Jobs> {
+        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Marks that are on disk now, up to a position of the journal.
+    pub(super) fn marks(&self, batch: u64, marks: Vec<(EventId, Mark)>, position: Position) {
+        self.lock().marks.push((batch, marks, position));
+        self.arrived.notify_one();
+    }
+
+    /// Asks for the records of a segment.
+    pub(super) fn read_segment(&self, segment: u32) {
+        self.lock().read_segment = Some(segment);
+        self.arrived.notify_one();
+    }
+
+    /// A note with records was dealt with.
+    pub(super) fn moved(&self) {
+        let mut jobs = self.lock();
+        jobs.moves_waiting = jobs.moves_waiting.saturating_sub(1);
+        self.arrived.notify_one();
+    }
+
+    /// Ends the thread.
+    pub(super) fn close(&self) {
+        self.lock().is_closing = true;
+        self.arrived.notify_all();
+    }
+}
+
+/// What the keeper needs.
+pub(super) struct Keeper {
+    pub(super) buffer: PathBuf,
+    pub(super) marks_bytes_max: u64,
+    pub(super) inbox: Arc<KeeperInbox>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) mark_files: MarkFiles,
+    /// Whether the index lacks marks that the journal and the mark files have.
+    pub(super) is_behind: bool,
+    /// Marks that the index does not have yet.
+    pub(super) pending: Vec<MarkBatch>,
+}
+
+/// Marks of a commit: their batch, and the position of the journal behind them.
+pub(super) type MarkBatch = (u64, Vec<(EventId, Mark)>, Position);
+
+/// Batches that wait for the index. Beyond it they are left to the next time it is built.
+const PENDING_MAX: usize = 100_000;
+
+struct Sweep {
+    after: Option<Vec<u8>>,
+    next: Instant,
+    first_kept: u32,
+}
+
+impl Keeper {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// When there can be no more threads.
+    pub(super) fn start(self) -> std::io::Result<JoinHandle<()>> {
+        std::thread::Builder::new().name("keeper".to_owned()).spawn(move || self.run())
+    }
+
+    /// Works until closed.
+    fn run(mut self) {
+        let mut sweep = Sweep { after: None, next: Instant::now(), first_kept: 0 };
+        loop {
+            if self.is_behind || self.shared.marks.view().is_none() {
+                self.rebuild();
+            }
+            let (segment, is_closing) = self.wait(sweep.next);
+            self.apply();
+            if is_closing {
+                return self.close();
+            }
+            if let Some(segment) = segment {
+                self.read(segment);
+            }
+            if sweep.next <= Instant::now() {
+                self.sweep(&mut sweep);
+            }
+        }
+    }
+
+    /// Waits for something to do, at most until then. Returns the segment to read and whether to end.
+    fn wait(&mut self, until: Instant) -> (Option<u32>, bool) {
+        let mut jobs = self.inbox.lock();
+        while jobs.marks.is_empty() && jobs.read_segment.is_none() && !jobs.is_closing {
+            let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) else {
+                break;
+            };
+            jobs = self.inbox.arrived.wait_timeout(jobs, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        self.pending.append(&mut jobs.marks);
+        let surplus = self.pending.len().saturating_sub(PENDING_MAX);
+        self.pending.drain(..surplus);
+        self.is_behind |= surplus > 0;
+        (jobs.read_segment.take(), jobs.is_closing)
+    }
+
+    fn close(&self) {
+        if let Some(view) = self.shared.marks.view()
+            && let Err(failure) = view.flush()
+        {
+            warn!(error = &failure as &dyn std::error::Error, "failed to write the buffer's index");
+        }
+        self.shared.marks.set_view(None);
+    }
+
+    fn apply(&mut self) {
+        if self.is_behind {
+            return;
+        }
+        let (Some(view), Some((last, _, position))) = (self.shared.marks.view(), self.pending.last()) else {
+            return;
+        };
+        let (last, position) = (*last, *position);
+        let mut marks: Vec<&(EventId, Mark)> = self.pending.iter().flat_map(|(_, marks, _)| marks).collect();
+        // Neighbours share pages. The order of marks with the same id stays.
+        marks.sort_by(|(one, _), (other, _)| one.as_bytes().cmp(other.as_bytes()));
+        match view.apply(marks.into_iter().copied(), Some(position)) {
+            Ok(()) => {
+                self.shared.marks.applied(last);
+                self.pending.clear();
+            }
+            Err(failure) => self.lose_view(&failure),
+        }
+    }
+
+    /// The index cannot be used: another one is made from the journal.
+    fn lose_view(&mut self, failure: &ViewError) {
+        error!(
+            error = failure as &dyn std::error::Error,
+            "failed to use the buffer's index; it is built again from the journal"
+        );
+        self.shared.marks.set_view(None);
+        self.is_behind = true;
+        if !failure.is_full() {
+            let name = set_aside(&self.buffer, "damaged");
+            self.shared.inbox.note(Note::IndexReplaced { cause: "the index could not be used", name });
+        }
+    }
+
+    /// Fills an index from the mark files and the journal.
+    fn rebuild(&mut self) {
+        let rebuilt = self.try_rebuild();
+        match rebuilt {
+            Ok(count) => {
+                self.is_behind = false;
+                info!(marks = count, "the buffer's index is up to date again");
+            }
+            Err(failure) => {
+                warn!(error = &*failure, "failed to build the buffer's index; trying again");
+                let jobs = self.inbox.lock();
+                let wait = |jobs: &mut Jobs| !jobs.is_closing;
+                drop(self.inbox.arrived.wait_timeout_while(jobs, FAILURE_PAUSE, wait));
+            }
+        }
+    }
+
+    fn try_rebuild(&self) -> Result<u64, Box<dyn std::error::Error + Send + Sync>> {
+        let view = match self.shared.marks.view() {
+            Some(view) => view,
+            None => Arc::new(View::open(&self.buffer)?),
+        };
+        // Repeats are recognized from here on as far as the marks are in.
+        self.shared.marks.set_view(Some(Arc::clone(&view)));
+        let today = day_of(gateway_runtime::clock::now().as_millisecond());
+        let mut count = 0;
+        let mut failure = None;
+        self.mark_files.read(today, &mut |marks| {
+            count += marks.len() as u64;
+            if let Err(error) = view.apply(marks.iter().copied(), None) {
+                failure.get_or_insert(error);
+            }
+        })?;
+        for number in self.shared.journal.ends().into_keys() {
+            let marks = marks_of(&self.shared.journal.read_segment(number)?);
+            count += marks.len() as u64;
+            view.apply(marks.iter().copied(), None)?;
+        }
+        match failure {
+            Some(failure) => Err(failure.into()),
+            None => Ok(count),
+        }
+    }
+
+    /// Reads a segment: keeps its marks elsewhere, and sends its records, those that the buffer's thread may
+    /// need, in portions.
+    fn read(&self, number: u32) {
+        let segment = match self.shared.journal.read_segment(number) {
+            Ok(segment) => segment,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+            Err(error) => {
+                warn!(error = &error as &dyn std::error::Error, "failed to read an old segment; trying again");
+                return;
+            }
+        };
+        if let Err(error) = self.mark_files.add(&marks_of(&segment)) {
+            warn!(error = &error as &dyn std::error::Error, "failed to keep marks; the old segment stays");
+            return;
+        }
+        let mut records = Vec::new();
+        let mut bytes = 0;
+        scan(&segment, None, &mut |found| {
+            let Found::Record(offset, record) = found else { return };
+            if matches!(record.kind, Kind::Mark | Kind::Acked) {
+                return;
+            }
+            bytes += record.payload.len();
+            let offset = u32::try_from(offset).expect("a segment is below 4 GiB");
+            records.push((offset, record.kind, record.payload.to_vec()));
+            if bytes >= MOVE_BYTES {
+                bytes = 0;
+                self.send(number, std::mem::take(&mut records));
+            }
+        });
+        self.send(number, records);
+        self.shared.inbox.note(Note::SegmentRead { segment: number });
+    }
+
+    fn send(&self, segment: u32, records: Vec<(u32, Kind, Vec<u8>)>) {
+        if records.is_empty() {
+            return;
+        }
+        let jobs = self.inbox.lock();
+        let wait = |jobs: &mut Jobs| jobs.moves_waiting >= MOVES_WAITING_MAX && !jobs.is_closing;
+        let waited = self.inbox.arrived.wait_while(jobs, wait);
+        waited.unwrap_or_else(PoisonError::into_inner).moves_waiting += 1;
+        self.shared.inbox.note(Note::Records { segment, records });
+    }
+
+    fn sweep(&mut self, sweep: &mut Sweep) {
+        sweep.next = Instant::now() + SWEEP_STEP;
+        let Some(view) = self.shared.marks.view() else { return };
+        if sweep.after.is_none() {
+            let today = day_of(gateway_runtime::clock::now().as_millisecond());
+            match self.mark_files.forget(today, self.marks_bytes_max) {
+                Ok(first_kept) => sweep.first_kept = first_kept,
+                Err(error) => {
+                    warn!(error = &error as &dyn std::error::Error, "failed to remove old mark files");
+                }
+            }
+        }
+        match view.sweep(sweep.after.as_deref(), SWEEP_MARKS, sweep.first_kept) {
+            Ok(Some(last)) => sweep.after = Some(last),
+            Ok(None) => {
+                sweep.after = None;
+                sweep.next = Instant::now() + SWEEP_PAUSE;
+            }
+            Err(failure) => self.lose_view(&failure),
+        }
+    }
+}
+
+/// The marks that the records of a segment make.
+fn marks_of(segment: &[u8]) -> Vec<(EventId, Mark)> {
+    let mut marks = Vec::new();
+    scan(segment, None, &mut |found| {
+        if let Found::Record(_, record) = found {
+            marks.extend(mark_of(record.kind, record.payload));
+        }
+    });
+    marks
+}
+
+/// The mark that a record makes.
+pub(super) fn mark_of(kind: Kind, payload: &[u8]) -> Option<(EventId, Mark)> {
+    match kind {
+        Kind::Event => {
+            let (header, _) = record::read_event(payload)?;
+            Some((header.id, Mark::new(header.receive_ms, header.number)))
+        }
+        Kind::Mark => record::read_mark(payload),
+        _ => None,
+    }
+}
+
+/// Moves the index out of the way. Returns its name in quarantine.
+pub(super) fn set_aside(buffer: &Path, reason: &str) -> Option<String> {
+    let directory = view::directory(buffer);
+    if !directory.exists() {
+        return None;
+    }
+    match quarantine(buffer, &directory, reason) {
+        Ok(name) => Some(name),
+        Err(error) => {
+            error!(error = &error as &dyn std::error::Error, "failed to set the buffer's index aside");
+            None
+        }
+    }
+}
+
+/// Opens the index on a thread of its own, since sled can hang on a damaged one. None when it takes too long.
+pub(super) fn open_in_time(buffer: &Path) -> Option<Result<View, ViewError>> {
+    let (opened, outcome) = std::sync::mpsc::sync_channel(1);
+    let buffer = buffer.to_owned();
+    let spawned = std::thread::Builder::new().name("index".to_owned()).spawn(move || {
+        // Nobody waits any more when it took too long.
+        let _ = opened.send(View::open(&buffer));
+    });
+    match spawned {
+        Ok(_) => outcome.recv_timeout(OPEN_TIMEOUT).ok(),
+        Err(error) => Some(Err(ViewError::Io(error))),
+    }
+}

@@ -1,0 +1,91 @@
+//! What was seen in the last eight days. The newest marks are in memory, all of them in the index, and their
+//! truth is the journal and, for segments that left, the mark files.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{Arc, Mutex, PoisonError, RwLock},
+};
+
+use gateway_core::id::EventId;
+
+use super::{record::Mark, view::View};
+
+/// Marks in memory that the index does not have yet. Beyond it the oldest are forgotten here; the index gets
+/// them when it is rebuilt.
+const RECENT_MAX: usize = 2_000_000;
+
+/// The marks. Read by anybody, written by the buffer's thread.
+#[derive(Default)]
+pub(super) struct Marks {
+    recent: Mutex<Recent>,
+    view: RwLock<Option<Arc<View>>>,
+}
+
+#[derive(Default)]
+struct Recent {
+    marks: HashMap<EventId, (Mark, u64)>,
+    batches: VecDeque<(u64, Vec<EventId>)>,
+    next_batch: u64,
+}
+
+impl Marks {
+    /// The mark of what has this id. An index that cannot be read knows nothing.
+    pub(super) fn get(&self, id: &EventId) -> Option<Mark> {
+        let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((mark, _)) = recent.marks.get(id) {
+            return Some(*mark);
+        }
+        drop(recent);
+        self.view()?.get(id)
+    }
+
+    pub(super) fn view(&self) -> Option<Arc<View>> {
+        self.view.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Uses another index, or none.
+    pub(super) fn set_view(&self, view: Option<Arc<View>>) {
+        *self.view.write().unwrap_or_else(PoisonError::into_inner) = view;
+    }
+
+    /// Keeps marks until the index has them. Returns what to name in [`Self::applied`].
+    pub(super) fn add(&self, marks: &[(EventId, Mark)]) -> u64 {
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        let batch = recent.next_batch;
+        recent.next_batch += 1;
+        for (id, mark) in marks {
+            recent.marks.insert(*id, (*mark, batch));
+        }
+        recent.batches.push_back((batch, marks.iter().map(|(id, _)| *id).collect()));
+        while recent.marks.len() > RECENT_MAX {
+            recent.forget_oldest();
+        }
+        batch
+    }
+
+    /// Whether the index has all of them.
+    #[cfg(test)]
+    pub(super) fn is_applied(&self) -> bool {
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner).batches.is_empty()
+    }
+
+    /// The index has all batches up to this one.
+    pub(super) fn applied(&self, batch: u64) {
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        while recent.batches.front().is_some_and(|(oldest, _)| *oldest <= batch) {
+            recent.forget_oldest();
+        }
+    }
+}
+
+impl Recent {
+    fn forget_oldest(&mut self) {
+        let Some((batch, ids)) = self.batches.pop_front() else { return self.marks.clear() };
+        for id in ids {
+            // A newer mark of the same id stays.
+            if self.marks.get(&id).is_some_and(|(_, newest)| *newest == batch) {
+                self.marks.remove(&id);
+            }
+        }
+    }
+}

@@ -1,0 +1,244 @@
+//! Opening the buffer: index, then journal, then its threads. Whatever is damaged is passed over, counted and
+//! set aside; it never keeps the agent from serving.
+
+use std::{
+    fs,
+    path::Path,
+    sync::{Arc, atomic::Ordering},
+    time::Instant,
+};
+
+use gateway_core::time::to_proto;
+use gateway_proto::v1;
+use tokio::sync::oneshot;
+use tracing::{error, info, warn};
+
+use crate::{metrics::Metrics, private};
+
+use super::{
+    Config,
+    engine::{Engine, REPORT_PATIENCE},
+    journal::{
+        Journal,
+        files::{Files, sync_directory},
+    },
+    keeper::{Keeper, KeeperInbox, open_in_time, set_aside},
+    lock::DirectoryLock,
+    marks::Marks,
+    mark_files::MarkFiles,
+    recover::{Damage, RecoverError, Recovered, recover},
+    shared::Shared,
+    view::{Position, View},
+};
+
+/// There while the index is being opened, with how often that was tried: one that ends the process, as sled
+/// can on a damaged index, is not tried a third time.
+const OPENING: &str = "index.opening";
+const OPENINGS_MAX: u32 = 2;
+
+/// Everything that is needed to open.
+pub(super) struct Opening {
+    pub(super) config: Config,
+    pub(super) metrics: Metrics,
+    pub(super) files: Box<dyn Files>,
+    pub(super) lock: DirectoryLock,
+}
+
+/// What was found of the index.
+struct Index {
+    view: Option<Arc<View>>,
+    position: Option<Position>,
+    causes: Vec<&'static str>,
+    quarantined: Vec<String>,
+}
+
+impl Opening {
+    /// Opens, tells `opened`, and works until the buffer is closed.
+    pub(super) fn run(self, opened: oneshot::Sender<Result<Arc<Shared>, RecoverError>>) {
+        match self.open() {
+            Ok(engine) => {
+                // Nobody waits for the answer only when start-up was given up.
+                if opened.send(Ok(Arc::clone(&engine.shared))).is_ok() {
+                    engine.work();
+                }
+            }
+            Err(failure) => drop(opened.send(Err(failure))),
+        }
+    }
+
+    fn open(self) -> Result<Engine, RecoverError> {
+        let started = Instant::now();
+        let buffer = self.config.directory.clone();
+        let directory = buffer.join("journal");
+        private::create_directory(&directory)?;
+        sync_directory(&buffer)?;
+        let mark_files = MarkFiles::open(&buffer)?;
+        let mut index = open_index(&buffer);
+        let recovered = recover(&directory, index.position)?;
+        let damage = index.check_against(&buffer, &recovered);
+        let is_behind = index.position.is_none();
+        let journal_id = recovered.journal_id;
+        let announcements = announce(&damage, &index.quarantined, &self.metrics);
+        let mut journal = Journal::new(
+            &directory,
+            self.config.segment_bytes,
+            journal_id,
+            self.files,
+            recovered.segments,
+            recovered.last,
+        );
+        recovered.index.hold_all(&mut journal);
+        for lane in &recovered.lanes {
+            lane.up_to(u64::MAX).for_each(|report| journal.hold(report.place.segment));
+        }
+        recovered.opt_out_places.values().for_each(|place| journal.hold(place.segment));
+        let marks = Marks::default();
+        marks.set_view(index.view.take());
+        let keeper = Arc::new(KeeperInbox::default());
+        let (segment, end) = recovered.last;
+        let position = Position {
+            journal: journal_id.into_bytes(),
+            segment,
+            offset: u32::try_from(end).unwrap_or(u32::MAX),
+            next_event: recovered.counters.event,
+        };
+        keeper.marks(marks.add(&recovered.marks), recovered.marks, position);
+        let shared = Arc::new(Shared::new(
+            journal.reader(),
+            marks,
+            recovered.index,
+            recovered.subscriptions,
+            recovered.lanes,
+            recovered.opt_outs,
+        ));
+        shared.hand_out(recovered.open);
+        shared.reports_planned.store(recovered.unreported.len(), Ordering::Release);
+        shared.reports_added.notify_one();
+        let keeper_thread = Keeper {
+            buffer,
+            marks_bytes_max: self.config.marks_bytes_max,
+            inbox: Arc::clone(&keeper),
+            shared: Arc::clone(&shared),
+            mark_files,
+            is_behind,
+            pending: Vec::new(),
+        }
+        .start()?;
+        let stats = shared.stats();
+        info!(events = stats.events, bytes = stats.bytes, duration = ?started.elapsed(), "opened the buffer");
+        let now = Instant::now();
+        Ok(Engine {
+            config: self.config,
+            metrics: self.metrics,
+            shared,
+            journal,
+            counters: recovered.counters,
+            young: recovered.young,
+            opt_out_places: recovered.opt_out_places,
+            keeper,
+            keeper_thread: Some(keeper_thread),
+            deadlines: recovered.unreported.into_iter().map(|event| (now + REPORT_PATIENCE, event)).collect(),
+            cleaning: None,
+            announcements,
+            next_tick: now,
+            is_low_on_space: false,
+            is_failing: false,
+            _lock: self.lock,
+        })
+    }
+}
+
+impl Index {
+    /// Sets an index of another journal aside. Returns all damage.
+    fn check_against(&mut self, buffer: &Path, recovered: &Recovered) -> Damage {
+        let mut damage = recovered.damage.clone();
+        if let Some(position) = self.position.filter(|found| found.journal != recovered.journal_id.into_bytes()) {
+            // Its files must be closed before they move.
+            self.view = None;
+            self.position = None;
+            if recovered.last.0 == 0 {
+                damage.causes.push("the journal is missing");
+                damage.events_lost_max += position.next_event - 1;
+            } else {
+                damage.causes.push("the index belongs to another journal");
+            }
+            self.quarantined.extend(set_aside(buffer, "other-journal"));
+        }
+        damage.causes.extend(self.causes.drain(..));
+        damage
+    }
+}
+
+fn open_index(buffer: &Path) -> Index {
+    let mut index = Index { view: None, position: None, causes: Vec::new(), quarantined: Vec::new() };
+    let marker = buffer.join(OPENING);
+    let tries = fs::read_to_string(&marker).ok().and_then(|tries| tries.trim().parse().ok()).unwrap_or(0);
+    if tries >= OPENINGS_MAX {
+        index.causes.push("opening the index ended the program");
+        index.quarantined.extend(set_aside(buffer, "fatal"));
+    }
+    // A full disk must not keep the buffer from opening over it.
+    drop(fs::write(&marker, (tries % OPENINGS_MAX + 1).to_string()));
+    let opened = open_in_time(buffer).map(|opened| {
+        let view = opened?;
+        let position = view.position()?;
+        Ok::<_, super::view::ViewError>((view, position))
+    });
+    match opened {
+        Some(Ok((view, position))) => {
+            index.view = Some(Arc::new(view));
+            index.position = position;
+        }
+        Some(Err(failure)) if failure.is_full() => {
+            warn!(error = &failure as &dyn std::error::Error, "failed to open the buffer's index");
+        }
+        Some(Err(failure)) => {
+            warn!(error = &failure as &dyn std::error::Error, "failed to open the buffer's index");
+            index.causes.push("the index is damaged");
+            index.quarantined.extend(set_aside(buffer, "damaged"));
+        }
+        None => {
+            index.causes.push("opening the index did not end");
+            index.quarantined.extend(set_aside(buffer, "stuck"));
+        }
+    }
+    drop(fs::remove_file(&marker));
+    index
+}
+
+/// Tells people about damage. Returns what the control plane is told.
+fn announce(damage: &Damage, quarantined: &[String], metrics: &Metrics) -> Vec<v1::report::Report> {
+    quarantined.iter().for_each(|_| metrics.buffer_quarantined());
+    if damage.causes.is_empty() {
+        return Vec::new();
+    }
+    error!(
+        causes = damage.causes.join("; "),
+        unreadable_bytes = damage.unreadable_bytes,
+        events_lost_max = damage.events_lost_max,
+        quarantined = quarantined.join(", "),
+        "the buffer is damaged; everything readable goes on"
+    );
+    vec![damage_report(
+        &damage.causes,
+        damage.unreadable_bytes,
+        damage.events_lost_max,
+        quarantined.to_vec(),
+    )]
+}
+
+/// What the control plane is told of damage.
+pub(super) fn damage_report(
+    causes: &[&str],
+    unreadable_bytes: u64,
+    events_lost_max: u64,
+    quarantined: Vec<String>,
+) -> v1::report::Report {
+    v1::report::Report::BufferDamage(v1::BufferDamage {
+        time: Some(to_proto(gateway_runtime::clock::now())),
+        cause: causes.join("; "),
+        unreadable_bytes,
+        events_lost_max,
+        quarantined,
+    })
+}
