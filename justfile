@@ -43,6 +43,10 @@ buf-agree:
 load *arguments:
     cargo run --release -p gateway-tests --bin gateway-load -- {{arguments}}
 
+# Benches of the agent, one after the other; `--bench journal` for one of them, `-- FILTER` for some of it.
+bench *arguments:
+    cargo bench -p gateway-agent {{arguments}}
+
 # Kills the agent 200 times under load: nothing answered 200 is lost.
 crash kills="200":
     GATEWAY_TESTS_KILL_CYCLES={{kills}} cargo test -p gateway-tests --test scenarios durable_before_ack::kill_9

@@ -2,18 +2,22 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use gateway_agent::{app, config::Settings};
 use gateway_runtime::{config::EXIT_BAD_CONFIG, supervise, telemetry};
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 
+mod buffer_command;
+
 /// Takes provider callbacks, proves them genuine, and delivers them as signed webhooks.
 ///
 /// Exit codes: 0 stopped, 1 failed, 64 wrong configuration or usage.
 #[derive(Parser)]
-#[command(version, about)]
+#[command(version, about, args_conflicts_with_subcommands = true)]
 struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
     /// TOML file with settings; flags and environment win over it
     #[arg(long, env = "GATEWAY_AGENT_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
@@ -21,16 +25,40 @@ struct Arguments {
     settings: Settings,
 }
 
-#[tokio::main]
-async fn main() -> ExitCode {
+/// What to do instead of running.
+#[derive(Subcommand)]
+enum Command {
+    #[command(subcommand)]
+    Buffer(buffer_command::Command),
+}
+
+/// Much of the work is small, short-lived allocations on several threads (ADR 9).
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => {
             // Help and version come this way too, and are no error.
-            let code = if error.use_stderr() { EXIT_BAD_CONFIG } else { 0 };
+            let code = if error.use_stderr() { exit_bad_usage() } else { 0 };
             return error.print().map_or(ExitCode::FAILURE, |()| ExitCode::from(code));
         }
     };
+    match arguments.command {
+        Some(Command::Buffer(command)) => ExitCode::from(buffer_command::run(&command)),
+        None => run_agent(arguments),
+    }
+}
+
+/// The tools have exit codes of their own.
+fn exit_bad_usage() -> u8 {
+    let is_tool = std::env::args_os().nth(1).is_some_and(|first| first == "buffer");
+    if is_tool { buffer_command::EXIT_REFUSED } else { EXIT_BAD_CONFIG }
+}
+
+#[tokio::main]
+async fn run_agent(arguments: Arguments) -> ExitCode {
     let configured = arguments
         .settings
         .with_file(arguments.config.as_deref())
@@ -75,5 +103,36 @@ async fn run(config: gateway_agent::config::Config) -> anyhow::Result<()> {
             stop.cancel();
             ended.await
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    /// Without a tool the agent runs, with the flags it always had; help names both.
+    #[test]
+    fn agent_runs_without_a_tool() {
+        let arguments =
+            Arguments::try_parse_from(["gateway-agent", "--data-dir", "x", "--log-format", "json"]);
+        let arguments = arguments.unwrap();
+        assert!(arguments.command.is_none());
+        assert_eq!(arguments.settings.data_dir, Some(PathBuf::from("x")));
+        let help = Arguments::command().render_help().to_string();
+        for text in ["buffer", "--callback-listen", "--buffer-bytes-max", "--config"] {
+            assert!(help.contains(text), "{text} is missing in {help}");
+        }
+        Arguments::command().debug_assert();
+    }
+
+    /// Settings of the agent are refused beside a tool, which would not heed them.
+    #[test]
+    fn tools_have_their_own_flags() {
+        let tool = ["buffer", "verify", "--data-dir", "x"];
+        assert!(Arguments::try_parse_from(["gateway-agent"].iter().chain(&tool)).unwrap().command.is_some());
+        let both = ["gateway-agent", "--log-format", "json"];
+        assert!(Arguments::try_parse_from(both.iter().chain(&tool)).is_err());
     }
 }

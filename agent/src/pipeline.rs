@@ -17,6 +17,7 @@
 //! | callbacks waiting for the buffer | [`BUFFER_WAITERS_MAX`] | 503 |
 //! | the buffer | `buffer_bytes_max`, `disk_free_bytes_min` | 503 |
 //! | what one destination is owed | `buffer_destination_share` | 503 for its callbacks |
+//! | what is remembered of the last eight days | `buffer_marks_bytes_max` | the oldest is forgotten: a repeat is delivered again |
 
 use std::sync::Arc;
 

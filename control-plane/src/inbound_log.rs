@@ -7,8 +7,8 @@
 //! ids in memory ([`event_index`]), and older ids are looked up in sealed, sorted segments.
 //!
 //! Reading order: [`schema`] (tables), [`writer`] (group commit), [`stage`] (what a batch changes),
-//! [`insert`] (many rows per statement), [`event_index`], [`failing`] (subscriptions that only fail), then the readers [`query`], [`live`] and
-//! [`unrouted`].
+//! [`insert`] (many rows per statement), [`event_index`], [`changes`] (the order of all of it), [`failing`]
+//! (subscriptions that only fail), then the readers [`query`], [`live`] and [`unrouted`].
 
 use std::{
     path::{Path, PathBuf},
@@ -26,6 +26,7 @@ mod writer;
 mod stage;
 mod insert;
 mod event_index;
+mod changes;
 mod failing;
 mod query;
 mod live;
@@ -58,6 +59,20 @@ pub enum LogStoreError {
         /// Why.
         #[source]
         source: Arc<sqlx::Error>,
+    },
+    /// The database was written by another version of this program; it is left as it is.
+    #[error(
+        "open inbound log database `{}` with schema version {found}: this program writes version {known}; start \
+         the program that wrote it, or move the file away to begin a new log",
+        .path.display()
+    )]
+    OtherSchema {
+        /// The database file.
+        path: PathBuf,
+        /// The version of the file.
+        found: i64,
+        /// The version of this program.
+        known: i64,
     },
     /// A query failed.
     #[error("read the inbound log database")]
@@ -153,7 +168,8 @@ impl LogStore {
     /// go to `failing`; what finds no room there comes again with a later failure.
     ///
     /// # Errors
-    /// [`LogStoreError::Open`] when the file cannot be opened or its tables not be made.
+    /// [`LogStoreError::Open`] when the file cannot be opened or its tables not be made,
+    /// [`LogStoreError::OtherSchema`] when another version of this program wrote it.
     pub async fn open(
         data_dir: &Path,
         supervisor: &Supervisor,
@@ -170,7 +186,7 @@ impl LogStore {
     ) -> Result<Self, LogStoreError> {
         let path = data_dir.join("logs.db");
         let open = |source| LogStoreError::Open { path: path.clone(), source: Arc::new(source) };
-        let mut connection = schema::open_writer(&path).await.map_err(open)?;
+        let mut connection = schema::open_writer(&path).await?;
         let epoch = schema::epoch(&mut connection).await.map_err(open)?;
         let readers = schema::open_readers(&path).await.map_err(open)?;
         let index = EventIndex::load(&mut connection, segment_rows).await.map_err(open)?;

@@ -30,6 +30,10 @@ struct Cli {
     settings: Settings,
 }
 
+/// Much of the work is small, short-lived allocations on several threads (ADR 9).
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,

@@ -179,8 +179,12 @@ pub(crate) fn decode_base32(text: &str) -> Option<[u8; 16]> {
     let mut bytes = Vec::with_capacity(16);
     let (mut buffer, mut bits) = (0_u32, 0_u32);
     for digit in text.bytes() {
-        let value = BASE32.iter().position(|candidate| *candidate == digit)?;
-        buffer = (buffer << 5) | u32::try_from(value).ok()?;
+        let value = match digit {
+            b'a'..=b'z' => digit - b'a',
+            b'2'..=b'7' => digit - b'2' + 26,
+            _ => return None,
+        };
+        buffer = (buffer << 5) | u32::from(value);
         bits += 5;
         if bits >= 8 {
             bits -= 8;

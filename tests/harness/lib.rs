@@ -15,7 +15,7 @@
 //! - [`http`]: requests that no well-behaved client would send
 //! - [`faults`]: a disk that fails when asked to
 //! - [`random`]: repeatable chance
-//! - [`figure`]: shows what was measured
+//! - [`mod@figure`]: shows what was measured
 
 pub mod world;
 pub mod condition;

@@ -36,6 +36,8 @@ use run::Measurement;
 
 /// Connections over which a steady rate is posted.
 const STEADY_CONNECTIONS: usize = 64;
+/// How many times both sides of a comparison of 99th percentiles are measured: one of them alone says little.
+const HANGING_ROUNDS: usize = 3;
 
 /// Measures the gateway end to end: events per second, answer latency, end-to-end latency.
 #[derive(Parser)]
@@ -157,15 +159,17 @@ async fn show_black_hole(load: Load) -> anyhow::Result<()> {
 }
 
 async fn show_hanging(load: Load, destinations: usize) -> anyhow::Result<()> {
-    let mut p99 = Vec::new();
-    for is_hanging in [false, true] {
-        let others: Spread = trouble::others(load, destinations, is_hanging).await?;
-        let what = if is_hanging { "hangs" } else { "answers" };
-        print(&format!("one of {destinations} destinations {what}, the others: {others}"))?;
-        p99.push(others.p99);
+    let mut p99 = [Vec::new(), Vec::new()];
+    for _ in 0..HANGING_ROUNDS {
+        for (is_hanging, what) in [(false, "answers"), (true, "hangs")] {
+            let others: Spread = trouble::others(load, destinations, is_hanging).await?;
+            print(&format!("one of {destinations} destinations {what}, the others: {others}"))?;
+            p99[usize::from(is_hanging)].push(others.p99);
+        }
     }
-    let ratio = trouble::ratio(p99[1], p99[0]);
-    print(&format!("ratio of the p99: {ratio:.2}"))
+    let [without, with] = p99.map(|rounds| Spread::of(rounds).median);
+    let ratio = trouble::ratio(with, without);
+    print(&format!("ratio of the p99, median of {HANGING_ROUNDS} rounds: {ratio:.2}"))
 }
 
 fn show(what: &str, connections: usize, measured: &Measurement) -> anyhow::Result<()> {

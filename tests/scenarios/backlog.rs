@@ -24,13 +24,13 @@ const BACKLOG_DEFAULT: usize = 50_000;
 const RSS_BYTES_MAX: u64 = 300 << 20;
 const BACKLOG_OF_RSS_MAX: u64 = 2_000_000;
 /// What an agent takes without any, its caches included, of those bytes.
-const RSS_BYTES_BASE: u64 = 100 << 20;
+const RSS_BYTES_BASE: u64 = 140 << 20;
 /// Messages to the healthy destination that are timed.
 const TIMED: usize = 300;
 /// How long a refusing destination asks to wait at least: longer than the restart.
 const RETRY_AFTER_MIN: Duration = Duration::from_secs(20);
 /// How many events per second the backlog is made with at least: it asks for so much more time.
-const FILL_RATE_MIN: usize = 4_000;
+const FILL_RATE_MIN: usize = 10_000;
 /// Deliveries that are asked to wait: fewer than open a breaker.
 const WAITING: usize = 5;
 /// How much later than due an attempt may be on a busy machine.

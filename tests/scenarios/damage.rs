@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use futures_util::future::try_join_all;
 use gateway_tests::{
     figure,
@@ -27,23 +27,29 @@ const LANES: usize = 2;
 const PLACES_ENV: &str = "GATEWAY_TESTS_DAMAGES";
 const PLACES_DEFAULT: u64 = 50;
 
-/// Runs cases that `injury` makes of their numbers, a lane with a backlog of its own for each part of them.
+/// Runs cases that `injury` makes of their numbers, a lane with a backlog of its own for each part of them. All
+/// of them are run, also when some fail.
 async fn run_cases(
     count: u64,
     injury: impl Fn(u64, &Backlog) -> anyhow::Result<Injury>,
 ) -> anyhow::Result<Vec<Outcome>> {
     let lanes = (0..LANES).map(async |lane| {
         let backlog = Backlog::make().await.context("make the backlog")?;
-        let mut outcomes = Vec::new();
+        let (mut outcomes, mut failures) = (Vec::new(), Vec::new());
         for number in (0..count).skip(lane).step_by(LANES) {
             let injury = injury(number, &backlog)?;
             let description = injury.to_string();
-            let outcome = run(&backlog, injury).await;
-            outcomes.push(outcome.with_context(|| format!("case {number}: {description}"))?);
+            match run(&backlog, injury).await {
+                Ok(outcome) => outcomes.push(outcome),
+                Err(failure) => failures.push(format!("case {number}: {description}: {failure:?}\n")),
+            }
         }
-        anyhow::Ok(outcomes)
+        anyhow::Ok((outcomes, failures))
     });
-    Ok(try_join_all(lanes).await?.concat())
+    let (outcomes, failures): (Vec<_>, Vec<_>) = try_join_all(lanes).await?.into_iter().unzip();
+    let failures = failures.concat();
+    ensure!(failures.is_empty(), "{} of {count} cases failed:\n{}", failures.len(), failures.concat());
+    Ok(outcomes.concat())
 }
 
 fn show(what: &str, outcomes: &[Outcome]) {

@@ -175,18 +175,20 @@ async fn kill_9_under_load_loses_nothing_answered_200() {
     assert!(kills.rate() >= EVENTS_PER_SECOND_MIN, "killed under {:.0} events/s only", kills.rate());
     let answered = answered.all();
     assert_arrived(&world, &answered).await.unwrap();
-    let repeated = assert_repeats(&world, &kills.times).unwrap();
     assert_logged(&world, &answered).await.unwrap();
+    let repeated = repeats(&world, &kills.times).unwrap();
+    let most = repeated.values().copied().max().unwrap_or_default();
     figure(format_args!(
         "{} kills, {} of them within {EARLY_MAX:?} of a start, under {:.0} events/s (seed {seed}): {} answered 200, \
-         0 lost, {} came again, at most {} after one kill",
+         0 lost, {} came again, at most {most} after one kill",
         kills.times.len(),
         kills.early,
         kills.rate(),
         answered.len(),
         repeated.values().sum::<usize>(),
-        repeated.values().max().unwrap_or(&0),
     ));
+    let beyond: Vec<_> = repeated.iter().filter(|(_, count)| **count > CONCURRENCY_MAX).collect();
+    assert!(beyond.is_empty(), "more came again than were in flight, by number of the kill: {beyond:?}");
 }
 
 /// The agent is asked to stop under load: it ends with success within its time, and what it had answered 200
@@ -217,9 +219,9 @@ async fn assert_arrived(world: &World, answered: &BTreeSet<String>) -> anyhow::R
     .await
 }
 
-/// What arrived again has the same id and bytes and is signed, and no more came again than can have been in flight
-/// when the agent was killed. Gives how many came again for each kill, by its number from 0.
-fn assert_repeats(world: &World, kills: &[Instant]) -> anyhow::Result<BTreeMap<usize, usize>> {
+/// What arrived again has the same id and bytes and is signed, and was sent before a kill. Gives how many came
+/// again for each kill, by its number from 0.
+fn repeats(world: &World, kills: &[Instant]) -> anyhow::Result<BTreeMap<usize, usize>> {
     let mut before = BTreeMap::<String, Arc<Webhook>>::new();
     let mut repeated = BTreeMap::new();
     for webhook in world.receiver.all() {
@@ -233,9 +235,6 @@ fn assert_repeats(world: &World, kills: &[Instant]) -> anyhow::Result<BTreeMap<u
         let is_due_to_kill = kills.get(kill).is_some_and(|kill| *kill < webhook.receive_time);
         ensure!(is_due_to_kill, "{} came again without a kill", webhook.id());
         *repeated.entry(kill).or_default() += 1;
-    }
-    for (kill, count) in &repeated {
-        ensure!(*count <= CONCURRENCY_MAX, "{count} came again after kill {kill}");
     }
     Ok(repeated)
 }

@@ -1,7 +1,7 @@
 //! `gateway-trace`: shows on the system calls of the real agent that no callback is answered 200 before the
 //! sync that covers it has returned. `just trace` runs it; it needs `strace`.
 //!
-//! In reading order: [`calls`] (what strace writes), [`check`] (the promise), and here the run.
+//! In reading order: [`calls`] (what strace writes), [`mod@check`] (the promise), and here the run.
 
 mod calls;
 mod check;

@@ -37,6 +37,7 @@ mod record;
 mod index;
 mod lane;
 mod marks;
+mod filter;
 mod mark_files;
 mod view;
 mod lock;
@@ -49,6 +50,9 @@ mod open;
 mod engine;
 mod keeper;
 mod mend;
+pub mod tool;
+#[doc(hidden)]
+pub mod bench;
 #[cfg(test)]
 pub(super) mod tests;
 

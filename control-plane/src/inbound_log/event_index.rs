@@ -7,17 +7,25 @@
 //! too: with the tail they are the window in which a repeated event is recognized. Older ids are looked up
 //! on disk, one seek per segment, which only reads and late attempts need.
 
-use std::collections::{HashMap, VecDeque};
+use std::{
+    collections::{HashMap, VecDeque},
+    hash::{BuildHasherDefault, Hasher},
+};
 
+use futures_util::TryStreamExt as _;
 use gateway_core::id::EventId;
 use sqlx::{SqliteConnection, SqliteExecutor};
 
-use super::insert::RowInsert;
+use super::{changes, insert::RowInsert};
 
-/// Rows of a sealed segment.
-pub(super) const SEGMENT_ROWS: usize = 65_536;
-/// Sealed segments kept in memory: with the tail, a window of at least 196,608 events, at 24 bytes each.
-const SEGMENTS_IN_MEMORY: usize = 3;
+/// Rows of a sealed segment. With what a last group adds, a table of 65,536 places still holds them.
+pub(super) const SEGMENT_ROWS: usize = 49_152;
+/// Sealed segments kept in memory: with the tail, a window of at least 196,608 events in 8 MiB.
+const SEGMENTS_IN_MEMORY: usize = 4;
+/// Ids of one row of a sealed segment: few rows to write, and still few bytes to read for one of them.
+const IDS_PER_ROW: usize = 128;
+/// Bytes of one of them: the key, then the log's sequence, big endian.
+const ID_BYTES: usize = 24;
 
 /// The 16 bytes that an event id stands for.
 pub(super) type EventKey = [u8; 16];
@@ -28,10 +36,32 @@ pub(super) fn event_key(event_id: &str) -> EventKey {
     *id.as_bytes()
 }
 
+/// Finds something by key.
+pub(super) type EventKeyMap<T> = HashMap<EventKey, T, BuildHasherDefault<KeyHasher>>;
+
+/// Keys are hashes already: the first half of one will do.
+#[derive(Debug, Default)]
+pub(super) struct KeyHasher(u64);
+
+impl Hasher for KeyHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        if let Some(first) = bytes.first_chunk() {
+            self.0 = u64::from_le_bytes(*first);
+        }
+    }
+
+    /// The length of a key, which tells nothing.
+    fn write_usize(&mut self, _: usize) {}
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
 /// Rows that are not sealed yet, by id, and what their segment will say about them.
 #[derive(Debug, Default)]
 struct Tail {
-    seqs: HashMap<EventKey, i64>,
+    seqs: EventKeyMap<i64>,
     bounds: Option<Bounds>,
 }
 
@@ -60,8 +90,8 @@ pub(super) struct IndexedRow {
 pub(super) struct EventIndex {
     segment_rows: usize,
     tail: Tail,
-    /// The newest sealed segments, newest last, each sorted by key.
-    sealed: VecDeque<Vec<(EventKey, i64)>>,
+    /// The newest sealed segments, newest last.
+    sealed: VecDeque<EventKeyMap<i64>>,
     next_segment: i64,
 }
 
@@ -85,25 +115,13 @@ impl EventIndex {
         };
         let kept = i64::try_from(SEGMENTS_IN_MEMORY).expect("a small constant fits i64");
         for segment in (last_segment + 1 - kept).max(0)..=last_segment {
-            let keys: Vec<(Vec<u8>, i64)> = sqlx::query_as(
-                "SELECT event_key, log_seq FROM log_event_ids WHERE segment = ? ORDER BY event_key",
-            )
-            .bind(segment)
-            .fetch_all(&mut *connection)
-            .await?;
-            index.sealed.push_back(
-                keys.into_iter().filter_map(|(key, seq)| Some((key.try_into().ok()?, seq))).collect(),
-            );
+            let rows: Vec<Vec<u8>> = sqlx::query_scalar("SELECT ids FROM log_event_ids WHERE segment = ?")
+                .bind(segment)
+                .fetch_all(&mut *connection)
+                .await?;
+            index.sealed.push_back(rows.iter().flat_map(|ids| unpack(ids)).collect());
         }
-        let change_seq = sqlx::query_scalar(
-            "SELECT change_seq FROM log_changes WHERE change_seq > ? AND log_seq > ? AND subscription_id IS NULL \
-             ORDER BY change_seq LIMIT 1",
-        )
-        .bind(last_change)
-        .bind(last_seq)
-        .fetch_optional(&mut *connection)
-        .await?
-        .unwrap_or(0);
+        let change_seq = changes::first_recorded(connection, last_change, last_seq).await?.unwrap_or(0);
         let rows: Vec<(i64, Vec<u8>, i64)> =
             sqlx::query_as("SELECT seq, event_key, receive_time FROM logs WHERE seq > ? ORDER BY seq")
                 .bind(last_seq)
@@ -120,10 +138,7 @@ impl EventIndex {
     /// The row of an event of the window. None says nothing about older events.
     pub(super) fn recent(&self, key: &EventKey) -> Option<i64> {
         self.tail.seqs.get(key).copied().or_else(|| {
-            self.sealed.iter().rev().find_map(|segment| {
-                let place = segment.binary_search_by(|(candidate, _)| candidate.cmp(key)).ok()?;
-                Some(segment[place].1)
-            })
+            self.sealed.iter().rev().find_map(|segment| segment.get(key).copied())
         })
     }
 
@@ -157,9 +172,8 @@ impl EventIndex {
 
     /// Takes note that a tail was written.
     pub(super) fn sealed(&mut self, tail: FullTail) {
-        self.tail = Tail::default();
         self.next_segment = tail.segment + 1;
-        self.sealed.push_back(tail.keys);
+        self.sealed.push_back(std::mem::take(&mut self.tail).seqs);
         if self.sealed.len() > SEGMENTS_IN_MEMORY {
             self.sealed.pop_front();
         }
@@ -181,11 +195,12 @@ impl FullTail {
         connection: &mut SqliteConnection,
         insert: &RowInsert,
     ) -> Result<(), sqlx::Error> {
+        let rows: Vec<_> = self.keys.chunks(IDS_PER_ROW).collect();
         insert
-            .run(connection, &self.keys, |(key, seq), row| {
+            .run(connection, rows, |ids, row| {
                 row.bind(self.segment)?;
-                row.bind(key.as_slice())?;
-                row.bind(*seq)
+                row.bind(ids[0].0.as_slice())?;
+                row.bind(pack(ids))
             })
             .await?;
         sqlx::query("INSERT INTO log_segments VALUES (?, ?, ?, ?, ?, ?)")
@@ -201,17 +216,34 @@ impl FullTail {
     }
 }
 
+fn pack(ids: &[(EventKey, i64)]) -> Vec<u8> {
+    ids.iter().flat_map(|(key, seq)| key.iter().copied().chain(seq.to_be_bytes())).collect()
+}
+
+fn unpack(ids: &[u8]) -> impl Iterator<Item = (EventKey, i64)> {
+    ids.as_chunks::<ID_BYTES>().0.iter().filter_map(|id| {
+        let (key, seq) = id.split_first_chunk()?;
+        Some((*key, i64::from_be_bytes(seq.try_into().ok()?)))
+    })
+}
+
 /// The row of an event in sealed segments, newest segment first.
 pub(super) async fn find_sealed(
     executor: impl SqliteExecutor<'_>,
     key: &EventKey,
 ) -> Result<Option<i64>, sqlx::Error> {
-    // CROSS JOIN fixes the order of the loops: one seek in each segment instead of a scan over all ids.
-    sqlx::query_scalar(
-        "SELECT ids.log_seq FROM log_segments CROSS JOIN log_event_ids AS ids \
-         ON ids.segment = log_segments.segment AND ids.event_key = ? ORDER BY log_segments.segment DESC LIMIT 1",
-    )
-    .bind(key.as_slice())
-    .fetch_optional(executor)
-    .await
+    // In each segment one seek: to the last row that begins at the key or before it.
+    let mut rows = sqlx::query_scalar::<_, Option<Vec<u8>>>(FIND_SEALED).bind(key.as_slice()).fetch(executor);
+    while let Some(ids) = rows.try_next().await? {
+        let found = ids.iter().flat_map(|ids| unpack(ids)).find(|(candidate, _)| candidate == key);
+        if let Some((_, seq)) = found {
+            return Ok(Some(seq));
+        }
+    }
+    Ok(None)
 }
+
+/// What [`find_sealed`] asks.
+pub(super) const FIND_SEALED: &str = "SELECT (SELECT ids FROM log_event_ids \
+    WHERE log_event_ids.segment = log_segments.segment AND key_first <= ? ORDER BY key_first DESC LIMIT 1) \
+    FROM log_segments ORDER BY segment DESC";

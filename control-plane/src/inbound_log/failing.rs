@@ -209,18 +209,18 @@ impl FailingSubscriptions {
     ) -> Result<(), sqlx::Error> {
         let rows: Vec<_> =
             changed.due.iter().filter_map(|id| Some((&**id, changed.streaks.get(id)?))).collect();
-        self.write_rows(connection, &rows, now).await
+        self.write_rows(connection, rows, now).await
     }
 
     async fn write_rows(
         &self,
         connection: &mut SqliteConnection,
-        rows: &[(&str, &Streak)],
+        rows: Vec<(&str, &Streak)>,
         now: Timestamp,
     ) -> Result<(), sqlx::Error> {
         self.insert
             .run(connection, rows, |(id, streak), row| {
-                row.bind(*id)?;
+                row.bind(id)?;
                 row.bind(streak.good_until)?;
                 row.bind(streak.failures.map(|failures| failures.first))?;
                 row.bind(streak.failures.map(|failures| failures.last))?;
@@ -273,7 +273,7 @@ impl FailingSubscriptions {
             return Ok(());
         }
         let streak = streak.clone();
-        self.write_rows(connection, &[(subscription_id, &streak)], now).await?;
+        self.write_rows(connection, vec![(subscription_id, &streak)], now).await?;
         if let Some(streak) = self.streaks.get_mut(subscription_id) {
             streak.mark_written(now);
         }
@@ -292,7 +292,7 @@ impl FailingSubscriptions {
             .filter(|(_, streak)| streak.is_dirty)
             .map(|(id, streak)| (&**id, streak))
             .collect();
-        self.write_rows(connection, &rows, now).await
+        self.write_rows(connection, rows, now).await
     }
 }
 

@@ -7,9 +7,9 @@ use sqlx::{
     sqlite::SqliteArguments,
 };
 
-/// Rows of the prepared statements, largest first. A batch is cut into them, so that only four
-/// statements per table are ever compiled.
-const STATEMENT_ROWS: [usize; 4] = [256, 32, 4, 1];
+/// Rows of the prepared statements, largest first. A group is cut into them, so that only a few statements
+/// per table are ever compiled.
+const STATEMENT_ROWS: [usize; 8] = [256, 128, 64, 32, 16, 8, 4, 1];
 
 /// Inserts rows of one table.
 pub(super) struct RowInsert {
@@ -30,15 +30,15 @@ impl RowInsert {
     pub(super) async fn run<T>(
         &self,
         connection: &mut SqliteConnection,
-        mut rows: &[T],
-        bind: impl Fn(&T, &mut Row<'_>) -> Result<(), BoxDynError>,
+        rows: Vec<T>,
+        bind: impl Fn(T, &mut Row<'_>) -> Result<(), BoxDynError>,
     ) -> Result<(), sqlx::Error> {
+        let mut rows = rows.into_iter();
         for (count, statement) in STATEMENT_ROWS.into_iter().zip(&self.statements) {
-            while let Some((now, later)) = rows.split_at_checked(count) {
-                rows = later;
+            while rows.len() >= count {
                 let mut arguments = SqliteArguments::default();
                 arguments.reserve(count * self.columns, 0);
-                for row in now {
+                for row in rows.by_ref().take(count) {
                     bind(row, &mut Row(&mut arguments)).map_err(sqlx::Error::Encode)?;
                 }
                 let statement = AssertSqlSafe(Arc::clone(statement));
@@ -53,7 +53,7 @@ impl RowInsert {
 pub(super) struct Row<'a>(&'a mut SqliteArguments);
 
 impl Row<'_> {
-    /// Binds the next column.
+    /// Binds the next column. What is owned is not copied again.
     pub(super) fn bind<'v, V: Encode<'v, Sqlite> + Type<Sqlite> + 'v>(
         &mut self,
         value: V,

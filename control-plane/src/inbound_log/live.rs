@@ -8,10 +8,8 @@ use jiff::Timestamp;
 use sqlx::{QueryBuilder, Sqlite};
 use tokio::sync::watch;
 
-use super::{LogFilter, LogStore, LogStoreError, query::decode};
+use super::{LogFilter, LogStore, LogStoreError, changes, query::decode};
 
-/// Changes looked at by one query, whether they match or not.
-const CHANGES_WINDOW: i64 = 2_048;
 /// Changes read ahead of a watcher. A slow one makes nothing grow: it reads its next page when it is done.
 const CHANGES_PAGE: usize = 128;
 
@@ -128,22 +126,28 @@ impl LogWatch {
 
     /// Reads the next page. Nothing moves before it is read, so dropping the future loses nothing.
     async fn read(&mut self, newest: i64) -> Result<(), LogStoreError> {
-        let end = newest.min(self.cursor.saturating_add(CHANGES_WINDOW));
-        let mut sql = QueryBuilder::<Sqlite>::new(
-            "SELECT log_changes.change_seq, log_changes.subscription_id, logs.record \
-             FROM log_changes CROSS JOIN logs ON logs.seq = log_changes.log_seq WHERE log_changes.change_seq > ",
-        );
-        sql.push_bind(self.cursor).push(" AND log_changes.change_seq <= ").push_bind(end);
+        let readers = &self.logs.inner.readers;
+        let mut changes = changes::after(readers, self.cursor).await.map_err(LogStoreError::read)?;
+        changes.retain(|change| change.change_seq <= newest);
+        // Changes that are not there belong to logs that are gone.
+        let end = changes.last().map_or(newest, |change| change.change_seq);
+        let seqs: Vec<_> = changes.iter().map(|change| change.log_seq.to_string()).collect();
+        let mut sql = QueryBuilder::<Sqlite>::new("SELECT changed.key, logs.record FROM json_each(");
+        sql.push_bind(format!("[{}]", seqs.join(",")));
+        sql.push(") AS changed CROSS JOIN logs ON logs.seq = changed.value WHERE true");
         self.filter.push(&mut sql);
-        sql.push(" ORDER BY log_changes.change_seq LIMIT ")
-            .push_bind(i64::try_from(CHANGES_PAGE).unwrap_or(i64::MAX));
-        let rows: Vec<(i64, Option<String>, Vec<u8>)> =
-            sql.build_query_as().fetch_all(&self.logs.inner.readers).await.map_err(LogStoreError::read)?;
+        sql.push(" ORDER BY changed.key LIMIT ").push_bind(i64::try_from(CHANGES_PAGE).unwrap_or(i64::MAX));
+        let rows: Vec<(i64, Vec<u8>)> =
+            sql.build_query_as().fetch_all(readers).await.map_err(LogStoreError::read)?;
         let is_cut = rows.len() == CHANGES_PAGE;
-        let last = rows.last().map_or(end, |(change_seq, _, _)| *change_seq);
         let mut page = VecDeque::with_capacity(rows.len());
-        for (change_seq, subscription_id, record) in rows {
-            let cursor = self.logs.cursor_text(change_seq);
+        let mut last = end;
+        for (place, record) in rows {
+            let Some(change) = usize::try_from(place).ok().and_then(|place| changes.get_mut(place)) else {
+                continue;
+            };
+            last = change.change_seq;
+            let (cursor, subscription_id) = (self.logs.cursor_text(last), change.subscription_id.take());
             page.push_back(LogChange { log: decode(&record)?, cursor, subscription_id });
         }
         self.page = page;

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use super::{
     LogStore, LogStoreError,
     event_index::{EventKey, event_key, find_sealed},
+    stage::FirstAttempts,
 };
 
 /// How long one page may search. A filter that matches almost nothing then gives a page that is not full,
@@ -229,17 +230,15 @@ impl LogStore {
         let mut page = AttemptPage::default();
         let mut bytes = 0;
         let mut after = after.unwrap_or(-1);
+        let mut rows = self.first_attempts(log_seq, after).await?;
+        let mut is_last = false;
         loop {
-            let rows = self.attempts(log_seq, after).await?;
-            let is_last = rows.len() < usize::try_from(ATTEMPTS_CHUNK).unwrap_or(usize::MAX);
-            for (attempt_seq, body) in rows {
-                let attempt = v1::DeliveryAttempt::decode(body.as_slice())
-                    .map_err(|source| LogStoreError::Corrupt { table: "attempts", source })?;
+            for (attempt_seq, attempt) in rows {
                 after = attempt_seq;
                 if subscription_id.is_some_and(|wanted| wanted != attempt.subscription_id) {
                     continue;
                 }
-                bytes += body.len();
+                bytes += attempt.encoded_len();
                 if page.attempts.len() == limit || (bytes > PAGE_BYTES_MAX && !page.attempts.is_empty()) {
                     return Ok(Some(page));
                 }
@@ -250,11 +249,35 @@ impl LogStore {
                 page.next = None;
                 return Ok(Some(page));
             }
+            rows = self.later_attempts(log_seq, after).await?;
+            is_last = rows.len() < usize::try_from(ATTEMPTS_CHUNK).unwrap_or(usize::MAX);
         }
     }
 
-    async fn attempts(&self, log_seq: i64, after: i64) -> Result<Vec<(i64, Vec<u8>)>, LogStoreError> {
-        sqlx::query_as(
+    /// Attempts after the place `after` that came with the log. Their places begin with 0.
+    async fn first_attempts(
+        &self,
+        log_seq: i64,
+        after: i64,
+    ) -> Result<Vec<(i64, v1::DeliveryAttempt)>, LogStoreError> {
+        let stored: Option<Option<Vec<u8>>> =
+            sqlx::query_scalar("SELECT first_attempts FROM logs WHERE seq = ?")
+                .bind(log_seq)
+                .fetch_optional(&self.inner.readers)
+                .await
+                .map_err(LogStoreError::read)?;
+        let first = FirstAttempts::decode(stored.flatten().unwrap_or_default().as_slice())
+            .map_err(|source| LogStoreError::Corrupt { table: "logs", source })?;
+        Ok((0..).zip(first.attempts).filter(|(attempt_seq, _)| *attempt_seq > after).collect())
+    }
+
+    /// Attempts after the place `after` that came later than the log.
+    async fn later_attempts(
+        &self,
+        log_seq: i64,
+        after: i64,
+    ) -> Result<Vec<(i64, v1::DeliveryAttempt)>, LogStoreError> {
+        let rows: Vec<(i64, Vec<u8>)> = sqlx::query_as(
             "SELECT attempt_seq, body FROM attempts WHERE log_seq = ? AND attempt_seq > ? ORDER BY attempt_seq LIMIT ?",
         )
         .bind(log_seq)
@@ -262,7 +285,13 @@ impl LogStore {
         .bind(ATTEMPTS_CHUNK)
         .fetch_all(&self.inner.readers)
         .await
-        .map_err(LogStoreError::read)
+        .map_err(LogStoreError::read)?;
+        let decode = |(attempt_seq, body): (i64, Vec<u8>)| {
+            let attempt = v1::DeliveryAttempt::decode(body.as_slice())
+                .map_err(|source| LogStoreError::Corrupt { table: "attempts", source })?;
+            Ok((attempt_seq, attempt))
+        };
+        rows.into_iter().map(decode).collect()
     }
 
     /// The receive time of the newest log of an instance.

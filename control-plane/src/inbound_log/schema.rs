@@ -1,6 +1,6 @@
 //! Tables of `logs.db`, and how it is opened.
 
-use std::{path::Path, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use rand::RngExt as _;
 use sqlx::{
@@ -8,12 +8,18 @@ use sqlx::{
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 
+use super::LogStoreError;
+
 /// Queries that may run at the same time; more wait for a connection.
 const READERS_MAX: u32 = 4;
 /// How long a connection waits for a lock: only a backup tool can hold one against the single writer.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// `log_duplicates` has rows only of agents that were not the first to take an event.
+/// The version of the tables that this program writes. Version 1 did not say so.
+const SCHEMA_VERSION: i64 = 2;
+
+/// `logs` has the attempts that came with the log; later ones are in `attempts`. `log_changes` and
+/// `log_event_ids` have many entries in each row. `log_duplicates` has rows only of agents that were not the first to take an event.
 ///
 /// `logs` comes with one secondary index, on the instance: SQLite appends the row id to it, so it is
 /// (instance, seq), which gives the newest rows of an instance in order and grows at one place per
@@ -30,7 +36,8 @@ CREATE TABLE IF NOT EXISTS logs (
     receive_time INTEGER NOT NULL,
     event_key BLOB NOT NULL,
     attempt_count INTEGER NOT NULL,
-    record BLOB NOT NULL
+    record BLOB NOT NULL,
+    first_attempts BLOB
 );
 CREATE INDEX IF NOT EXISTS logs_by_instance ON logs (instance_id);
 CREATE TABLE IF NOT EXISTS attempts (
@@ -46,9 +53,8 @@ CREATE TABLE IF NOT EXISTS log_duplicates (
     PRIMARY KEY (log_seq, agent_id)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS log_changes (
-    change_seq INTEGER PRIMARY KEY,
-    log_seq INTEGER NOT NULL,
-    subscription_id TEXT
+    change_seq_last INTEGER PRIMARY KEY,
+    changes BLOB NOT NULL
 );
 CREATE TABLE IF NOT EXISTS log_segments (
     segment INTEGER PRIMARY KEY,
@@ -60,9 +66,9 @@ CREATE TABLE IF NOT EXISTS log_segments (
 );
 CREATE TABLE IF NOT EXISTS log_event_ids (
     segment INTEGER NOT NULL,
-    event_key BLOB NOT NULL,
-    log_seq INTEGER NOT NULL,
-    PRIMARY KEY (segment, event_key)
+    key_first BLOB NOT NULL,
+    ids BLOB NOT NULL,
+    PRIMARY KEY (segment, key_first)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS report_positions (
     agent_id TEXT NOT NULL,
@@ -90,7 +96,12 @@ CREATE INDEX IF NOT EXISTS unrouted_callbacks_by_number ON unrouted_callbacks (r
 
 /// The only connection that writes. A commit returns after the write-ahead log is synced
 /// (`synchronous=FULL`); a larger page, cache and log than the defaults suit appends of rows of 1 to 2 kB.
-pub(super) async fn open_writer(path: &Path) -> Result<SqliteConnection, sqlx::Error> {
+///
+/// # Errors
+/// [`LogStoreError::Open`], or [`LogStoreError::OtherSchema`] when another version wrote the file, which then
+/// is left as it is.
+pub(super) async fn open_writer(path: &Path) -> Result<SqliteConnection, LogStoreError> {
+    let open = |source| LogStoreError::Open { path: path.to_owned(), source: Arc::new(source) };
     let options = SqliteConnectOptions::new()
         .filename(path)
         .create_if_missing(true)
@@ -102,9 +113,34 @@ pub(super) async fn open_writer(path: &Path) -> Result<SqliteConnection, sqlx::E
         .pragma("wal_autocheckpoint", "4096")
         .pragma("journal_size_limit", "67108864")
         .disable_statement_logging();
-    let mut connection = SqliteConnection::connect_with(&options).await?;
-    sqlx::raw_sql(SCHEMA).execute(&mut connection).await?;
+    let mut connection = SqliteConnection::connect_with(&options).await.map_err(open)?;
+    if let Some(found) = version(&mut connection).await.map_err(open)?.filter(|found| *found != SCHEMA_VERSION) {
+        return Err(LogStoreError::OtherSchema { path: path.to_owned(), found, known: SCHEMA_VERSION });
+    }
+    let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await.map_err(open)?;
+    sqlx::raw_sql(SCHEMA).execute(&mut *transaction).await.map_err(open)?;
+    sqlx::query("INSERT OR IGNORE INTO meta (name, value) VALUES ('schema_version', ?)")
+        .bind(SCHEMA_VERSION.to_string())
+        .execute(&mut *transaction)
+        .await
+        .map_err(open)?;
+    transaction.commit().await.map_err(open)?;
     Ok(connection)
+}
+
+/// The version of the tables in the file. None when there are none.
+async fn version(connection: &mut SqliteConnection) -> Result<Option<i64>, sqlx::Error> {
+    let tables: i64 = sqlx::query_scalar("SELECT count(*) FROM sqlite_schema WHERE name = 'meta'")
+        .fetch_one(&mut *connection)
+        .await?;
+    if tables == 0 {
+        return Ok(None);
+    }
+    let version: Option<i64> =
+        sqlx::query_scalar("SELECT CAST(value AS INTEGER) FROM meta WHERE name = 'schema_version'")
+            .fetch_optional(connection)
+            .await?;
+    Ok(Some(version.unwrap_or(1)))
 }
 
 /// Connections for queries. They never write, and never wait for the writer.

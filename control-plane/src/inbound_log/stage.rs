@@ -1,14 +1,16 @@
 //! What a group of report batches changes: rows to write, worked out in memory before the transaction.
 
-use std::collections::HashMap;
+use std::hash::BuildHasherDefault;
 
 use gateway_core::time;
 use gateway_proto::v1;
 use jiff::Timestamp;
+use prost::Message as _;
 
 use super::{
     Record,
-    event_index::{EventKey, event_key},
+    changes::Change,
+    event_index::{EventKey, EventKeyMap, event_key},
 };
 
 /// A log row, new or changed.
@@ -28,7 +30,19 @@ pub(super) struct StagedLog {
     pub(super) attempt_count: i64,
     /// What agents other than the log's own add to its `duplicate_count`; that agent's part is the rest.
     pub(super) repeats: Vec<AgentRepeats>,
-    pub(super) log: v1::InboundLog,
+    pub(super) log: Box<v1::InboundLog>,
+    /// The attempts that came in the group that records it, as [`FirstAttempts`].
+    pub(super) first_attempts: Vec<u8>,
+}
+
+/// Most bytes of the tag and the length before an attempt.
+const FIELD_HEAD_BYTES: usize = 6;
+
+/// Attempts that are kept with their log: mostly there is one, and it is the last.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct FirstAttempts {
+    #[prost(message, repeated, tag = "1")]
+    pub(super) attempts: Vec<v1::DeliveryAttempt>,
 }
 
 /// How often the provider repeated an event to an agent other than the one that took it first. Its own first
@@ -46,16 +60,9 @@ pub(super) struct AgentRepeats {
 pub(super) struct StagedAttempt {
     pub(super) log_seq: i64,
     pub(super) attempt_seq: i64,
+    /// Whether it is written with its log.
+    pub(super) is_first: bool,
     pub(super) attempt: v1::DeliveryAttempt,
-}
-
-/// One step of the watch stream.
-#[derive(Debug)]
-pub(super) struct StagedChange {
-    pub(super) change_seq: i64,
-    pub(super) log_seq: i64,
-    /// The delivery that changed state; None when the log was recorded.
-    pub(super) subscription_id: Option<String>,
 }
 
 /// Everything that a group changes.
@@ -64,25 +71,26 @@ pub(super) struct Stage {
     now: Timestamp,
     next_seq: i64,
     next_change_seq: i64,
-    by_key: HashMap<EventKey, usize>,
+    by_key: EventKeyMap<usize>,
     pub(super) logs: Vec<StagedLog>,
     pub(super) attempts: Vec<StagedAttempt>,
-    pub(super) changes: Vec<StagedChange>,
+    pub(super) changes: Vec<Change>,
     pub(super) unrouted: Vec<v1::UnroutedCallback>,
     /// Reports about events that were never recorded.
     pub(super) unknown_events: u64,
 }
 
 impl Stage {
-    pub(super) fn new(now: Timestamp, next_seq: i64, next_change_seq: i64) -> Self {
+    /// `records` is how many are about to be applied.
+    pub(super) fn new(now: Timestamp, next_seq: i64, next_change_seq: i64, records: usize) -> Self {
         Self {
             now,
             next_seq,
             next_change_seq,
-            by_key: HashMap::new(),
-            logs: Vec::new(),
-            attempts: Vec::new(),
-            changes: Vec::new(),
+            by_key: EventKeyMap::with_capacity_and_hasher(records, BuildHasherDefault::default()),
+            logs: Vec::with_capacity(records),
+            attempts: Vec::with_capacity(records),
+            changes: Vec::with_capacity(2 * records),
             unrouted: Vec::new(),
             unknown_events: 0,
         }
@@ -103,7 +111,7 @@ impl Stage {
         seq: i64,
         attempt_count: i64,
         repeats: Vec<AgentRepeats>,
-        log: v1::InboundLog,
+        log: Box<v1::InboundLog>,
     ) {
         let receive_time = microseconds(log.receive_time.as_ref(), self.now);
         self.by_key.insert(key, self.logs.len());
@@ -117,6 +125,7 @@ impl Stage {
             attempt_count,
             repeats,
             log,
+            first_attempts: Vec::new(),
         });
     }
 
@@ -124,7 +133,7 @@ impl Stage {
     pub(super) fn apply(&mut self, agent_id: &str, record: Record) {
         match record {
             Record::Event(log, attempts) => {
-                let place = self.event(agent_id, *log, &attempts);
+                let place = self.event(agent_id, log, &attempts);
                 self.attempt(place, attempts);
             }
             Record::Attempts(report) => match self.by_key.get(&event_key(&report.event_id)).copied() {
@@ -142,7 +151,7 @@ impl Stage {
         }
     }
 
-    fn event(&mut self, agent_id: &str, mut log: v1::InboundLog, attempts: &[v1::DeliveryAttempt]) -> usize {
+    fn event(&mut self, agent_id: &str, mut log: Box<v1::InboundLog>, attempts: &[v1::DeliveryAttempt]) -> usize {
         let key = event_key(&log.event_id);
         if let Some(place) = self.by_key.get(&key).copied() {
             self.duplicates(place, agent_id, log.duplicate_count);
@@ -167,6 +176,7 @@ impl Stage {
             attempt_count: 0,
             repeats: Vec::new(),
             log,
+            first_attempts: Vec::new(),
         });
         self.deliveries(place, deliveries, attempts);
         place
@@ -175,7 +185,7 @@ impl Stage {
     fn change(&mut self, log_seq: i64, subscription_id: Option<String>) -> i64 {
         let change_seq = self.next_change_seq;
         self.next_change_seq += 1;
-        self.changes.push(StagedChange { change_seq, log_seq, subscription_id });
+        self.changes.push(Change { change_seq, log_seq, subscription_id });
         change_seq
     }
 
@@ -194,11 +204,19 @@ impl Stage {
 
     fn attempt(&mut self, place: usize, reported: Vec<v1::DeliveryAttempt>) {
         let staged = &mut self.logs[place];
+        if staged.is_new {
+            let bytes = reported.iter().map(|attempt| attempt.encoded_len() + FIELD_HEAD_BYTES);
+            staged.first_attempts.reserve_exact(bytes.sum());
+        }
         for attempt in reported {
             staged.is_changed = true;
+            if staged.is_new {
+                prost::encoding::message::encode(1, &attempt, &mut staged.first_attempts);
+            }
             self.attempts.push(StagedAttempt {
                 log_seq: staged.seq,
                 attempt_seq: staged.attempt_count,
+                is_first: staged.is_new,
                 attempt,
             });
             staged.attempt_count += 1;

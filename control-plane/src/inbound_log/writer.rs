@@ -3,7 +3,7 @@
 mod rows;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{Arc, PoisonError, RwLock},
     time::Duration,
 };
@@ -13,12 +13,16 @@ use gateway_runtime::clock;
 use jiff::Timestamp;
 use prost::Message as _;
 use sqlx::{Connection as _, Row as _, SqliteConnection};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::{Instant, timeout_at},
+};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::{
     LogStoreError, Record, ReportBatch,
+    changes,
     event_index::{EventIndex, EventKey, IndexedRow, event_key, find_sealed},
     failing::{Changed, FailingSubscription, FailingSubscriptions},
     insert::RowInsert,
@@ -28,6 +32,11 @@ use rows::{stored_repeats, write_repeats, write_unrouted};
 
 /// Records of one transaction; what waits beyond them goes into the next one.
 const GROUP_RECORDS_MAX: usize = 4_096;
+/// How often a group is committed at most, unless one is full: what comes meanwhile goes into the next one. A
+/// commit costs about as much as recording a hundred events, however few are in it. What comes after a quiet
+/// time is committed at once.
+const GROUP_INTERVAL: Duration = Duration::from_millis(20);
+static GI: std::sync::LazyLock<Duration> = std::sync::LazyLock::new(|| Duration::from_millis(std::env::var("GI").ok().and_then(|x| x.parse().ok()).unwrap_or(20)));
 /// How long the writer rests after a failed transaction, so that a full disk is not hammered.
 const FAILURE_PAUSE: Duration = Duration::from_millis(200);
 
@@ -71,6 +80,8 @@ pub(super) struct Writer {
     head: watch::Sender<i64>,
     unrouted_head: watch::Sender<i64>,
     inserts: Inserts,
+    /// When the last group was committed, or began to be.
+    group_start: Instant,
 }
 
 struct Inserts {
@@ -86,13 +97,13 @@ impl Inserts {
         Self {
             logs: RowInsert::new(
                 "INSERT INTO logs (seq, tenant_id, instance_id, event, from_phone, external_message_id, receive_time, \
-                 event_key, attempt_count, record)",
-                10,
+                 event_key, attempt_count, record, first_attempts)",
+                11,
                 "ON CONFLICT (seq) DO UPDATE SET attempt_count = excluded.attempt_count, record = excluded.record",
             ),
             attempts: RowInsert::new("INSERT INTO attempts (log_seq, attempt_seq, body)", 3, ""),
-            changes: RowInsert::new("INSERT INTO log_changes (change_seq, log_seq, subscription_id)", 3, ""),
-            event_ids: RowInsert::new("INSERT INTO log_event_ids (segment, event_key, log_seq)", 3, ""),
+            changes: changes::insert(),
+            event_ids: RowInsert::new("INSERT INTO log_event_ids (segment, key_first, ids)", 3, ""),
             duplicates: RowInsert::new(
                 "INSERT INTO log_duplicates (log_seq, agent_id, count)",
                 3,
@@ -110,7 +121,7 @@ impl Writer {
         closing: CancellationToken,
     ) -> Result<(Self, watch::Receiver<i64>, watch::Receiver<i64>), sqlx::Error> {
         let (seq, change_seq, unrouted_seq): (i64, i64, i64) = sqlx::query_as(
-            "SELECT coalesce((SELECT max(seq) FROM logs), 0), coalesce((SELECT max(change_seq) FROM log_changes), 0), \
+            "SELECT coalesce((SELECT max(seq) FROM logs), 0), coalesce((SELECT max(change_seq_last) FROM log_changes), 0), \
              coalesce((SELECT max(seq) FROM unrouted_callbacks), 0)",
         )
         .fetch_one(&mut connection)
@@ -138,6 +149,7 @@ impl Writer {
             head,
             unrouted_head,
             inserts: Inserts::new(),
+            group_start: Instant::now(),
         };
         Ok((writer, head_receiver, unrouted_receiver))
     }
@@ -183,24 +195,10 @@ impl Writer {
         }
     }
 
-    /// Commits `first` and what waits behind it.
+    /// Commits `first` and what comes soon after it.
     async fn group(&mut self, first: Append) {
-        let mut records = first.batch.records.len();
-        let mut group = vec![first];
-        let mut after = None;
-        while records < GROUP_RECORDS_MAX {
-            match self.channels.jobs.try_recv() {
-                Ok(Job::Append(append)) => {
-                    records += append.batch.records.len();
-                    group.push(append);
-                }
-                Ok(other) => {
-                    after = Some(other);
-                    break;
-                }
-                Err(_) => break,
-            }
-        }
+        let (group, after) = self.gather(first).await;
+        self.group_start = Instant::now();
         let (batches, answers): (Vec<_>, Vec<_>) =
             group.into_iter().map(|append| (append.batch, append.answer)).unzip();
         let result = self.commit(batches).await;
@@ -219,6 +217,24 @@ impl Writer {
         }
     }
 
+    /// Takes what waits behind `first`, and what comes until the next group is due.
+    async fn gather(&mut self, first: Append) -> (Vec<Append>, Option<Job>) {
+        let due = self.group_start + *GI;
+        let mut records = first.batch.records.len();
+        let mut group = vec![first];
+        while records < GROUP_RECORDS_MAX {
+            let Ok(Some(job)) = timeout_at(due, self.channels.jobs.recv()).await else { break };
+            match job {
+                Job::Append(append) => {
+                    records += append.batch.records.len();
+                    group.push(append);
+                }
+                other => return (group, Some(other)),
+            }
+        }
+        (group, None)
+    }
+
     /// One transaction for all batches. Returns the acknowledged sequence of each.
     async fn commit(&mut self, mut batches: Vec<ReportBatch>) -> Result<Vec<u64>, LogStoreError> {
         let (acked, positions) = self.skip_committed(&mut batches);
@@ -226,7 +242,8 @@ impl Writer {
             return Ok(acked);
         }
         let now = clock::now();
-        let mut stage = Stage::new(now, self.next_seq, self.next_change_seq);
+        let records = batches.iter().map(|batch| batch.records.len()).sum();
+        let mut stage = Stage::new(now, self.next_seq, self.next_change_seq, records);
         self.load_stored(&batches, &mut stage).await?;
         for batch in batches {
             for record in batch.records {
@@ -241,9 +258,10 @@ impl Writer {
             self.forget(&forget).await;
         }
         let failing = self.failing.changed(&stage.attempts, now);
-        let written = self.write(&stage, &positions, &failing, now).await;
+        let staged = Staged::of(&stage);
+        let written = self.write(stage, &positions, &failing, now).await;
         let unrouted_seq = written.map_err(LogStoreError::write)?;
-        self.committed(&stage, positions, unrouted_seq);
+        self.committed(staged, positions, unrouted_seq);
         for failing in self.failing.committed(failing, now) {
             // When there is no room it is told again, with a later failure.
             let _ = self.channels.failing.try_send(failing);
@@ -299,7 +317,7 @@ impl Writer {
                     0 => Vec::new(),
                     _ => stored_repeats(&mut self.connection, seq).await.map_err(LogStoreError::read)?,
                 };
-                stage.load(keys[&seq], seq, row.get(1), repeats, log);
+                stage.load(keys[&seq], seq, row.get(1), repeats, Box::new(log));
             }
         }
         Ok(())
@@ -309,9 +327,9 @@ impl Writer {
     fn stored_rows(&self, batches: &[ReportBatch]) -> (HashMap<EventKey, i64>, Vec<EventKey>) {
         let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
         let mut stored = HashMap::new();
-        let mut new = std::collections::HashSet::new();
-        let mut older = std::collections::HashSet::new();
-        for record in batches.iter().flat_map(|batch| &batch.records) {
+        let mut older = HashSet::new();
+        let records = || batches.iter().flat_map(|batch| &batch.records);
+        for record in records() {
             let (event_id, is_event) = match &record.record {
                 Record::Event(log, _) => (&log.event_id, true),
                 Record::Attempts(report) => (&report.event_id, false),
@@ -323,13 +341,19 @@ impl Writer {
                 Some(seq) => {
                     stored.insert(key, seq);
                 }
-                None if is_event => {
-                    new.insert(key);
-                }
-                None if !new.contains(&key) => {
+                None if is_event => {}
+                None => {
                     older.insert(key);
                 }
-                None => {}
+            }
+        }
+        drop(index);
+        if !older.is_empty() {
+            // What this group records itself is not older.
+            for record in records() {
+                if let Record::Event(log, _) = &record.record {
+                    older.remove(&event_key(&log.event_id));
+                }
             }
         }
         (stored, older.into_iter().collect())
@@ -338,44 +362,40 @@ impl Writer {
     /// The transaction. Returns the sequence of the newest unrouted callback in it.
     async fn write(
         &mut self,
-        stage: &Stage,
+        stage: Stage,
         positions: &HashMap<Position, u64>,
         failing: &Changed,
         now: Timestamp,
     ) -> Result<Option<i64>, sqlx::Error> {
         let mut tx = self.connection.begin_with("BEGIN IMMEDIATE").await?;
+        write_repeats(&mut tx, &self.inserts.duplicates, &stage.logs).await?;
         self.inserts
             .logs
-            .run(&mut tx, &stage.logs, |staged, row| {
+            .run(&mut tx, stage.logs, |staged, row| {
+                let (record, log) = (staged.log.encode_to_vec(), *staged.log);
                 row.bind(staged.seq)?;
-                row.bind(staged.log.tenant_id.as_str())?;
-                row.bind(staged.log.instance_id.as_str())?;
-                row.bind(staged.log.event.as_str())?;
-                row.bind(staged.log.from_phone.as_str())?;
-                row.bind(staged.log.external_message_id.as_str())?;
+                row.bind(log.tenant_id)?;
+                row.bind(log.instance_id)?;
+                row.bind(log.event)?;
+                row.bind(log.from_phone)?;
+                row.bind(log.external_message_id)?;
                 row.bind(staged.receive_time)?;
-                row.bind(staged.key.as_slice())?;
+                row.bind(staged.key.to_vec())?;
                 row.bind(staged.attempt_count)?;
-                row.bind(staged.log.encode_to_vec())
+                row.bind(record)?;
+                row.bind(Some(staged.first_attempts).filter(|attempts| !attempts.is_empty()))
             })
             .await?;
+        let later: Vec<_> = stage.attempts.iter().filter(|staged| !staged.is_first).collect();
         self.inserts
             .attempts
-            .run(&mut tx, &stage.attempts, |staged, row| {
+            .run(&mut tx, later, |staged, row| {
                 row.bind(staged.log_seq)?;
                 row.bind(staged.attempt_seq)?;
                 row.bind(staged.attempt.encode_to_vec())
             })
             .await?;
-        self.inserts
-            .changes
-            .run(&mut tx, &stage.changes, |change, row| {
-                row.bind(change.change_seq)?;
-                row.bind(change.log_seq)?;
-                row.bind(change.subscription_id.as_deref())
-            })
-            .await?;
-        write_repeats(&mut tx, &self.inserts.duplicates, &stage.logs).await?;
+        changes::write(&mut tx, &self.inserts.changes, &stage.changes).await?;
         self.failing.write(&mut tx, failing, now).await?;
         let unrouted_seq = write_unrouted(&mut tx, &stage.unrouted).await?;
         for ((agent_id, buffer_id), sequence) in positions {
@@ -393,22 +413,15 @@ impl Writer {
     }
 
     /// Makes a committed group visible.
-    fn committed(&mut self, stage: &Stage, positions: HashMap<Position, u64>, unrouted_seq: Option<i64>) {
+    fn committed(&mut self, staged: Staged, positions: HashMap<Position, u64>, unrouted_seq: Option<i64>) {
         let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
-        for StagedLog { key, seq, receive_time, change_seq, .. } in
-            stage.logs.iter().filter(|staged| staged.is_new)
-        {
-            index.insert(IndexedRow {
-                key: *key,
-                seq: *seq,
-                receive_time: *receive_time,
-                change_seq: *change_seq,
-            });
+        for row in staged.new_rows {
+            index.insert(row);
         }
         drop(index);
         self.positions.extend(positions);
-        self.next_seq = stage.next_seq();
-        self.next_change_seq = stage.next_change_seq();
+        self.next_seq = staged.next_seq;
+        self.next_change_seq = staged.next_change_seq;
         let head = self.next_change_seq - 1;
         self.head.send_if_modified(|current| std::mem::replace(current, head) != head);
         if let Some(seq) = unrouted_seq {
@@ -439,6 +452,30 @@ impl Writer {
             sqlx::query("DELETE FROM unrouted_callbacks WHERE seq = ?").bind(seq).execute(&mut *tx).await?;
         }
         tx.commit().await
+    }
+}
+
+/// What is remembered of a stage when its rows are on their way to disk.
+struct Staged {
+    new_rows: Vec<IndexedRow>,
+    next_seq: i64,
+    next_change_seq: i64,
+}
+
+impl Staged {
+    fn of(stage: &Stage) -> Self {
+        let new = stage.logs.iter().filter(|staged| staged.is_new);
+        let new_rows = new.map(|&StagedLog { key, seq, receive_time, change_seq, .. }| IndexedRow {
+            key,
+            seq,
+            receive_time,
+            change_seq,
+        });
+        Self {
+            new_rows: new_rows.collect(),
+            next_seq: stage.next_seq(),
+            next_change_seq: stage.next_change_seq(),
+        }
     }
 }
 

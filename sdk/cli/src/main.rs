@@ -49,6 +49,10 @@ enum Command {
 #[error("read configuration: {0}")]
 struct BadConfig(String);
 
+/// Much of the work is small, short-lived allocations on several threads (ADR 9).
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 #[tokio::main]
 async fn main() -> ExitCode {
     let output = Output::stdout();

@@ -13,7 +13,7 @@ use gateway_tests::{Agent, ControlPlane, DEADLINE, agent::AgentOptions, eventual
 
 use super::{
     backlog::{Backlog, arguments, event_id},
-    injury::Injury,
+    injury::{Injury, Notice},
 };
 
 /// An agent serves within this time, whatever its buffer is like.
@@ -21,7 +21,7 @@ const SERVING_MAX: Duration = Duration::from_secs(30);
 /// How long the backlog may take, on a machine with other work.
 const DELIVERED_MAX: Duration = Duration::from_secs(90);
 /// Lines of the agent's log that a failed case shows.
-const LOG_LINES: usize = 30;
+const LOG_LINES: usize = 12;
 
 /// What came of a case.
 #[derive(Debug, Clone, Default)]
@@ -144,7 +144,12 @@ impl Case<'_> {
 
     /// What the control plane was told of damage: at least what was lost, where that can be known.
     async fn damages(&self, lost: usize) -> anyhow::Result<Vec<v1::BufferDamage>> {
-        let must_tell = if self.injury.is_noticeable { u64::try_from(lost)? } else { 0 };
+        let lost = u64::try_from(lost)?;
+        let must_tell = match self.injury.notice {
+            Notice::Nothing => 0,
+            Notice::Some => lost.min(1),
+            Notice::AtMost => lost,
+        };
         eventually(DEADLINE, async || {
             let request = v1::ListAgentsRequest::default();
             let agents = self.control_plane.client().agents().list_agents(request).await?.into_inner().agents;
@@ -160,7 +165,7 @@ impl Case<'_> {
     /// of a file that is still there.
     async fn set_aside(&self, has_lost: bool, damages: &[v1::BufferDamage]) -> anyhow::Result<u64> {
         let quarantine = self.agent.data_dir().join("buffer/quarantine");
-        let is_needed = has_lost && self.injury.is_noticeable && self.injury.leaves_file();
+        let is_needed = has_lost && self.injury.notice != Notice::Nothing && self.injury.leaves_file();
         eventually(DEADLINE, async || {
             for name in damages.iter().flat_map(|damage| &damage.quarantined) {
                 ensure!(quarantine.join(name).exists(), "`{name}` was reported and is not in quarantine");

@@ -48,11 +48,21 @@ pub struct Injury {
     change: Change,
     /// Messages that may be lost by it: those whose records are touched.
     pub may_lose: BTreeSet<String>,
-    /// Whether the agent can know that something is lost. It cannot when the newest record of all ends in the
-    /// middle: so it does after a crash.
-    pub is_noticeable: bool,
+    /// What the agent can know of a loss.
+    pub notice: Notice,
     /// Whether it is no damage at all.
     pub is_harmless: bool,
+}
+
+/// What an agent can know of events that are lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Notice {
+    /// Nothing. The newest record of all ends in the middle after every crash.
+    Nothing,
+    /// That some are lost: the index, which lags behind a little, tells it of a journal that is gone.
+    Some,
+    /// How many at most.
+    AtMost,
 }
 
 /// Makes an injury of a backlog.
@@ -73,9 +83,12 @@ impl Injury {
         },
         |_| Ok(Self::of_directory(INDEX, BTreeSet::new())),
         |_| Ok(Self::of_directory(MARKS, BTreeSet::new())),
-        |backlog| Ok(Self::of_directory(JOURNAL, backlog.pending.clone())),
+        |backlog| {
+            let journal = Self::of_directory(JOURNAL, backlog.pending.clone());
+            Ok(Self { notice: Notice::Some, ..journal })
+        },
         // Then this is a fresh buffer, and nothing tells that there was another.
-        |backlog| Ok(Self { is_noticeable: false, ..Self::of_directory("", backlog.pending.clone()) }),
+        |backlog| Ok(Self::of_directory("", backlog.pending.clone())),
     ];
 
     /// One at a random place of journal, index or marks.
@@ -119,8 +132,8 @@ impl Injury {
     }
 
     fn of_directory(path: &str, may_lose: BTreeSet<String>) -> Self {
-        let is_noticeable = !may_lose.is_empty();
-        Self { path: path.into(), change: Change::Remove, may_lose, is_noticeable, is_harmless: false }
+        let notice = Notice::Nothing;
+        Self { path: path.into(), change: Change::Remove, may_lose, notice, is_harmless: false }
     }
 
     fn of_file(backlog: &Backlog, path: PathBuf, change: Change) -> anyhow::Result<Self> {
@@ -129,7 +142,8 @@ impl Injury {
         let is_journal = path.starts_with(JOURNAL);
         let is_newest = segments.last().is_some_and(|(newest, _)| *newest == path);
         let may_lose = if is_journal { touched(&bytes, &change) } else { BTreeSet::new() };
-        Ok(Self { path, change, may_lose, is_noticeable: !is_newest, is_harmless: false })
+        let notice = if is_newest { Notice::Nothing } else { Notice::AtMost };
+        Ok(Self { path, change, may_lose, notice, is_harmless: false })
     }
 
     /// Does it to a buffer.

@@ -121,8 +121,8 @@ pub(super) struct Index {
     events: u64,
     /// Bytes on disk of open events.
     bytes: u64,
-    /// Bytes on disk of the events that each subscription is owed.
-    owed: HashMap<u32, u64>,
+    /// Bytes on disk of the events that each subscription, by its number, is owed.
+    owed: Vec<u64>,
 }
 
 const fn place(event: u64) -> (u64, usize) {
@@ -141,7 +141,11 @@ impl Index {
         let (chunk, within) = place(event);
         let bytes = u64::from(slot.place.bytes);
         for delivery in slot.deliveries.as_slice().iter().filter(|delivery| !delivery.state.is_settled()) {
-            *self.owed.entry(delivery.subscription).or_default() += bytes;
+            let subscription = delivery.subscription as usize;
+            if subscription >= self.owed.len() {
+                self.owed.resize(subscription + 1, 0);
+            }
+            self.owed[subscription] += bytes;
         }
         self.bytes += bytes;
         let chunk = self
@@ -178,12 +182,7 @@ impl Index {
         let bytes = u64::from(before.place.bytes);
         self.bytes -= bytes;
         for delivery in before.deliveries.as_slice().iter().filter(|delivery| !delivery.state.is_settled()) {
-            if let Some(owed) = self.owed.get_mut(&delivery.subscription) {
-                *owed -= bytes;
-                if *owed == 0 {
-                    self.owed.remove(&delivery.subscription);
-                }
-            }
+            self.owed[delivery.subscription as usize] -= bytes;
         }
     }
 
@@ -194,12 +193,13 @@ impl Index {
 
     /// Bytes on disk of the events that a subscription is owed.
     pub(super) fn owed(&self, subscription: u32) -> u64 {
-        self.owed.get(&subscription).copied().unwrap_or(0)
+        self.owed.get(subscription as usize).copied().unwrap_or(0)
     }
 
     /// Subscriptions that are owed more bytes than this.
     pub(super) fn owed_more_than(&self, bytes: u64) -> Vec<u32> {
-        self.owed.iter().filter(|(_, owed)| **owed > bytes).map(|(subscription, _)| *subscription).collect()
+        let owed = (0..).zip(&self.owed);
+        owed.filter(|(_, owed)| **owed > bytes).map(|(subscription, _)| subscription).collect()
     }
 
     /// How many events are open.

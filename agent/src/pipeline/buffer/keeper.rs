@@ -118,6 +118,8 @@ pub(super) struct Keeper {
     pub(super) mark_files: MarkFiles,
     /// Whether the index lacks marks that the journal and the mark files have.
     pub(super) is_behind: bool,
+    /// Whether the filter knows what the index has.
+    pub(super) is_filter_built: bool,
     /// Marks that the index does not have yet.
     pub(super) pending: Vec<MarkBatch>,
 }
@@ -147,7 +149,8 @@ impl Keeper {
     fn run(mut self) {
         let mut sweep = Sweep { after: None, next: Instant::now(), first_kept: 0 };
         loop {
-            if self.is_behind || self.shared.marks.view().is_none() {
+            let is_full = self.shared.marks.full_filter().is_some();
+            if self.is_behind || is_full || !self.is_filter_built || self.shared.marks.view().is_none() {
                 self.rebuild();
             }
             let (segment, is_closing) = self.wait(sweep.next);
@@ -223,13 +226,15 @@ impl Keeper {
         }
     }
 
-    /// Fills an index from the mark files and the journal.
+    /// Reads all marks from the mark files and the journal: into the filter, and into an index that lacks some.
     fn rebuild(&mut self) {
         let rebuilt = self.try_rebuild();
         match rebuilt {
             Ok(count) => {
-                self.is_behind = false;
-                info!(marks = count, "the buffer's index is up to date again");
+                self.is_filter_built = true;
+                if std::mem::take(&mut self.is_behind) {
+                    info!(marks = count, "the buffer's index is up to date again");
+                }
             }
             Err(failure) => {
                 warn!(error = &*failure, "failed to build the buffer's index; trying again");
@@ -248,19 +253,25 @@ impl Keeper {
         // Repeats are recognized from here on as far as the marks are in.
         self.shared.marks.set_view(Some(Arc::clone(&view)));
         let today = day_of(gateway_runtime::clock::now().as_millisecond());
-        let mut count = 0;
-        let mut failure = None;
-        self.mark_files.read(today, &mut |marks| {
+        let (mut count, mut failure) = (0, None);
+        let mut take = |marks: &[(EventId, Mark)]| {
             count += marks.len() as u64;
-            if let Err(error) = view.apply(marks.iter().copied(), None) {
+            self.shared.marks.extend_filter(marks);
+            if self.is_behind && let Err(error) = view.apply(marks.iter().copied(), None) {
                 failure.get_or_insert(error);
             }
-        })?;
+        };
+        self.shared.marks.begin_filter(self.shared.marks.full_filter().unwrap_or(0).max(self.mark_files.count()?));
+        self.mark_files.read(today, &mut take)?;
         for number in self.shared.journal.ends().into_keys() {
-            let marks = marks_of(&self.shared.journal.read_segment(number)?);
-            count += marks.len() as u64;
-            view.apply(marks.iter().copied(), None)?;
+            match self.shared.journal.read_segment(number) {
+                Ok(segment) => take(&marks_of(&segment)),
+                // It left meanwhile, and its marks are in the mark files.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error.into()),
+            }
         }
+        self.shared.marks.end_filter();
         match failure {
             Some(failure) => Err(failure.into()),
             None => Ok(count),

@@ -164,11 +164,12 @@ fn assemble(shared: &Shared, records: &[ReportRecord], after: u64, limits: Repor
         let log = match record.log_of {
             0 => None,
             event => match shared.cached_log(event) {
-                Some(log) => Some(log.encode_to_vec()),
+                Some(log) => Some(log),
                 None => break,
             },
         };
-        if !batch.push(record.sequence, &record.report, log.as_deref(), limits) {
+        let log = log.as_deref().map_or(Log::None, Log::Message);
+        if !batch.push(record.sequence, &record.report, log, limits) {
             break;
         }
     }
@@ -205,7 +206,8 @@ fn from_disk(shared: &Shared, lane: Lane, after: u64, limits: ReportLimits) -> R
             batch.last = place.sequence;
             continue;
         }
-        if !batch.push(place.sequence, report, log.as_deref(), limits) {
+        let log = log.as_deref().map_or(Log::None, Log::Encoded);
+        if !batch.push(place.sequence, report, log, limits) {
             break;
         }
     }
@@ -229,22 +231,49 @@ fn put_key(out: &mut BytesMut, field: u32, payload: usize) {
     encode_varint(payload as u64, out);
 }
 
+/// The log that goes into a report.
+#[derive(Clone, Copy)]
+enum Log<'a> {
+    None,
+    Encoded(&'a [u8]),
+    Message(&'a v1::InboundLog),
+}
+
+impl Log<'_> {
+    fn encoded_len(self) -> Option<usize> {
+        match self {
+            Self::None => None,
+            Self::Encoded(bytes) => Some(bytes.len()),
+            Self::Message(log) => Some(log.encoded_len()),
+        }
+    }
+
+    fn put(self, out: &mut BytesMut) {
+        match self {
+            Self::None => {}
+            Self::Encoded(bytes) => out.put_slice(bytes),
+            Self::Message(log) => log.encode_raw(out),
+        }
+    }
+}
+
 impl ReportBatch {
     /// Adds a report, if there is room. A log is merged into the report's event: in protobuf, the parts of a
     /// message that comes twice are joined (<https://protobuf.dev/programming-guides/encoding/#last-one-wins>).
-    fn push(&mut self, sequence: u64, report: &[u8], log: Option<&[u8]>, limits: ReportLimits) -> bool {
-        let event_len = log.map_or(0, |log| field_len(log.len()));
-        let report_len = report.len() + if log.is_some() { field_len(event_len) } else { 0 };
+    fn push(&mut self, sequence: u64, report: &[u8], log: Log<'_>, limits: ReportLimits) -> bool {
+        let log_len = log.encoded_len();
+        let event_len = log_len.map_or(0, field_len);
+        let report_len = report.len() + log_len.map_or(0, |_| field_len(event_len));
         if self.count > 0 && self.encoded.len() + report_len > limits.bytes {
             return false;
         }
         self.encoded.reserve(field_len(report_len));
         put_key(&mut self.encoded, field::REPORTS_OF_REQUEST, report_len);
         self.encoded.put_slice(report);
-        if let Some(log) = log {
+        if let Some(log_len) = log_len {
             put_key(&mut self.encoded, field::EVENT_OF_REPORT, event_len);
-            put_key(&mut self.encoded, field::LOG_OF_EVENT, log.len());
-            self.encoded.put_slice(log);
+            put_key(&mut self.encoded, field::LOG_OF_EVENT, log_len);
+            log.put(&mut self.encoded);
         }
         self.last = sequence;
         self.count += 1;

@@ -7,6 +7,7 @@ use std::{
     collections::BTreeMap,
     fs::{self, OpenOptions},
     io::{self, Write as _},
+    ops::Range,
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
 };
@@ -14,7 +15,7 @@ use std::{
 use gateway_core::id::EventId;
 
 use super::{
-    journal::files::sync_directory,
+    journal::{files::sync_directory, read::Gap},
     record::{self, MARK_BYTES, Mark},
 };
 
@@ -23,6 +24,23 @@ const HEAD_BYTES: usize = 12;
 const ENTRY_BYTES: usize = 16 + MARK_BYTES;
 /// Most marks of one block.
 const BLOCK_MARKS_MAX: usize = 65_536;
+
+/// Takes the marks of a block.
+type Visit<'a> = &'a mut dyn FnMut(&[(EventId, Mark)]);
+
+/// What is in one file.
+#[derive(Debug, Default)]
+pub(super) struct CheckedFile {
+    /// The day since 1970 on which it goes.
+    pub(super) day: u32,
+    pub(super) bytes: u64,
+    /// Marks that can be read.
+    pub(super) marks: u64,
+    /// Bytes of blocks that were not written to their end.
+    pub(super) torn_bytes: u64,
+    /// What cannot be read beside these.
+    pub(super) gaps: Vec<Gap>,
+}
 
 /// The directory of mark files in a buffer's.
 pub(super) struct MarkFiles {
@@ -37,8 +55,39 @@ impl MarkFiles {
         Ok(Self { directory })
     }
 
+    /// In the buffer's directory, without making anything.
+    pub(super) fn existing(buffer: &Path) -> Self {
+        Self { directory: buffer.join("marks") }
+    }
+
+    /// What is in each file, by day.
+    pub(super) fn check(&self) -> io::Result<Vec<CheckedFile>> {
+        let mut checked = Vec::new();
+        for (day, path, _) in self.list()? {
+            let bytes = fs::read(path)?;
+            let mut file = CheckedFile { day, bytes: bytes.len() as u64, ..CheckedFile::default() };
+            let gaps = decode_all(&bytes, &mut |marks| file.marks += marks.len() as u64);
+            for gap in gaps {
+                // What a crash cut off is written once more behind it.
+                if is_torn(&bytes[gap.clone()]) {
+                    file.torn_bytes += gap.len() as u64;
+                } else {
+                    file.gaps.push(Gap { offset: gap.start as u64, bytes: gap.len() as u64 });
+                }
+            }
+            checked.push(file);
+        }
+        Ok(checked)
+    }
+
     fn path(&self, day: u32) -> PathBuf {
         self.directory.join(format!("{day:06}.marks"))
+    }
+
+    /// About how many marks there are.
+    pub(super) fn count(&self) -> io::Result<usize> {
+        let bytes: u64 = self.list()?.iter().map(|(_, _, bytes)| bytes).sum();
+        Ok(usize::try_from(bytes).unwrap_or(usize::MAX) / ENTRY_BYTES)
     }
 
     /// Adds marks; they are on disk when it returns.
@@ -59,10 +108,10 @@ impl MarkFiles {
     }
 
     /// Visits all marks that expire on this day or later; of an id that comes more than once, the last counts.
-    pub(super) fn read(&self, today: u32, visit: &mut dyn FnMut(&[(EventId, Mark)])) -> io::Result<()> {
+    pub(super) fn read(&self, today: u32, visit: Visit<'_>) -> io::Result<()> {
         for (day, path, _) in self.list()? {
             if day >= today {
-                decode_all(&fs::read(path)?, visit);
+                drop(decode_all(&fs::read(path)?, visit));
             }
         }
         Ok(())
@@ -113,16 +162,8 @@ fn encode(marks: &[&(EventId, Mark)]) -> Vec<u8> {
 
 /// The marks of the block that `bytes` begin with, and its length.
 fn decode(bytes: &[u8]) -> Option<(Vec<(EventId, Mark)>, usize)> {
-    let head = bytes.get(..HEAD_BYTES)?;
-    if head[..4] != BLOCK {
-        return None;
-    }
-    let count = u32::from_be_bytes(head[4..8].try_into().ok()?) as usize;
-    if count > BLOCK_MARKS_MAX {
-        return None;
-    }
-    let length = HEAD_BYTES + count * ENTRY_BYTES;
-    let block = bytes.get(..length)?;
+    let length = length_of(bytes)?;
+    let (head, block) = (bytes.get(..HEAD_BYTES)?, bytes.get(..length)?);
     let mut head: [u8; HEAD_BYTES] = head.try_into().ok()?;
     let crc = u32::from_be_bytes(head[8..].try_into().ok()?);
     head[8..].fill(0);
@@ -133,7 +174,27 @@ fn decode(bytes: &[u8]) -> Option<(Vec<(EventId, Mark)>, usize)> {
     Some((marks, length))
 }
 
-fn decode_all(bytes: &[u8], visit: &mut dyn FnMut(&[(EventId, Mark)])) {
+/// Length of the block that `bytes` begin with, as its head says.
+fn length_of(bytes: &[u8]) -> Option<usize> {
+    let count = u32::from_be_bytes(bytes.get(4..8)?.try_into().ok()?) as usize;
+    (starts_a_block(bytes) && count <= BLOCK_MARKS_MAX).then_some(HEAD_BYTES + count * ENTRY_BYTES)
+}
+
+fn starts_a_block(bytes: &[u8]) -> bool {
+    bytes.starts_with(&BLOCK) || BLOCK.starts_with(bytes)
+}
+
+/// Whether they are the beginning of a block, and nothing else.
+fn is_torn(bytes: &[u8]) -> bool {
+    match length_of(bytes) {
+        Some(length) => bytes.len() < length,
+        None => bytes.len() < HEAD_BYTES && starts_a_block(bytes),
+    }
+}
+
+/// Visits the marks of all blocks that can be read. Returns what lies between.
+fn decode_all(bytes: &[u8], visit: Visit<'_>) -> Vec<Range<usize>> {
+    let mut gaps: Vec<Range<usize>> = Vec::new();
     let mut at = 0;
     while at < bytes.len() {
         if let Some((marks, length)) = decode(&bytes[at..]) {
@@ -142,9 +203,11 @@ fn decode_all(bytes: &[u8], visit: &mut dyn FnMut(&[(EventId, Mark)])) {
             continue;
         }
         let next = bytes[at + 1..].windows(BLOCK.len()).position(|window| window == BLOCK);
-        let Some(next) = next else { break };
-        at += 1 + next;
+        let end = next.map_or(bytes.len(), |next| at + 1 + next);
+        gaps.push(at..end);
+        at = end;
     }
+    gaps
 }
 
 #[cfg(test)]
@@ -177,6 +240,31 @@ mod tests {
         assert_eq!(read(&files, 101), [mark(2, 101), mark(4, 101)]);
         assert_eq!(files.forget(101, u64::MAX).unwrap(), 101);
         assert_eq!(read(&files, 0), [mark(2, 101), mark(4, 101)]);
+    }
+
+    /// A check tells what is damaged from what a crash cut off, with their places.
+    #[test]
+    fn check_finds_damage() {
+        let directory = tempfile::tempdir().unwrap();
+        let files = MarkFiles::open(directory.path()).unwrap();
+        let block = HEAD_BYTES + ENTRY_BYTES;
+        files.add(&[mark(1, 100)]).unwrap();
+        let path = files.path(100);
+        let mut bytes = fs::read(&path).unwrap();
+        let whole = bytes.clone();
+        bytes.extend_from_slice(&whole[..20]);
+        fs::write(&path, &bytes).unwrap();
+        files.add(&[mark(2, 100)]).unwrap();
+        let checked = MarkFiles::existing(directory.path()).check().unwrap().remove(0);
+        assert_eq!((checked.day, checked.marks, checked.torn_bytes), (100, 2, 20));
+        assert_eq!(checked.gaps, []);
+
+        let mut bytes = fs::read(&path).unwrap();
+        bytes[HEAD_BYTES + 3] ^= 1;
+        fs::write(&path, &bytes).unwrap();
+        let checked = files.check().unwrap().remove(0);
+        assert_eq!((checked.marks, checked.torn_bytes), (1, 20));
+        assert_eq!(checked.gaps, [Gap { offset: 0, bytes: block as u64 }]);
     }
 
     /// Over the budget the marks that expire first go first.

@@ -3,12 +3,13 @@
 
 use std::{
     collections::{HashMap, VecDeque},
+    hash::{BuildHasherDefault, Hasher},
     sync::{Arc, Mutex, PoisonError, RwLock},
 };
 
 use gateway_core::id::EventId;
 
-use super::{record::Mark, view::View};
+use super::{filter::Filter, record::Mark, view::View};
 
 /// Marks in memory that the index does not have yet. Beyond it the oldest are forgotten here; the index gets
 /// them when it is rebuilt.
@@ -21,9 +22,41 @@ pub(super) struct Marks {
     view: RwLock<Option<Arc<View>>>,
 }
 
+/// How much of what the index has the filter knows.
+#[derive(Default)]
+enum Known {
+    /// Not all: every id may have been seen.
+    #[default]
+    Part,
+    /// Not all yet; marks from now on are in it.
+    Building(Filter),
+    /// All.
+    All(Filter),
+}
+
+/// An event id is a hash already.
+#[derive(Default)]
+struct IdHasher(u64);
+
+impl Hasher for IdHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        let mut first = [0; 8];
+        let count = bytes.len().min(first.len());
+        first[..count].copy_from_slice(&bytes[..count]);
+        self.0 ^= u64::from_ne_bytes(first);
+    }
+
+    fn write_usize(&mut self, _length: usize) {}
+}
+
 #[derive(Default)]
 struct Recent {
-    marks: HashMap<EventId, (Mark, u64)>,
+    known: Known,
+    marks: HashMap<EventId, (Mark, u64), BuildHasherDefault<IdHasher>>,
     batches: VecDeque<(u64, Vec<EventId>)>,
     next_batch: u64,
 }
@@ -34,6 +67,9 @@ impl Marks {
         let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((mark, _)) = recent.marks.get(id) {
             return Some(*mark);
+        }
+        if matches!(&recent.known, Known::All(filter) if !filter.may_contain(id)) {
+            return None;
         }
         drop(recent);
         self.view()?.get(id)
@@ -54,6 +90,9 @@ impl Marks {
         let batch = recent.next_batch;
         recent.next_batch += 1;
         for (id, mark) in marks {
+            if let Known::Building(filter) | Known::All(filter) = &mut recent.known {
+                filter.insert(id);
+            }
             recent.marks.insert(*id, (*mark, batch));
         }
         recent.batches.push_back((batch, marks.iter().map(|(id, _)| *id).collect()));
@@ -67,6 +106,41 @@ impl Marks {
     #[cfg(test)]
     pub(super) fn is_applied(&self) -> bool {
         self.recent.lock().unwrap_or_else(PoisonError::into_inner).batches.is_empty()
+    }
+
+    /// Begins a new filter with room for about so many ids. Until [`Self::end_filter`] ids are looked up in the
+    /// index.
+    pub(super) fn begin_filter(&self, count: usize) {
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut filter = Filter::with_room_for(count);
+        recent.marks.keys().for_each(|id| filter.insert(id));
+        recent.known = Known::Building(filter);
+    }
+
+    /// Adds what the index has to the filter.
+    pub(super) fn extend_filter(&self, marks: &[(EventId, Mark)]) {
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Known::Building(filter) = &mut recent.known {
+            marks.iter().for_each(|(id, _)| filter.insert(id));
+        }
+    }
+
+    /// The filter knows all that the index has.
+    pub(super) fn end_filter(&self) {
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        recent.known = match std::mem::take(&mut recent.known) {
+            Known::Building(filter) => Known::All(filter),
+            known => known,
+        };
+    }
+
+    /// How many ids the filter has, if it has grown too full.
+    pub(super) fn full_filter(&self) -> Option<usize> {
+        let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        match &recent.known {
+            Known::All(filter) if filter.is_full() => Some(filter.len()),
+            _ => None,
+        }
     }
 
     /// The index has all batches up to this one.

@@ -121,6 +121,7 @@ impl Opening {
             shared: Arc::clone(&shared),
             mark_files,
             is_behind,
+            is_filter_built: false,
             pending: Vec::new(),
         }
         .start()?;

@@ -1,10 +1,9 @@
 //! Reads the journal at start: what is open, which reports wait, and what cannot be read.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     io,
     path::Path,
-    sync::Arc,
 };
 
 use gateway_core::{
@@ -17,7 +16,7 @@ use tracing::warn;
 use uuid::Uuid;
 
 use super::{
-    OpenDelivery, Outcome,
+    OpenDelivery,
     index::{Delivery, Index, Reported, Slot, Subscriptions},
     journal::{
         Counters, Place, Segment,
@@ -31,6 +30,8 @@ use super::{
     round::Young,
     view::Position,
 };
+
+mod finish;
 
 /// The journal cannot be used, and must not be touched.
 #[derive(Debug, thiserror::Error)]
@@ -95,24 +96,17 @@ pub(super) struct Recovered {
 /// Reads the journal in a directory. `position` is what the index reflects, as far as it belongs to this
 /// journal.
 pub(super) fn recover(directory: &Path, view: Option<Position>) -> Result<Recovered, RecoverError> {
-    let stored = list(directory)?;
-    for segment in &stored {
-        if let Err(BadHeader::Newer(version)) = segment.header {
-            return Err(RecoverError::Newer { segment: segment.number, version, known: VERSION });
-        }
-    }
-    let headers = || stored.iter().filter_map(|segment| segment.header.as_ref().ok());
-    // An index that was made before the first segment has the id already.
-    let begun = || view.filter(|view| view.segment == 0).map(|view| view.journal);
-    let stored_id = headers().next_back().map(|header| header.journal).or_else(begun);
-    let journal_id = stored_id.map_or_else(Uuid::now_v7, Uuid::from_bytes);
-    let view = view.filter(|view| view.journal == journal_id.into_bytes());
-    let mut replay = Replay { view, ..Replay::default() };
-    for (index, segment) in stored.iter().enumerate() {
-        replay.segment(directory, segment, stored.get(index + 1))?;
-    }
-    replay.check_against(view);
-    Ok(replay.finish(journal_id))
+    Replay::default().run(directory, view)
+}
+
+/// The same, with what a crash may have cut off: nobody was answered for it, but it can be read.
+pub(super) fn recover_readable(directory: &Path) -> Result<Recovered, RecoverError> {
+    Replay { keeps_torn: true, ..Replay::default() }.run(directory, None)
+}
+
+/// The same, with the events in the index that nothing keeps any more.
+pub(super) fn recover_all(directory: &Path) -> Result<Recovered, RecoverError> {
+    Replay { keeps_done: true, ..Replay::default() }.run(directory, None)
 }
 
 /// Marks kept in memory when there is no index: enough for the repeats of some minutes.
@@ -136,12 +130,39 @@ struct Replay {
     view: Option<Position>,
     /// Number of the newest event that was written for the first time.
     newest_event: u64,
+    /// The highest number of an event, moved ones included.
+    highest_event: u64,
     /// Bytes before the next record that could not be read.
     gap: Option<u64>,
     is_moved: bool,
+    /// Whether events stay in the index that nothing keeps any more.
+    keeps_done: bool,
+    /// Whether records count that are good only together with others, whatever became of these.
+    keeps_torn: bool,
 }
 
 impl Replay {
+    fn run(mut self, directory: &Path, view: Option<Position>) -> Result<Recovered, RecoverError> {
+        let stored = list(directory)?;
+        for segment in &stored {
+            if let Err(BadHeader::Newer(version)) = segment.header {
+                return Err(RecoverError::Newer { segment: segment.number, version, known: VERSION });
+            }
+        }
+        let headers = || stored.iter().filter_map(|segment| segment.header.as_ref().ok());
+        // An index that was made before the first segment has the id already.
+        let begun = || view.filter(|view| view.segment == 0).map(|view| view.journal);
+        let stored_id = headers().next_back().map(|header| header.journal).or_else(begun);
+        let journal_id = stored_id.map_or_else(Uuid::now_v7, Uuid::from_bytes);
+        let view = view.filter(|view| view.journal == journal_id.into_bytes());
+        self.view = view;
+        for (index, segment) in stored.iter().enumerate() {
+            self.segment(directory, segment, stored.get(index + 1))?;
+        }
+        self.check_against(view);
+        Ok(self.finish(journal_id))
+    }
+
     fn segment(&mut self, directory: &Path, stored: &Stored, next: Option<&Stored>) -> io::Result<()> {
         let number = stored.number;
         let is_missing = self.segments.last_key_value().is_some_and(|(newest, _)| number > newest + 1);
@@ -191,7 +212,18 @@ impl Replay {
             // What a crash cut off was not answered.
             Found::Torn => {}
         });
+        if let Some((offset, record)) = group.last().filter(|_| self.is_committed(number, group[0].0, end)) {
+            good_end = offset + record.bytes() as u64;
+            group.drain(..).for_each(|(offset, record)| self.record(number, offset, record));
+        }
         good_end
+    }
+
+    /// Whether a record that is good only together with others, of which the last is missing, was committed with
+    /// them: the index or the next segment say so.
+    fn is_committed(&self, segment: u32, offset: u64, end: Option<u64>) -> bool {
+        let is_seen = |view: Position| (view.segment, u64::from(view.offset)) > (segment, offset);
+        self.keeps_torn || end.is_some() || self.view.is_some_and(is_seen)
     }
 
     fn counters(&mut self, header: &Header) {
@@ -258,6 +290,7 @@ impl Replay {
 
     fn event(&mut self, place: Place, payload: &[u8], is_moved: bool) -> Option<()> {
         let (header, _) = record::read_event(payload)?;
+        self.highest_event = self.highest_event.max(header.number);
         if !is_moved {
             if self.gap.take().is_some() {
                 self.count_lost(header.number);
@@ -296,7 +329,7 @@ impl Replay {
         let Some(mut slot) = self.index.get(event).cloned() else { return };
         changes.iter().for_each(|change| change.apply(slot.deliveries.as_mut_slice()));
         slot.reported = reported.unwrap_or(slot.reported);
-        if slot.is_done() {
+        if slot.is_done() && !self.keeps_done {
             self.index.remove(event);
             return;
         }
@@ -363,100 +396,22 @@ impl Replay {
         }
     }
 
-    /// What the index has seen of the journal and is not there any more was taken away.
+    /// What the index has seen of the journal and is not there any more was taken away, and nothing follows a
+    /// damaged end that would say what was in it.
     fn check_against(&mut self, view: Option<Position>) {
-        let Some(view) = view.filter(|view| (view.segment, u64::from(view.offset)) > self.last) else { return };
-        self.damage.cause("the end of the journal is missing");
-        self.count_lost(view.next_event);
-    }
-
-    fn finish(mut self, journal_id: Uuid) -> Recovered {
-        let mut counters = self.counters.take().unwrap_or_else(Counters::fresh);
-        counters.event = counters.event.max(self.newest_event + 1);
-        for (next, reports) in counters.reports.iter_mut().zip(&self.lanes) {
-            *next = (*next).max(reports.keys().next_back().map_or(1, |newest| newest + 1));
-        }
-        if self.damage != Damage::default() {
-            // A sequence that was lost may have been used: the control plane would take its next user for
-            // something it knows.
-            counters.buffer_ids = Counters::fresh().buffer_ids;
-        }
-        self.forget_reports_without_log();
-        let (open, unreported) = self.open();
-        let young = self.young();
-        let buffer_ids = counters.buffer_ids;
-        let lane = |lane: Lane, reports: BTreeMap<u64, ReportPlace>| {
-            let next = counters.reports[lane as usize];
-            LaneState::new(buffer_ids[lane as usize].to_string(), reports.into_values().collect(), next)
-        };
-        let [urgent, logs] = std::mem::take(&mut self.lanes);
-        let lanes = [lane(Lane::Urgent, urgent), lane(Lane::Logs, logs)];
-        Recovered {
-            journal_id,
-            segments: self.segments,
-            last: self.last,
-            counters,
-            index: self.index,
-            subscriptions: self.subscriptions,
-            lanes,
-            opt_outs: self.opt_outs,
-            opt_out_places: self.opt_out_places,
-            open,
-            young,
-            unreported,
-            marks: self.marks.into(),
-            damage: self.damage,
-        }
-    }
-
-    /// Brings reports and events together: a report whose event could not be read cannot be sent, and an event
-    /// whose report could not be read is reported again.
-    fn forget_reports_without_log(&mut self) {
-        let mut queued = HashSet::new();
-        for reports in &mut self.lanes {
-            reports.retain(|_, report| {
-                let is_whole = !report.has_log || self.index.get(report.event).is_some();
-                if report.has_log {
-                    queued.insert(report.event);
+        let position = |view: &Position| (view.segment, u64::from(view.offset));
+        let is_seen = |view: &Position| position(view) >= self.last;
+        match (view.filter(is_seen), self.gap) {
+            (Some(view), gap) => {
+                if position(&view) > self.last {
+                    self.damage.cause("the end of the journal is missing");
                 }
-                is_whole
-            });
-        }
-        let again: Vec<u64> = self
-            .index
-            .iter()
-            .filter(|(event, slot)| slot.reported == Reported::Queued && !queued.contains(event))
-            .map(|(event, _)| event)
-            .collect();
-        for event in again {
-            self.change(0, event, &[], Some(Reported::No));
-        }
-    }
-
-    fn open(&self) -> (Vec<OpenDelivery>, Vec<u64>) {
-        let (mut open, mut unreported) = (Vec::new(), Vec::new());
-        for (event, slot) in self.index.iter() {
-            if slot.reported == Reported::No {
-                unreported.push(event);
+                if position(&view) > self.last || gap.is_some() {
+                    self.count_lost(view.next_event);
+                }
             }
-            open.extend(OpenDelivery::all_of(event, slot));
+            (None, Some(bytes)) => self.damage.events_lost_max += bytes / EVENT_BYTES_MIN,
+            (None, None) => {}
         }
-        (open, unreported)
-    }
-
-    fn young(&mut self) -> Young {
-        let mut young = Young::new();
-        for (event, outcomes) in std::mem::take(&mut self.young) {
-            let Some(slot) = self.index.get(event).filter(|slot| slot.reported == Reported::No) else { continue };
-            let deliveries = slot.deliveries.as_slice();
-            let outcomes = outcomes.into_iter().filter_map(|(change, attempt)| {
-                let delivery = deliveries.get(usize::from(change.delivery))?;
-                let due_ms = (change.state == DeliveryState::Pending).then_some(change.due_ms);
-                let (subscription, state) = (delivery.subscription, change.state);
-                Some(Arc::new(Outcome { event, subscription, state, due_ms, attempt, gone: None }))
-            });
-            young.insert(event, outcomes.collect());
-        }
-        young
     }
 }

@@ -15,6 +15,8 @@ mod faults;
 mod reports;
 mod damage;
 mod space;
+mod recovery;
+mod tools;
 
 /// Longest wait for something that must happen.
 pub(in crate::pipeline) const DEADLINE: Duration = Duration::from_secs(20);

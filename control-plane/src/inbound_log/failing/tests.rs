@@ -28,7 +28,7 @@ fn attempt(start: i64, failure: v1::AttemptFailure) -> StagedAttempt {
         failure: failure.into(),
         ..Default::default()
     };
-    StagedAttempt { log_seq: 1, attempt_seq: 0, attempt }
+    StagedAttempt { log_seq: 1, attempt_seq: 0, is_first: true, attempt }
 }
 
 fn failed(starts: impl IntoIterator<Item = i64>) -> Vec<StagedAttempt> {

@@ -39,8 +39,8 @@ pub(super) async fn write_repeats(
         .filter(|(_, repeats)| repeats.is_changed)
         .collect();
     insert
-        .run(connection, &changed, |(log_seq, repeats), row| {
-            row.bind(*log_seq)?;
+        .run(connection, changed, |(log_seq, repeats), row| {
+            row.bind(log_seq)?;
             row.bind(repeats.agent_id.as_str())?;
             row.bind(i64::from(repeats.count))
         })

@@ -16,7 +16,10 @@ fn segments(directory: &Path) -> Vec<PathBuf> {
 async fn backlog(directory: &Path, count: u32) {
     let buffer = open(directory).await;
     for first in (0..count).step_by(10) {
-        buffer.append(entry((first..count.min(first + 10)).map(|number| event(number, &["sub_a"])))).await.unwrap();
+        buffer
+            .append(entry((first..count.min(first + 10)).map(|number| event(number, &["sub_a"]))))
+            .await
+            .unwrap();
     }
     eventually("the index has the marks", || buffer.shared.marks.is_applied()).await;
     kill(buffer).await;
@@ -119,7 +122,8 @@ async fn index_is_built_again() {
         }
         let buffer = open(directory.path()).await;
         assert_eq!(deliveries(&buffer, 50).await.len(), 50, "{case}");
-        eventually("the marks are back", || buffer.contains(&event_id(0)) && buffer.contains(&event_id(49))).await;
+        eventually("the marks are back", || buffer.contains(&event_id(0)) && buffer.contains(&event_id(49)))
+            .await;
         assert_eq!(buffer.append(entry([event(7, &["sub_a"])])).await.unwrap().duplicates, 1, "{case}");
         assert_eq!(quarantined(directory.path()).is_empty(), case == "lost", "{case}");
     }

@@ -1,0 +1,115 @@
+//! What comes of the records once all of them are read.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    sync::Arc,
+};
+
+use gateway_core::delivery::DeliveryState;
+use uuid::Uuid;
+
+use super::{
+    super::{
+        OpenDelivery, Outcome,
+        index::Reported,
+        journal::Counters,
+        lane::LaneState,
+        record::{Lane, ReportPlace},
+        round::Young,
+    },
+    Damage, Recovered, Replay,
+};
+
+impl Replay {
+    pub(super) fn finish(mut self, journal_id: Uuid) -> Recovered {
+        let mut counters = self.counters.take().unwrap_or_else(Counters::fresh);
+        counters.event = counters.event.max(self.newest_event.max(self.highest_event) + 1);
+        for (next, reports) in counters.reports.iter_mut().zip(&self.lanes) {
+            *next = (*next).max(reports.keys().next_back().map_or(1, |newest| newest + 1));
+        }
+        if self.damage != Damage::default() {
+            // A sequence that was lost may have been used: the control plane would take its next user for
+            // something it knows.
+            counters.buffer_ids = Counters::fresh().buffer_ids;
+        }
+        self.forget_reports_without_log();
+        let (open, unreported) = self.open();
+        let young = self.young();
+        let buffer_ids = counters.buffer_ids;
+        let lane = |lane: Lane, reports: BTreeMap<u64, ReportPlace>| {
+            let next = counters.reports[lane as usize];
+            LaneState::new(buffer_ids[lane as usize].to_string(), reports.into_values().collect(), next)
+        };
+        let [urgent, logs] = std::mem::take(&mut self.lanes);
+        let lanes = [lane(Lane::Urgent, urgent), lane(Lane::Logs, logs)];
+        Recovered {
+            journal_id,
+            segments: self.segments,
+            last: self.last,
+            counters,
+            index: self.index,
+            subscriptions: self.subscriptions,
+            lanes,
+            opt_outs: self.opt_outs,
+            opt_out_places: self.opt_out_places,
+            open,
+            young,
+            unreported,
+            marks: self.marks.into(),
+            damage: self.damage,
+        }
+    }
+
+    /// Brings reports and events together: a report whose event could not be read cannot be sent, and an event
+    /// whose report could not be read is reported again.
+    fn forget_reports_without_log(&mut self) {
+        let mut queued = HashSet::new();
+        for reports in &mut self.lanes {
+            reports.retain(|_, report| {
+                let is_whole = !report.has_log || self.index.get(report.event).is_some();
+                if report.has_log {
+                    queued.insert(report.event);
+                }
+                is_whole
+            });
+        }
+        let again: Vec<u64> = self
+            .index
+            .iter()
+            .filter(|(event, slot)| slot.reported == Reported::Queued && !queued.contains(event))
+            .map(|(event, _)| event)
+            .collect();
+        for event in again {
+            self.change(0, event, &[], Some(Reported::No));
+        }
+    }
+
+    fn open(&self) -> (Vec<OpenDelivery>, Vec<u64>) {
+        let (mut open, mut unreported) = (Vec::new(), Vec::new());
+        for (event, slot) in self.index.iter() {
+            if slot.reported == Reported::No {
+                unreported.push(event);
+            }
+            open.extend(OpenDelivery::all_of(event, slot));
+        }
+        (open, unreported)
+    }
+
+    fn young(&mut self) -> Young {
+        let mut young = Young::new();
+        for (event, outcomes) in std::mem::take(&mut self.young) {
+            let Some(slot) = self.index.get(event).filter(|slot| slot.reported == Reported::No) else {
+                continue;
+            };
+            let deliveries = slot.deliveries.as_slice();
+            let outcomes = outcomes.into_iter().filter_map(|(change, attempt)| {
+                let delivery = deliveries.get(usize::from(change.delivery))?;
+                let due_ms = (change.state == DeliveryState::Pending).then_some(change.due_ms);
+                let (subscription, state) = (delivery.subscription, change.state);
+                Some(Arc::new(Outcome { event, subscription, state, due_ms, attempt, gone: None }))
+            });
+            young.insert(event, outcomes.collect());
+        }
+        young
+    }
+}
