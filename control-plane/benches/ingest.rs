@@ -35,6 +35,10 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Streaming, transport::Channel};
 
+/// The allocator of the program.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Batches that an agent has under way.
 const IN_FLIGHT_MAX: usize = 7;
 /// Events of a full batch.
@@ -43,6 +47,8 @@ const BATCH_EVENTS: u64 = 500;
 const ITERATION_EVENTS: u64 = 4_000;
 /// Events that come in a millisecond when the load is paced.
 const EVENTS_PER_MILLISECOND: u64 = 16;
+static INSTANCES: std::sync::LazyLock<u64> =
+    std::sync::LazyLock::new(|| std::env::var("INSTANCES").ok().and_then(|x| x.parse().ok()).unwrap_or(3));
 /// The name of the thread that does not count.
 const AGENT_THREAD: &str = "agent";
 /// Threads are accounted in hundredths of a second (`USER_HZ`).
@@ -68,8 +74,12 @@ impl Plane {
         };
         let config = Config::resolve(settings, None).expect("the settings are valid");
         let mut builder = tokio::runtime::Builder::new_multi_thread();
-        let runtime =
-            builder.worker_threads(2).thread_name("plane").enable_all().build().expect("a runtime can be made");
+        let runtime = builder
+            .worker_threads(2)
+            .thread_name("plane")
+            .enable_all()
+            .build()
+            .expect("a runtime can be made");
         let stop = CancellationToken::new();
         let running = runtime.block_on(app::start(config, stop.clone())).expect("the control plane starts");
         Self { runtime, running, stop, _dir: dir }
@@ -176,7 +186,7 @@ fn report(number: u64) -> v1::Report {
     );
     let log = v1::InboundLog {
         event_id: event_id.clone(),
-        instance_id: format!("inst_{}", number % 3),
+        instance_id: format!("inst_{}", number % *INSTANCES),
         event: "message.received".into(),
         from_phone: format!("+9665{:08}", number % 50_000),
         to_phone: "+966110000000".into(),
@@ -258,7 +268,10 @@ fn measure(criterion: &mut Criterion) {
         plane.stop();
         let mut out = std::io::stdout().lock();
         let rate = events as f64 / elapsed.as_secs_f64();
-        let _ = std::io::Write::write_fmt(&mut out, format_args!("ingest/{load}: {rate:.0} events/s by the clock\n"));
+        let _ = std::io::Write::write_fmt(
+            &mut out,
+            format_args!("ingest/{load}: {rate:.0} events/s by the clock\n"),
+        );
     }
     group.finish();
 }

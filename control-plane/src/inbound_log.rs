@@ -7,7 +7,7 @@
 //! ids in memory ([`event_index`]), and older ids are looked up in sealed, sorted segments.
 //!
 //! Reading order: [`schema`] (tables), [`writer`] (group commit), [`stage`] (what a batch changes),
-//! [`insert`] (many rows per statement), [`event_index`], [`changes`] (the order of all of it), [`failing`]
+//! [`insert`] (many rows per statement), [`event_index`], [`instance_index`], [`changes`] (the order of all of it), [`failing`]
 //! (subscriptions that only fail), then the readers [`query`], [`live`] and [`unrouted`].
 
 use std::{
@@ -26,6 +26,7 @@ mod writer;
 mod stage;
 mod insert;
 mod event_index;
+mod instance_index;
 mod changes;
 mod failing;
 mod query;

@@ -479,9 +479,10 @@ impl Buffer {
         drop(closed.await);
     }
 
-    /// Deliveries that were not handed out yet, oldest first; at start those that the disk holds.
+    /// Deliveries that were not handed out yet, oldest first, or some of them when there are very many; at start
+    /// those that the disk holds.
     pub(crate) fn take_new_deliveries(&self) -> Vec<OpenDelivery> {
-        std::mem::take(&mut *self.shared.fresh.lock().unwrap_or_else(PoisonError::into_inner))
+        self.shared.take_fresh()
     }
 
     /// Waits until [`Self::take_new_deliveries`] has something. Cancel safe.
@@ -519,9 +520,17 @@ impl Buffer {
         }
     }
 
-    /// Records what became of a delivery. Waits while too many outcomes wait for the disk; returns before
-    /// the outcome is durable: lost in a crash, it costs one more webhook with the same id.
+    /// Records what became of a delivery. Returns once it is on disk, so that a crash repeats no more webhooks
+    /// than attempts run; while the disk refuses it returns at once, as long as not too many wait.
     pub(crate) async fn settle(&self, outcome: Outcome) {
+        self.shared.begin_outcome(&outcome);
+        if let Some(ticket) = self.shared.inbox.outcome(outcome).await {
+            self.shared.recorded(ticket).await;
+        }
+    }
+
+    /// Records what became of a delivery without waiting for the disk, unless too many wait.
+    pub(crate) async fn settle_soon(&self, outcome: Outcome) {
         self.shared.begin_outcome(&outcome);
         self.shared.inbox.outcome(outcome).await;
     }

@@ -130,15 +130,16 @@ mod tests {
     /// What is packed comes back: jumps between logs in both directions, several subscriptions.
     #[test]
     fn changes_survive_packing() {
-        let changes: Vec<_> = [(7, None), (7, Some("sub_1")), (8, None), (3, Some("sub_2")), (9, Some("sub_1"))]
-            .into_iter()
-            .zip(41..)
-            .map(|((log_seq, subscription_id), change_seq)| Change {
-                change_seq,
-                log_seq,
-                subscription_id: subscription_id.map(str::to_owned),
-            })
-            .collect();
+        let changes: Vec<_> =
+            [(7, None), (7, Some("sub_1")), (8, None), (3, Some("sub_2")), (9, Some("sub_1"))]
+                .into_iter()
+                .zip(41..)
+                .map(|((log_seq, subscription_id), change_seq)| Change {
+                    change_seq,
+                    log_seq,
+                    subscription_id: subscription_id.map(str::to_owned),
+                })
+                .collect();
         let unpacked: Vec<_> = Packed::new(&changes).unpack(45).collect();
         assert_eq!(unpacked, changes);
     }

@@ -16,7 +16,11 @@ use futures_util::TryStreamExt as _;
 use gateway_core::id::EventId;
 use sqlx::{SqliteConnection, SqliteExecutor};
 
-use super::{changes, insert::RowInsert};
+use super::{
+    changes,
+    insert::RowInsert,
+    instance_index::{self, InstanceSeqs},
+};
 
 /// Rows of a sealed segment. With what a last group adds, a table of 65,536 places still holds them.
 pub(super) const SEGMENT_ROWS: usize = 49_152;
@@ -62,6 +66,7 @@ impl Hasher for KeyHasher {
 #[derive(Debug, Default)]
 struct Tail {
     seqs: EventKeyMap<i64>,
+    instances: InstanceSeqs,
     bounds: Option<Bounds>,
 }
 
@@ -122,24 +127,28 @@ impl EventIndex {
             index.sealed.push_back(rows.iter().flat_map(|ids| unpack(ids)).collect());
         }
         let change_seq = changes::first_recorded(connection, last_change, last_seq).await?.unwrap_or(0);
-        let rows: Vec<(i64, Vec<u8>, i64)> =
-            sqlx::query_as("SELECT seq, event_key, receive_time FROM logs WHERE seq > ? ORDER BY seq")
-                .bind(last_seq)
-                .fetch_all(connection)
-                .await?;
-        for (seq, key, receive_time) in rows {
+        let mut rows = sqlx::query_as::<_, (i64, Vec<u8>, i64, String)>(
+            "SELECT seq, event_key, receive_time, instance_id FROM logs WHERE seq > ? ORDER BY seq",
+        )
+        .bind(last_seq)
+        .fetch(connection);
+        while let Some((seq, key, receive_time, instance_id)) = rows.try_next().await? {
             if let Ok(key) = key.try_into() {
                 index.insert(IndexedRow { key, seq, receive_time, change_seq });
             }
+            instance_index::note(&mut index.tail.instances, &instance_id, seq);
         }
+        drop(rows);
         Ok(index)
     }
 
     /// The row of an event of the window. None says nothing about older events.
     pub(super) fn recent(&self, key: &EventKey) -> Option<i64> {
-        self.tail.seqs.get(key).copied().or_else(|| {
-            self.sealed.iter().rev().find_map(|segment| segment.get(key).copied())
-        })
+        self.tail
+            .seqs
+            .get(key)
+            .copied()
+            .or_else(|| self.sealed.iter().rev().find_map(|segment| segment.get(key).copied()))
     }
 
     /// Notes a committed row. Rows come in the order of their sequence.
@@ -157,6 +166,18 @@ impl EventIndex {
         bounds.receive_time_max = bounds.receive_time_max.max(row.receive_time);
     }
 
+    /// Notes the instances of committed rows. Rows come in the order of their sequence.
+    pub(super) fn insert_instances(&mut self, instances: InstanceSeqs) {
+        for (instance_id, mut seqs) in instances {
+            self.tail.instances.entry(instance_id).or_default().append(&mut seqs);
+        }
+    }
+
+    /// The rows of an instance that are not sealed, in the order of their sequence.
+    pub(super) fn tail_seqs(&self, instance_id: &str) -> &[i64] {
+        self.tail.instances.get(instance_id).map_or(&[], Vec::as_slice)
+    }
+
     /// Bounds of the rows that are not sealed.
     pub(super) fn tail_bounds(&self) -> Option<Bounds> {
         self.tail.bounds
@@ -167,7 +188,10 @@ impl EventIndex {
         let bounds = self.tail.bounds.filter(|_| self.tail.seqs.len() >= self.segment_rows)?;
         let mut keys: Vec<(EventKey, i64)> = self.tail.seqs.iter().map(|(key, seq)| (*key, *seq)).collect();
         keys.sort_unstable();
-        Some(FullTail { segment: self.next_segment, bounds, keys })
+        let mut instances: Vec<_> =
+            self.tail.instances.iter().map(|(id, seqs)| (id.clone(), seqs.clone())).collect();
+        instances.sort_unstable();
+        Some(FullTail { segment: self.next_segment, bounds, keys, instances })
     }
 
     /// Takes note that a tail was written.
@@ -185,6 +209,7 @@ pub(super) struct FullTail {
     segment: i64,
     bounds: Bounds,
     keys: Vec<(EventKey, i64)>,
+    instances: Vec<(Box<str>, Vec<i64>)>,
 }
 
 impl FullTail {
@@ -194,6 +219,7 @@ impl FullTail {
         &self,
         connection: &mut SqliteConnection,
         insert: &RowInsert,
+        insert_instances: &RowInsert,
     ) -> Result<(), sqlx::Error> {
         let rows: Vec<_> = self.keys.chunks(IDS_PER_ROW).collect();
         insert
@@ -203,6 +229,7 @@ impl FullTail {
                 row.bind(pack(ids))
             })
             .await?;
+        instance_index::write(connection, insert_instances, self.segment, &self.instances).await?;
         sqlx::query("INSERT INTO log_segments VALUES (?, ?, ?, ?, ?, ?)")
             .bind(self.segment)
             .bind(self.bounds.seq_first)

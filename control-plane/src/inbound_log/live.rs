@@ -8,7 +8,10 @@ use jiff::Timestamp;
 use sqlx::{QueryBuilder, Sqlite};
 use tokio::sync::watch;
 
-use super::{LogFilter, LogStore, LogStoreError, changes, query::decode};
+use super::{
+    LogFilter, LogStore, LogStoreError, changes,
+    query::{ROWS_OF, ROWS_OF_WHERE, decode, json_array},
+};
 
 /// Changes read ahead of a watcher. A slow one makes nothing grow: it reads its next page when it is done.
 const CHANGES_PAGE: usize = 128;
@@ -131,12 +134,11 @@ impl LogWatch {
         changes.retain(|change| change.change_seq <= newest);
         // Changes that are not there belong to logs that are gone.
         let end = changes.last().map_or(newest, |change| change.change_seq);
-        let seqs: Vec<_> = changes.iter().map(|change| change.log_seq.to_string()).collect();
-        let mut sql = QueryBuilder::<Sqlite>::new("SELECT changed.key, logs.record FROM json_each(");
-        sql.push_bind(format!("[{}]", seqs.join(",")));
-        sql.push(") AS changed CROSS JOIN logs ON logs.seq = changed.value WHERE true");
+        let mut sql = QueryBuilder::<Sqlite>::new("SELECT wanted.key, logs.record FROM ");
+        sql.push(ROWS_OF).push_bind(json_array(changes.iter().map(|change| change.log_seq)));
+        sql.push(ROWS_OF_WHERE);
         self.filter.push(&mut sql);
-        sql.push(" ORDER BY changed.key LIMIT ").push_bind(i64::try_from(CHANGES_PAGE).unwrap_or(i64::MAX));
+        sql.push(" ORDER BY wanted.key LIMIT ").push_bind(i64::try_from(CHANGES_PAGE).unwrap_or(i64::MAX));
         let rows: Vec<(i64, Vec<u8>)> =
             sql.build_query_as().fetch_all(readers).await.map_err(LogStoreError::read)?;
         let is_cut = rows.len() == CHANGES_PAGE;

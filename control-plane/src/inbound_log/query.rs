@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use super::{
     LogStore, LogStoreError,
     event_index::{EventKey, event_key, find_sealed},
+    instance_index,
     stage::FirstAttempts,
 };
 
@@ -86,6 +87,30 @@ pub struct LogPage {
     pub next: Option<i64>,
 }
 
+/// Rows with consecutive sequences: a sealed segment or, without one, the tail.
+struct Range {
+    segment: Option<i64>,
+    first: i64,
+    last: i64,
+}
+
+/// Rows that are to be looked at.
+enum Places {
+    /// All of these.
+    All { first: i64, last: i64 },
+    /// Only these, oldest first.
+    These(Vec<i64>),
+}
+
+impl Places {
+    fn is_empty(&self) -> bool {
+        match self {
+            Self::All { first, last } => first > last,
+            Self::These(seqs) => seqs.is_empty(),
+        }
+    }
+}
+
 /// A page of attempts, oldest first.
 #[derive(Debug, Default)]
 pub struct AttemptPage {
@@ -111,28 +136,24 @@ impl LogStore {
         let before = before.unwrap_or(i64::MAX);
         let mut page = LogPage::default();
         let mut bytes = 0;
-        for (first, last) in self.ranges(filter, before).await? {
+        // The tail first: should it be sealed in between, its rows are found in both places, not in none.
+        let tail = self.tail_seqs(filter);
+        for range in self.ranges(filter, before).await? {
             if Instant::now() > deadline {
-                page.next = Some(last.saturating_add(1));
+                page.next = Some(range.last.saturating_add(1));
                 return Ok(page);
             }
-            let mut last = last.min(before.saturating_sub(1));
-            loop {
+            let mut places = self.places(filter, &range, before, &tail).await?;
+            while !places.is_empty() {
                 // One more than wanted says whether there is another page.
                 let wanted = (limit + 1 - page.logs.len()).min(LOGS_CHUNK);
-                let rows = self.range(filter, (first, last), wanted).await?;
-                let is_end = rows.len() < wanted;
-                for (seq, record) in rows {
+                for (seq, record) in self.rows(filter, &mut places, wanted).await? {
                     bytes += record.len();
                     if page.logs.len() == limit || (bytes > PAGE_BYTES_MAX && !page.logs.is_empty()) {
                         return Ok(page);
                     }
                     page.logs.push(decode(&record)?);
                     page.next = Some(seq);
-                    last = seq - 1;
-                }
-                if is_end {
-                    break;
                 }
             }
         }
@@ -140,40 +161,83 @@ impl LogStore {
         Ok(page)
     }
 
-    async fn range(
+    fn tail_seqs(&self, filter: &LogFilter) -> Vec<i64> {
+        let Some(instance_id) = &filter.instance_id else { return Vec::new() };
+        let index = self.inner.index.read().unwrap_or_else(PoisonError::into_inner);
+        index.tail_seqs(instance_id).to_vec()
+    }
+
+    /// Which rows of a range before the place `before` are to be looked at.
+    async fn places(
         &self,
         filter: &LogFilter,
-        (first, last): (i64, i64),
-        limit: usize,
+        range: &Range,
+        before: i64,
+        tail: &[i64],
+    ) -> Result<Places, LogStoreError> {
+        let (first, last) = (range.first, range.last.min(before.saturating_sub(1)));
+        let mut seqs = match (&filter.instance_id, range.segment) {
+            (None, _) => return Ok(Places::All { first, last }),
+            (Some(_), None) => tail.to_vec(),
+            (Some(instance_id), Some(segment)) => {
+                instance_index::sealed(&self.inner.readers, segment, instance_id)
+                    .await
+                    .map_err(LogStoreError::read)?
+            }
+        };
+        seqs.retain(|seq| (first..=last).contains(seq));
+        Ok(Places::These(seqs))
+    }
+
+    /// At most `wanted` rows of the newest places, newest first, and takes these places out.
+    async fn rows(
+        &self,
+        filter: &LogFilter,
+        places: &mut Places,
+        wanted: usize,
     ) -> Result<Vec<(i64, Vec<u8>)>, LogStoreError> {
-        let mut sql =
-            QueryBuilder::<Sqlite>::new("SELECT logs.seq, logs.record FROM logs WHERE logs.seq >= ");
-        sql.push_bind(first).push(" AND logs.seq <= ").push_bind(last);
-        filter.push(&mut sql);
-        sql.push(" ORDER BY logs.seq DESC LIMIT ").push_bind(i64::try_from(limit).unwrap_or(i64::MAX));
-        sql.build_query_as().fetch_all(&self.inner.readers).await.map_err(LogStoreError::read)
+        let mut sql = QueryBuilder::<Sqlite>::new("SELECT logs.seq, logs.record FROM ");
+        match places {
+            Places::All { first, last } => {
+                sql.push("logs WHERE logs.seq >= ").push_bind(*first);
+                sql.push(" AND logs.seq <= ").push_bind(*last);
+                filter.push(&mut sql);
+                sql.push(" ORDER BY logs.seq DESC LIMIT ");
+                sql.push_bind(i64::try_from(wanted).unwrap_or(i64::MAX));
+            }
+            Places::These(seqs) => {
+                let newest = seqs.split_off(seqs.len().saturating_sub(wanted));
+                sql.push(ROWS_OF).push_bind(json_array(newest));
+                sql.push(ROWS_OF_WHERE);
+                filter.push(&mut sql);
+            }
+        }
+        let mut rows: Vec<(i64, Vec<u8>)> =
+            sql.build_query_as().fetch_all(&self.inner.readers).await.map_err(LogStoreError::read)?;
+        rows.sort_unstable_by_key(|(seq, _)| std::cmp::Reverse(*seq));
+        if let Places::All { first, last } = places {
+            *last = rows.last().filter(|_| rows.len() == wanted).map_or(*first, |(seq, _)| *seq) - 1;
+        }
+        Ok(rows)
     }
 
     /// Ranges of rows that can hold what is wanted, newest first: the tail, then sealed segments of which
     /// the times fit.
-    async fn ranges(&self, filter: &LogFilter, before: i64) -> Result<Vec<(i64, i64)>, LogStoreError> {
+    async fn ranges(&self, filter: &LogFilter, before: i64) -> Result<Vec<Range>, LogStoreError> {
         let time = |time: Option<Timestamp>, otherwise| time.map_or(otherwise, Timestamp::as_microsecond);
-        let sealed: Vec<(i64, i64, i64, i64)> = sqlx::query_as(
-            "SELECT seq_first, seq_last, receive_time_min, receive_time_max FROM log_segments \
-             WHERE seq_first < ? ORDER BY segment DESC",
+        let sealed: Vec<(i64, i64, i64, i64, i64)> = sqlx::query_as(
+            "SELECT segment, seq_first, seq_last, receive_time_min, receive_time_max FROM log_segments \
+             ORDER BY segment DESC",
         )
-        .bind(before)
         .fetch_all(&self.inner.readers)
         .await
         .map_err(LogStoreError::read)?;
-        let tail = (sealed.first().map_or(0, |newest| newest.1 + 1), i64::MAX);
+        let first = sealed.first().map_or(0, |(_, _, seq_last, ..)| seq_last + 1);
+        let tail = Range { segment: None, first, last: i64::MAX };
         let (start, end) = (time(filter.start_time, i64::MIN), time(filter.end_time, i64::MAX));
-        let fitting = sealed.into_iter().filter(|(_, _, min, max)| *max >= start && *min < end);
-        let mut ranges: Vec<(i64, i64)> = fitting.map(|(first, last, _, _)| (first, last)).collect();
-        if tail.0 < before {
-            ranges.insert(0, tail);
-        }
-        Ok(ranges)
+        let fitting = sealed.into_iter().filter(|(.., min, max)| *max >= start && *min < end);
+        let sealed = fitting.map(|(segment, first, last, ..)| Range { segment: Some(segment), first, last });
+        Ok(std::iter::once(tail).chain(sealed).filter(|range| range.first < before).collect())
     }
 
     /// One log, None when it was not recorded or belongs to another tenant.
@@ -299,15 +363,34 @@ impl LogStore {
     /// # Errors
     /// When the database cannot be read.
     pub async fn last_event_time(&self, instance_id: &str) -> Result<Option<Timestamp>, LogStoreError> {
-        let time: Option<i64> = sqlx::query_scalar(
-            "SELECT receive_time FROM logs WHERE instance_id = ? ORDER BY seq DESC LIMIT 1",
-        )
-        .bind(instance_id)
-        .fetch_optional(&self.inner.readers)
-        .await
-        .map_err(LogStoreError::read)?;
+        let readers = &self.inner.readers;
+        let recent = {
+            let index = self.inner.index.read().unwrap_or_else(PoisonError::into_inner);
+            index.tail_seqs(instance_id).last().copied()
+        };
+        let seq = match recent {
+            Some(seq) => Some(seq),
+            None => instance_index::newest_sealed(readers, instance_id).await.map_err(LogStoreError::read)?,
+        };
+        let time: Option<i64> = sqlx::query_scalar("SELECT receive_time FROM logs WHERE seq = ?")
+            .bind(seq)
+            .fetch_optional(readers)
+            .await
+            .map_err(LogStoreError::read)?;
         Ok(time.and_then(|time| Timestamp::from_microsecond(time).ok()))
     }
+}
+
+/// Joins rows to a list of sequences: this, the list as a parameter, then [`ROWS_OF_WHERE`]. CROSS JOIN fixes
+/// the order of the loops: one seek for each of the list.
+pub(super) const ROWS_OF: &str = "json_each(";
+/// The rest of it; conditions may follow.
+pub(super) const ROWS_OF_WHERE: &str = ") AS wanted CROSS JOIN logs ON logs.seq = wanted.value WHERE true";
+
+/// A list as [`ROWS_OF`] takes it.
+pub(super) fn json_array(seqs: impl IntoIterator<Item = i64>) -> String {
+    let seqs: Vec<_> = seqs.into_iter().map(|seq| seq.to_string()).collect();
+    format!("[{}]", seqs.join(","))
 }
 
 pub(super) fn decode(record: &[u8]) -> Result<v1::InboundLog, LogStoreError> {

@@ -21,9 +21,8 @@ const SCHEMA_VERSION: i64 = 2;
 /// `logs` has the attempts that came with the log; later ones are in `attempts`. `log_changes` and
 /// `log_event_ids` have many entries in each row. `log_duplicates` has rows only of agents that were not the first to take an event.
 ///
-/// `logs` comes with one secondary index, on the instance: SQLite appends the row id to it, so it is
-/// (instance, seq), which gives the newest rows of an instance in order and grows at one place per
-/// instance. Times need no index: `log_segments` says which times each sealed segment holds.
+/// `logs` has no secondary index. `log_segments` says which times each sealed segment holds, and `log_instances`
+/// and `log_event_ids` which rows of it are whose.
 const SCHEMA: &str = "
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS logs (
@@ -39,7 +38,6 @@ CREATE TABLE IF NOT EXISTS logs (
     record BLOB NOT NULL,
     first_attempts BLOB
 );
-CREATE INDEX IF NOT EXISTS logs_by_instance ON logs (instance_id);
 CREATE TABLE IF NOT EXISTS attempts (
     log_seq INTEGER NOT NULL,
     attempt_seq INTEGER NOT NULL,
@@ -69,6 +67,12 @@ CREATE TABLE IF NOT EXISTS log_event_ids (
     key_first BLOB NOT NULL,
     ids BLOB NOT NULL,
     PRIMARY KEY (segment, key_first)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS log_instances (
+    segment INTEGER NOT NULL,
+    instance_id TEXT NOT NULL,
+    seqs BLOB NOT NULL,
+    PRIMARY KEY (segment, instance_id)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS report_positions (
     agent_id TEXT NOT NULL,
@@ -114,7 +118,9 @@ pub(super) async fn open_writer(path: &Path) -> Result<SqliteConnection, LogStor
         .pragma("journal_size_limit", "67108864")
         .disable_statement_logging();
     let mut connection = SqliteConnection::connect_with(&options).await.map_err(open)?;
-    if let Some(found) = version(&mut connection).await.map_err(open)?.filter(|found| *found != SCHEMA_VERSION) {
+    if let Some(found) =
+        version(&mut connection).await.map_err(open)?.filter(|found| *found != SCHEMA_VERSION)
+    {
         return Err(LogStoreError::OtherSchema { path: path.to_owned(), found, known: SCHEMA_VERSION });
     }
     let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await.map_err(open)?;

@@ -151,7 +151,12 @@ impl Stage {
         }
     }
 
-    fn event(&mut self, agent_id: &str, mut log: Box<v1::InboundLog>, attempts: &[v1::DeliveryAttempt]) -> usize {
+    fn event(
+        &mut self,
+        agent_id: &str,
+        mut log: Box<v1::InboundLog>,
+        attempts: &[v1::DeliveryAttempt],
+    ) -> usize {
         let key = event_key(&log.event_id);
         if let Some(place) = self.by_key.get(&key).copied() {
             self.duplicates(place, agent_id, log.duplicate_count);

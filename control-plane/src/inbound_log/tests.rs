@@ -5,6 +5,7 @@ use std::time::Duration;
 use gateway_core::id::EventId;
 use gateway_runtime::supervise::Supervisor;
 use prost_types::Timestamp as ProtoTimestamp;
+use sqlx::Connection as _;
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
@@ -464,6 +465,31 @@ async fn unrouted_callbacks_are_kept_and_bounded() {
     running.close().await;
 }
 
+/// A file of another version is refused with both versions in the text, and is left as it was; one that says no
+/// version is of the first.
+#[tokio::test]
+async fn files_of_other_versions_are_refused() {
+    let dir = TempDir::new().unwrap();
+    let running = Running::open(&dir, 4).await;
+    running.logs.append(batch("agt_1", 1, vec![event(1)])).await.unwrap();
+    running.close().await;
+    let path = dir.path().join("logs.db");
+    for (change, found) in [
+        ("UPDATE meta SET value = '99' WHERE name = 'schema_version'", 99),
+        ("DELETE FROM meta WHERE name = 'schema_version'", 1),
+    ] {
+        let mut connection = sqlx::SqliteConnection::connect(path.to_str().unwrap()).await.unwrap();
+        sqlx::query(change).execute(&mut connection).await.unwrap();
+        connection.close().await.unwrap();
+        let before = std::fs::read(&path).unwrap();
+        let supervisor = Supervisor::new(CancellationToken::new());
+        let refused = LogStore::open(dir.path(), &supervisor, mpsc::channel(1).0).await.err().unwrap();
+        let text = refused.to_string();
+        assert!(text.contains(&format!("schema version {found}")) && text.contains("version 2"), "{text}");
+        assert_eq!(std::fs::read(&path).unwrap(), before);
+    }
+}
+
 /// The log of a large data set answers by index: the plan of an instance's page and of an id never scans.
 #[tokio::test]
 async fn plans_use_the_indexes() {
@@ -471,14 +497,18 @@ async fn plans_use_the_indexes() {
     let running = Running::open(&dir, 4).await;
     for (sql, wanted) in [
         (
-            "SELECT logs.seq, logs.record FROM logs WHERE logs.seq >= 1 AND logs.seq <= 9 \
-             AND logs.tenant_id = 'a' AND logs.instance_id = 'b' ORDER BY logs.seq DESC LIMIT 3",
-            "USING INDEX logs_by_instance (instance_id=? AND rowid>? AND rowid<?)",
+            &format!(
+                "SELECT logs.seq FROM {}'[1]'{} AND logs.tenant_id = 'a'",
+                query::ROWS_OF,
+                query::ROWS_OF_WHERE
+            ),
+            "SEARCH logs USING INTEGER PRIMARY KEY (rowid=?)",
         ),
         (
-            event_index::FIND_SEALED,
-            "SEARCH log_event_ids USING PRIMARY KEY (segment=? AND key_first<?)",
+            instance_index::NEWEST_SEALED,
+            "SEARCH log_instances USING PRIMARY KEY (segment=? AND instance_id=?)",
         ),
+        (event_index::FIND_SEALED, "SEARCH log_event_ids USING PRIMARY KEY (segment=? AND key_first<?)"),
     ] {
         let explain = sqlx::AssertSqlSafe(format!("EXPLAIN QUERY PLAN {sql}"));
         let plan: Vec<(i64, i64, i64, String)> =

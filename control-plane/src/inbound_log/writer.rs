@@ -21,11 +21,11 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::{
-    LogStoreError, Record, ReportBatch,
-    changes,
+    LogStoreError, Record, ReportBatch, changes,
     event_index::{EventIndex, EventKey, IndexedRow, event_key, find_sealed},
     failing::{Changed, FailingSubscription, FailingSubscriptions},
     insert::RowInsert,
+    instance_index::{self, InstanceSeqs},
     stage::{Stage, StagedLog},
 };
 use rows::{stored_repeats, write_repeats, write_unrouted};
@@ -35,8 +35,7 @@ const GROUP_RECORDS_MAX: usize = 4_096;
 /// How often a group is committed at most, unless one is full: what comes meanwhile goes into the next one. A
 /// commit costs about as much as recording a hundred events, however few are in it. What comes after a quiet
 /// time is committed at once.
-const GROUP_INTERVAL: Duration = Duration::from_millis(20);
-static GI: std::sync::LazyLock<Duration> = std::sync::LazyLock::new(|| Duration::from_millis(std::env::var("GI").ok().and_then(|x| x.parse().ok()).unwrap_or(20)));
+const GROUP_INTERVAL: Duration = Duration::from_millis(50);
 /// How long the writer rests after a failed transaction, so that a full disk is not hammered.
 const FAILURE_PAUSE: Duration = Duration::from_millis(200);
 
@@ -89,6 +88,7 @@ struct Inserts {
     attempts: RowInsert,
     changes: RowInsert,
     event_ids: RowInsert,
+    instances: RowInsert,
     duplicates: RowInsert,
 }
 
@@ -104,6 +104,7 @@ impl Inserts {
             attempts: RowInsert::new("INSERT INTO attempts (log_seq, attempt_seq, body)", 3, ""),
             changes: changes::insert(),
             event_ids: RowInsert::new("INSERT INTO log_event_ids (segment, key_first, ids)", 3, ""),
+            instances: instance_index::insert(),
             duplicates: RowInsert::new(
                 "INSERT INTO log_duplicates (log_seq, agent_id, count)",
                 3,
@@ -219,7 +220,7 @@ impl Writer {
 
     /// Takes what waits behind `first`, and what comes until the next group is due.
     async fn gather(&mut self, first: Append) -> (Vec<Append>, Option<Job>) {
-        let due = self.group_start + *GI;
+        let due = self.group_start + GROUP_INTERVAL;
         let mut records = first.batch.records.len();
         let mut group = vec![first];
         while records < GROUP_RECORDS_MAX {
@@ -418,6 +419,7 @@ impl Writer {
         for row in staged.new_rows {
             index.insert(row);
         }
+        index.insert_instances(staged.instances);
         drop(index);
         self.positions.extend(positions);
         self.next_seq = staged.next_seq;
@@ -436,7 +438,7 @@ impl Writer {
         let Some(tail) = tail else { return };
         let written = async {
             let mut tx = self.connection.begin_with("BEGIN IMMEDIATE").await?;
-            tail.write(&mut tx, &self.inserts.event_ids).await?;
+            tail.write(&mut tx, &self.inserts.event_ids, &self.inserts.instances).await?;
             tx.commit().await
         }
         .await;
@@ -458,12 +460,17 @@ impl Writer {
 /// What is remembered of a stage when its rows are on their way to disk.
 struct Staged {
     new_rows: Vec<IndexedRow>,
+    instances: InstanceSeqs,
     next_seq: i64,
     next_change_seq: i64,
 }
 
 impl Staged {
     fn of(stage: &Stage) -> Self {
+        let mut instances = InstanceSeqs::new();
+        for staged in stage.logs.iter().filter(|staged| staged.is_new) {
+            instance_index::note(&mut instances, &staged.log.instance_id, staged.seq);
+        }
         let new = stage.logs.iter().filter(|staged| staged.is_new);
         let new_rows = new.map(|&StagedLog { key, seq, receive_time, change_seq, .. }| IndexedRow {
             key,
@@ -473,6 +480,7 @@ impl Staged {
         });
         Self {
             new_rows: new_rows.collect(),
+            instances,
             next_seq: stage.next_seq(),
             next_change_seq: stage.next_change_seq(),
         }

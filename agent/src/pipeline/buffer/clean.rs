@@ -82,7 +82,7 @@ impl Round<'_> {
                 }
             }
             Kind::OptOut => self.move_opt_out(place, payload),
-            Kind::Mark | Kind::Acked => {}
+            Kind::Mark | Kind::Acked | Kind::Left => {}
         }
     }
 

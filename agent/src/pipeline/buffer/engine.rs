@@ -15,12 +15,12 @@ use crate::metrics::Metrics;
 use super::{
     AppendError, Config, Entry, Outcome, Receipt,
     index::{Index, Reported, Slot},
-    journal::{Counters, Journal, JournalError, Place},
+    journal::{Counters, Journal, JournalError, Place, format::Kind},
     keeper::{KeeperInbox, Note},
     lock::DirectoryLock,
-    record::{Lane, Mark},
+    record::{self, Lane, Mark},
     round::{Limits, Plan, Round, Young},
-    shared::{Health, OUTCOMES_WAITING_MAX, Queue, Reply, Shared},
+    shared::{Health, OUTCOMES_ENOUGH, OUTCOMES_WAITING_MAX, Queue, Reply, Shared},
     view::Position,
 };
 
@@ -28,13 +28,10 @@ use super::{
 const COMMIT_ENTRIES_MAX: usize = 1_024;
 /// Most bytes of events in one commit.
 const COMMIT_BYTES_MAX: usize = 4 * 1024 * 1024;
-/// How long outcomes wait for company. Nobody waits for them, and a disk sync costs much; an append ends
-/// the wait. What a crash forgets in this time is attempted again.
-const OUTCOMES_GATHER: Duration = Duration::from_millis(2);
+/// How long outcomes wait for company, since a disk sync costs much; an append ends the wait.
+const OUTCOMES_GATHER: Duration = Duration::from_millis(1);
 /// How long acks wait for company: a crash makes reports repeat that the control plane recognizes.
 const ACKS_GATHER: Duration = Duration::from_millis(100);
-/// Outcomes that are enough company.
-const OUTCOMES_ENOUGH: usize = 1_024;
 /// How long the report of an event waits for the outcome of its first attempts, so that a quick delivery
 /// is one report.
 pub(super) const REPORT_PATIENCE: Duration = Duration::from_millis(250);
@@ -201,6 +198,7 @@ impl Engine {
             opt_out_places: &self.opt_out_places,
             limits: Limits { bytes_max: self.config.bytes_max, share_bytes_max: self.config.share_bytes_max() },
             report_bytes,
+            first_event_after: self.cleaning.map_or(0, |segment| self.journal.first_event_after(segment)),
             now_ms: gateway_runtime::clock::now().as_millisecond(),
             plan,
         };
@@ -244,8 +242,7 @@ impl Engine {
             let _ = reply.send(answer);
         }
         if !fresh.is_empty() {
-            shared.fresh.lock().unwrap_or_else(PoisonError::into_inner).extend(fresh);
-            shared.fresh_added.notify_one();
+            shared.hand_out(fresh);
         }
         shared.end_outcomes(&plan.outcomes);
         plan.segments_read.into_iter().for_each(|segment| self.segment_read(segment));
@@ -407,9 +404,7 @@ impl Engine {
         let proof = self.journal.prepare(&self.counters).and_then(|_| {
             let mut plan = Plan::default();
             let acked = self.shared.lane(Lane::Logs).acked;
-            plan.put(super::journal::format::Kind::Acked, 0, |out| {
-                super::record::put_acked(out, Lane::Logs, acked);
-            });
+            plan.put(Kind::Acked, 0, |out| record::put_acked(out, Lane::Logs, acked));
             self.journal.append(&plan.records)
         });
         match proof {
@@ -457,6 +452,8 @@ impl Round<'_> {
                 }
             }
             Note::SegmentRead { segment } if cleaning == Some(segment) => {
+                let next_event = self.first_event_after;
+                self.plan.put(Kind::Left, 0, |out| record::put_left(out, segment, next_event));
                 self.plan.segments_read.push(segment);
             }
             // Of a segment that is read once more after a failure.

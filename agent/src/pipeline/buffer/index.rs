@@ -207,6 +207,17 @@ impl Index {
         self.events
     }
 
+    /// The open events of a range in the order of their sequence.
+    pub(super) fn range(&self, events: std::ops::Range<u64>) -> impl Iterator<Item = (u64, &Slot)> {
+        let first = events.start / CHUNK_SLOTS;
+        let chunks = self.chunks.range(first..).map(|(number, chunk)| (*number, chunk));
+        chunks
+            .flat_map(|(number, chunk)| (number * CHUNK_SLOTS..).zip(&chunk.slots))
+            .filter_map(|(event, slot)| Some((event, slot.as_ref()?)))
+            .skip_while(move |(event, _)| *event < events.start)
+            .take_while(move |(event, _)| *event < events.end)
+    }
+
     /// All open events in the order of their sequence.
     pub(super) fn iter(&self) -> impl Iterator<Item = (u64, &Slot)> {
         self.chunks.iter().flat_map(|(number, chunk)| {
@@ -251,7 +262,7 @@ pub(super) struct LogCache {
 /// What a log in memory costs beside its encoded size.
 const LOG_OVERHEAD_BYTES: u32 = 512;
 /// Bytes of logs kept in memory.
-const LOG_CACHE_BYTES_MAX: usize = 32 * 1024 * 1024;
+const LOG_CACHE_BYTES_MAX: usize = 12 * 1024 * 1024;
 
 impl LogCache {
     pub(super) fn get(&self, sequence: u64) -> Option<Arc<v1::InboundLog>> {

@@ -77,6 +77,8 @@ pub(super) struct Segment {
     pub(super) bytes: u64,
     /// Records in it that are still needed.
     pub(super) live: u64,
+    /// The number that the next event got when it began; 0 when that is not known.
+    pub(super) first_event: u64,
     /// Whether some of it cannot be read; it is set aside instead of removed.
     pub(super) is_damaged: bool,
 }
@@ -166,7 +168,8 @@ impl Journal {
         file.sync_data()?;
         sync_directory(&self.directory)?;
         let end = HEADER_BYTES as u64;
-        self.segments.insert(number, Segment { bytes: end, ..Segment::default() });
+        let first_event = counters.event;
+        self.segments.insert(number, Segment { bytes: end, first_event, ..Segment::default() });
         self.reader.set_end(number, end);
         Ok(Active { number, file, end })
     }
@@ -229,6 +232,11 @@ impl Journal {
         let active = self.active.as_ref().map(|active| active.number);
         let (number, segment) = self.segments.first_key_value()?;
         (active.is_some_and(|active| *number < active)).then_some((*number, *segment))
+    }
+
+    /// The number that the first event behind a segment got; 0 when that is not known.
+    pub(super) fn first_event_after(&self, segment: u32) -> u64 {
+        self.segments.range(segment + 1..).next().map_or(0, |(_, next)| next.first_event)
     }
 
     /// Bytes on disk.

@@ -297,7 +297,7 @@ impl Keeper {
         let mut bytes = 0;
         scan(&segment, None, &mut |found| {
             let Found::Record(offset, record) = found else { return };
-            if matches!(record.kind, Kind::Mark | Kind::Acked) {
+            if matches!(record.kind, Kind::Mark | Kind::Acked | Kind::Left) {
                 return;
             }
             bytes += record.payload.len();

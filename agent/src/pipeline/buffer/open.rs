@@ -111,7 +111,7 @@ impl Opening {
             recovered.lanes,
             recovered.opt_outs,
         ));
-        shared.hand_out(recovered.open);
+        shared.hand_out_before(recovered.counters.event);
         shared.reports_planned.store(recovered.unreported.len(), Ordering::Release);
         shared.reports_added.notify_one();
         let keeper_thread = Keeper {

@@ -9,6 +9,7 @@
 //! | opt-out | `OptOut` |
 //! | acked | lane, sequence |
 //! | state | event number, how far its report is, [`StateChange`] of each delivery |
+//! | left | number of the segment that leaves, number of the first event behind it |
 
 use bytes::Bytes;
 use gateway_core::{delivery::DeliveryState, id::EventId};
@@ -247,6 +248,17 @@ pub(super) fn read_acked(payload: &[u8]) -> Option<(Lane, u64)> {
     let mut rest = Reader(payload);
     let [lane] = rest.array()?;
     Some((Lane::of(lane)?, u64::from_be_bytes(rest.array()?)))
+}
+
+/// That a segment leaves, and the number that the first event behind it got.
+pub(super) fn put_left(out: &mut Vec<u8>, segment: u32, next_event: u64) {
+    out.extend_from_slice(&segment.to_be_bytes());
+    out.extend_from_slice(&next_event.to_be_bytes());
+}
+
+pub(super) fn read_left(payload: &[u8]) -> Option<(u32, u64)> {
+    let mut rest = Reader(payload);
+    Some((u32::from_be_bytes(rest.array()?), u64::from_be_bytes(rest.array()?)))
 }
 
 /// That an event was seen.

@@ -16,7 +16,6 @@ use tracing::warn;
 use uuid::Uuid;
 
 use super::{
-    OpenDelivery,
     index::{Delivery, Index, Reported, Slot, Subscriptions},
     journal::{
         Counters, Place, Segment,
@@ -84,7 +83,6 @@ pub(super) struct Recovered {
     pub(super) lanes: [LaneState; 2],
     pub(super) opt_outs: HashMap<String, v1::OptOut>,
     pub(super) opt_out_places: HashMap<String, Place>,
-    pub(super) open: Vec<OpenDelivery>,
     pub(super) young: Young,
     /// Events whose report is not written yet.
     pub(super) unreported: Vec<u64>,
@@ -135,6 +133,8 @@ struct Replay {
     /// Bytes before the next record that could not be read.
     gap: Option<u64>,
     is_moved: bool,
+    /// The newest segment that left, and the number of the first event behind it.
+    left: (u32, u64),
     /// Whether events stay in the index that nothing keeps any more.
     keeps_done: bool,
     /// Whether records count that are good only together with others, whatever became of these.
@@ -159,6 +159,7 @@ impl Replay {
         for (index, segment) in stored.iter().enumerate() {
             self.segment(directory, segment, stored.get(index + 1))?;
         }
+        self.check_beginning(&stored);
         self.check_against(view);
         Ok(self.finish(journal_id))
     }
@@ -172,7 +173,10 @@ impl Replay {
         }
         let mut segment = Segment::default();
         match &stored.header {
-            Ok(header) => self.counters(header),
+            Ok(header) => {
+                segment.first_event = header.next_event;
+                self.counters(header);
+            }
             // One that was begun when the program was killed, and never used.
             Err(_) if stored.bytes < HEADER_BYTES as u64 && next.is_none() => return Ok(()),
             Err(_) => {
@@ -257,8 +261,9 @@ impl Replay {
 
     fn record(&mut self, segment: u32, offset: u64, record: Record<'_>) {
         let is_moved = record.flags & MOVED != 0;
-        if let Some(bytes) = self.gap.filter(|_| is_moved || self.is_moved) {
-            self.damage.events_lost_max += bytes / EVENT_BYTES_MIN;
+        if let Some(bytes) = self.gap.as_mut().filter(|_| is_moved || self.is_moved) {
+            // Moved ones are not counted by the numbers of new ones.
+            self.damage.events_lost_max += std::mem::take(bytes) / EVENT_BYTES_MIN;
         }
         self.is_moved = is_moved;
         let place = Place {
@@ -279,6 +284,7 @@ impl Replay {
             Kind::State => self.state(segment, record.payload),
             Kind::OptOut => self.opt_out(place, record.payload),
             Kind::Acked => self.acked(record.payload),
+            Kind::Left => self.left(record.payload),
             Kind::Mark => Some(()),
         };
         if is_read.is_none() {
@@ -389,10 +395,26 @@ impl Replay {
         Some(())
     }
 
+    fn left(&mut self, payload: &[u8]) -> Option<()> {
+        let left = record::read_left(payload)?;
+        self.left = self.left.max(left);
+        Some(())
+    }
+
     fn note_sequence(&mut self, lane: Lane, sequence: u64) {
         if let Some(counters) = &mut self.counters {
             let next = &mut counters.reports[lane as usize];
             *next = (*next).max(sequence + 1);
+        }
+    }
+
+    /// The oldest segment must be the one behind the newest that left.
+    fn check_beginning(&mut self, stored: &[Stored]) {
+        let (left, next_event) = self.left;
+        let Some(first) = stored.first().filter(|first| first.number > left + 1) else { return };
+        self.damage.cause("the beginning of the journal is missing");
+        if let Ok(header) = &first.header {
+            self.damage.events_lost_max += header.next_event.saturating_sub(next_event.max(1));
         }
     }
 

@@ -101,6 +101,8 @@ pub(super) struct Round<'a> {
     pub(super) limits: Limits,
     /// Bytes of reports before this round.
     pub(super) report_bytes: u64,
+    /// The number that the first event behind the oldest segment got.
+    pub(super) first_event_after: u64,
     pub(super) now_ms: i64,
     pub(super) plan: &'a mut Plan,
 }

@@ -2,9 +2,10 @@
 
 use std::{
     collections::{HashMap, VecDeque},
+    ops::Range,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock,
-        atomic::{AtomicU8, AtomicUsize, Ordering},
+        atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -28,6 +29,8 @@ use super::{
 const APPENDS_WAITING_MAX: usize = 2_048;
 /// Outcomes waiting for the disk. When there are more, attempts wait before they end.
 pub(super) const OUTCOMES_WAITING_MAX: usize = 4_096;
+/// Outcomes that are enough company for each other.
+pub(super) const OUTCOMES_ENOUGH: usize = 64;
 
 pub(super) type Reply = oneshot::Sender<Result<Receipt, AppendError>>;
 
@@ -41,6 +44,18 @@ pub(super) enum Health {
     Stopped = 3,
 }
 
+/// Deliveries to be handed out.
+#[derive(Default)]
+pub(super) struct Fresh {
+    /// The events of those found at start.
+    found: Range<u64>,
+    /// Those that came since.
+    added: Vec<OpenDelivery>,
+}
+
+/// Deliveries handed out at once of those found at start.
+const FOUND_AT_ONCE: usize = 16_384;
+
 pub(super) struct Shared {
     pub(super) inbox: Inbox,
     pub(super) index: RwLock<Index>,
@@ -49,11 +64,14 @@ pub(super) struct Shared {
     pub(super) lanes: [Mutex<LaneState>; 2],
     pub(super) opt_outs: Mutex<HashMap<String, v1::OptOut>>,
     /// Deliveries not handed out yet. Its limit is the buffer's budget.
-    pub(super) fresh: Mutex<Vec<OpenDelivery>>,
+    pub(super) fresh: Mutex<Fresh>,
     pub(super) fresh_added: Notify,
     pub(super) reports_added: Notify,
     /// Events whose report is not written yet.
     pub(super) reports_planned: AtomicUsize,
+    /// How many outcomes are on disk, and who waits for one.
+    outcomes_recorded: AtomicU64,
+    recorded: Notify,
     /// Attempts whose outcome waits for the disk, by event and subscription. Bounded as outcomes are.
     attempts_ahead: Mutex<HashMap<(u64, u32), u32>>,
     /// Cancelled when the thread has ended.
@@ -85,6 +103,8 @@ impl Shared {
             fresh_added: Notify::new(),
             reports_added: Notify::new(),
             reports_planned: AtomicUsize::new(0),
+            outcomes_recorded: AtomicU64::new(0),
+            recorded: Notify::new(),
             attempts_ahead: Mutex::default(),
             ended: CancellationToken::new(),
             journal,
@@ -100,8 +120,36 @@ impl Shared {
 
     /// Hands deliveries out.
     pub(super) fn hand_out(&self, deliveries: Vec<OpenDelivery>) {
-        self.fresh.lock().unwrap_or_else(PoisonError::into_inner).extend(deliveries);
+        self.fresh.lock().unwrap_or_else(PoisonError::into_inner).added.extend(deliveries);
         self.fresh_added.notify_one();
+    }
+
+    /// Hands out, in portions, what is open before this event.
+    pub(super) fn hand_out_before(&self, event: u64) {
+        self.fresh.lock().unwrap_or_else(PoisonError::into_inner).found = 0..event;
+        self.fresh_added.notify_one();
+    }
+
+    /// Deliveries that were not handed out yet: a portion of those found at start, and then those that came
+    /// since. A list of millions would be as large as what else is known of them.
+    pub(super) fn take_fresh(&self) -> Vec<OpenDelivery> {
+        let mut fresh = self.fresh.lock().unwrap_or_else(PoisonError::into_inner);
+        if fresh.found.is_empty() {
+            return std::mem::take(&mut fresh.added);
+        }
+        let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
+        let mut portion = Vec::new();
+        for (event, slot) in index.range(fresh.found.clone()) {
+            if portion.len() >= FOUND_AT_ONCE {
+                fresh.found.start = event;
+                self.fresh_added.notify_one();
+                return portion;
+            }
+            portion.extend(OpenDelivery::all_of(event, slot));
+        }
+        fresh.found = 0..0;
+        portion.append(&mut fresh.added);
+        portion
     }
 
     pub(super) fn health(&self) -> Health {
@@ -115,6 +163,9 @@ impl Shared {
 
     pub(super) fn set_health(&self, health: Health) {
         self.health.store(health as u8, Ordering::Release);
+        if health != Health::Good {
+            self.recorded.notify_waiters();
+        }
     }
 
     /// Attempts of a delivery, those included whose outcome waits for the disk; `stored` of them do not.
@@ -143,6 +194,24 @@ impl Shared {
         }
         drop(ahead);
         self.inbox.free_outcomes(outcomes.len());
+        // They are committed in the order in which they came.
+        self.outcomes_recorded.fetch_add(outcomes.len() as u64, Ordering::AcqRel);
+        self.recorded.notify_waiters();
+    }
+
+    /// Waits until the outcome with this number is on disk, or the disk refuses.
+    pub(super) async fn recorded(&self, number: u64) {
+        loop {
+            let recorded = self.recorded.notified();
+            tokio::pin!(recorded);
+            // From here on no commit is missed.
+            recorded.as_mut().enable();
+            let is_recorded = self.outcomes_recorded.load(Ordering::Acquire) >= number;
+            if is_recorded || !matches!(self.health(), Health::Good) {
+                return;
+            }
+            recorded.await;
+        }
     }
 
     pub(super) fn stats(&self) -> BufferStats {
@@ -210,6 +279,8 @@ pub(super) struct Inbox {
 pub(super) struct Queue {
     pub(super) appends: VecDeque<(Entry, Reply)>,
     pub(super) outcomes: VecDeque<Arc<Outcome>>,
+    /// How many came in all.
+    outcomes_queued: u64,
     /// What the keeper did and found.
     pub(super) notes: VecDeque<Note>,
     /// Highest acked sequence of each lane.
@@ -259,16 +330,20 @@ impl Inbox {
         Ok(())
     }
 
-    pub(super) async fn outcome(&self, outcome: Outcome) {
-        match self.outcomes_free.acquire().await {
-            Ok(permit) => permit.forget(),
-            Err(_closed) => return,
-        }
+    /// Queues an outcome. Returns its number among all outcomes; none when the buffer is closed.
+    pub(super) async fn outcome(&self, outcome: Outcome) -> Option<u64> {
+        self.outcomes_free.acquire().await.ok()?.forget();
         let mut queue = self.lock();
-        if !queue.is_closing {
-            queue.outcomes.push_back(Arc::new(outcome));
+        if queue.is_closing {
+            return None;
+        }
+        queue.outcomes.push_back(Arc::new(outcome));
+        queue.outcomes_queued += 1;
+        // One that comes while others wait for company waits with them.
+        if queue.outcomes.len() == 1 || queue.outcomes.len() == OUTCOMES_ENOUGH {
             self.arrived.notify_one();
         }
+        Some(queue.outcomes_queued)
     }
 
     /// Room for this many more outcomes.

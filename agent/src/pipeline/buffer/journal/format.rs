@@ -45,6 +45,8 @@ pub(in super::super) enum Kind {
     Acked = 6,
     /// Where an event stands, for one whose earlier records are going.
     State = 7,
+    /// A segment is not needed any more and is about to be removed.
+    Left = 8,
 }
 
 impl Kind {
@@ -57,6 +59,7 @@ impl Kind {
             5 => Self::OptOut,
             6 => Self::Acked,
             7 => Self::State,
+            8 => Self::Left,
             _ => return None,
         })
     }

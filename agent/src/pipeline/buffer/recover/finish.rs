@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::{
     super::{
-        OpenDelivery, Outcome,
+        Outcome,
         index::Reported,
         journal::Counters,
         lane::LaneState,
@@ -33,7 +33,8 @@ impl Replay {
             counters.buffer_ids = Counters::fresh().buffer_ids;
         }
         self.forget_reports_without_log();
-        let (open, unreported) = self.open();
+        let unreported = self.index.iter().filter(|(_, slot)| slot.reported == Reported::No);
+        let unreported = unreported.map(|(event, _)| event).collect();
         let young = self.young();
         let buffer_ids = counters.buffer_ids;
         let lane = |lane: Lane, reports: BTreeMap<u64, ReportPlace>| {
@@ -52,7 +53,6 @@ impl Replay {
             lanes,
             opt_outs: self.opt_outs,
             opt_out_places: self.opt_out_places,
-            open,
             young,
             unreported,
             marks: self.marks.into(),
@@ -82,17 +82,6 @@ impl Replay {
         for event in again {
             self.change(0, event, &[], Some(Reported::No));
         }
-    }
-
-    fn open(&self) -> (Vec<OpenDelivery>, Vec<u64>) {
-        let (mut open, mut unreported) = (Vec::new(), Vec::new());
-        for (event, slot) in self.index.iter() {
-            if slot.reported == Reported::No {
-                unreported.push(event);
-            }
-            open.extend(OpenDelivery::all_of(event, slot));
-        }
-        (open, unreported)
     }
 
     fn young(&mut self) -> Young {

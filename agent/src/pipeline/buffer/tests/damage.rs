@@ -78,7 +78,6 @@ async fn truncated_journal_is_read_up_to_its_end() {
     let bytes = fs::read(&path).unwrap();
     fs::write(&path, &bytes[..bytes.len() - 1_000]).unwrap();
     let buffer = open(directory.path()).await;
-    eventually("deliveries come", || !buffer.shared.fresh.lock().unwrap().is_empty()).await;
     let left = buffer.take_new_deliveries().len() as u64;
     let damage = damages(&buffer).await.remove(0);
     assert!(left < 100 && damage.events_lost_max >= 100 - left, "{left} left, {damage:?}");

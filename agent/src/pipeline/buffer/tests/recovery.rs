@@ -207,6 +207,22 @@ fn reports_and_events_are_brought_together() {
     assert_eq!(hand.recover().counters.buffer_ids, hand.counters.buffer_ids);
 }
 
+/// Damage among moved records is counted once, however many of them follow.
+#[test]
+fn loss_among_moved_records_is_counted_once() {
+    let mut hand = Hand::new();
+    hand.event(1, MOVED);
+    let first = hand.records.len();
+    for number in 2..100 {
+        hand.event(number, MOVED);
+    }
+    hand.commit();
+    hand.change(1, |bytes| bytes[HEADER_BYTES + first + 20] ^= 1);
+    let recovered = hand.recover();
+    assert_eq!(recovered.index.len(), 98);
+    assert!((1..=2).contains(&recovered.damage.events_lost_max), "{:?}", recovered.damage);
+}
+
 /// What is damaged at the very end is counted, although nothing behind it says what it was.
 #[test]
 fn loss_at_the_end_is_counted() {

@@ -9,6 +9,8 @@ use serde::Serialize;
 
 use super::{
     super::{
+        OpenDelivery,
+        index::Index,
         journal::{
             format::{BadHeader, CONTINUES, HEADER_BYTES, Kind},
             read::{self, Gap, Stored, list, scan},
@@ -145,7 +147,7 @@ fn found(recovered: &Recovered) -> Found {
     Found {
         journal_id: recovered.journal_id.to_string(),
         events_open: recovered.index.len(),
-        deliveries_open: recovered.open.len() as u64,
+        deliveries_open: deliveries_open(&recovered.index),
         event_bytes: recovered.index.bytes(),
         reports_waiting: recovered.lanes.iter().map(|lane| lane.up_to(u64::MAX).count() as u64).sum(),
         opt_outs: recovered.opt_outs.len() as u64,
@@ -213,6 +215,11 @@ impl VerifiedSegment {
     }
 }
 
+fn deliveries_open(index: &Index) -> u64 {
+    let of_slot = |(event, slot)| OpenDelivery::all_of(event, slot).count() as u64;
+    index.iter().map(of_slot).sum()
+}
+
 const fn name(kind: Kind) -> &'static str {
     match kind {
         Kind::Event => "event",
@@ -222,6 +229,7 @@ const fn name(kind: Kind) -> &'static str {
         Kind::OptOut => "opt_out",
         Kind::Acked => "acked",
         Kind::State => "state",
+        Kind::Left => "left",
     }
 }
 
