@@ -35,8 +35,9 @@ const EARLY_MAX: Duration = Duration::from_millis(500);
 const ANSWERED_BEFORE_KILL: std::ops::Range<u64> = 100..400;
 /// Under how much load the agent is killed, at least.
 const EVENTS_PER_SECOND_MIN: f64 = 200.0;
-/// Attempts that one subscription may have in flight, by default: those may come again after a kill.
-const CONCURRENCY_MAX: usize = 8;
+/// Attempts that may come again after a kill: those of one subscription that run, 8 by default, and those that
+/// ended so lately that their outcome is not on disk, a few milliseconds' worth, also when the disk is slow.
+const IN_FLIGHT_MAX: usize = 4 * 8;
 
 /// Ids of the messages that were answered 200.
 #[derive(Clone)]
@@ -187,7 +188,7 @@ async fn kill_9_under_load_loses_nothing_answered_200() {
         answered.len(),
         repeated.values().sum::<usize>(),
     ));
-    let beyond: Vec<_> = repeated.iter().filter(|(_, count)| **count > CONCURRENCY_MAX).collect();
+    let beyond: Vec<_> = repeated.iter().filter(|(_, count)| **count > IN_FLIGHT_MAX).collect();
     assert!(beyond.is_empty(), "more came again than were in flight, by number of the kill: {beyond:?}");
 }
 

@@ -520,17 +520,10 @@ impl Buffer {
         }
     }
 
-    /// Records what became of a delivery. Returns once it is on disk, so that a crash repeats no more webhooks
-    /// than attempts run; while the disk refuses it returns at once, as long as not too many wait.
+    /// Records what became of a delivery, on disk within about a millisecond. Waits only while too many wait for
+    /// the disk: waiting for it each time would halve what a destination gets under load. What a crash forgets in
+    /// between is attempted once more, with the same id.
     pub(crate) async fn settle(&self, outcome: Outcome) {
-        self.shared.begin_outcome(&outcome);
-        if let Some(ticket) = self.shared.inbox.outcome(outcome).await {
-            self.shared.recorded(ticket).await;
-        }
-    }
-
-    /// Records what became of a delivery without waiting for the disk, unless too many wait.
-    pub(crate) async fn settle_soon(&self, outcome: Outcome) {
         self.shared.begin_outcome(&outcome);
         self.shared.inbox.outcome(outcome).await;
     }

@@ -274,3 +274,29 @@ pub(super) async fn find_sealed(
 pub(super) const FIND_SEALED: &str = "SELECT (SELECT ids FROM log_event_ids \
     WHERE log_event_ids.segment = log_segments.segment AND key_first <= ? ORDER BY key_first DESC LIMIT 1) \
     FROM log_segments ORDER BY segment DESC";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Memory is bounded: the window forgets its oldest segment when one is sealed, and knows all newer rows.
+    #[test]
+    fn the_window_is_bounded() {
+        let mut index =
+            EventIndex { segment_rows: 10, tail: Tail::default(), sealed: VecDeque::new(), next_segment: 0 };
+        let key = |seq: i64| event_key(&EventId::derive(&[&seq.to_string()]).to_string());
+        for seq in 1..=1_000 {
+            index.insert(IndexedRow { key: key(seq), seq, receive_time: seq, change_seq: seq });
+            index.insert_instances([("inst_1".into(), vec![seq])].into());
+            if let Some(tail) = index.full_tail() {
+                index.sealed(tail);
+            }
+            let first_known = (seq / 10 - SEGMENTS_IN_MEMORY as i64).max(0) * 10 + 1;
+            assert_eq!(index.recent(&key(first_known)), Some(first_known));
+            assert_eq!(index.recent(&key(first_known - 1)), None);
+            assert_eq!(index.tail_seqs("inst_1").len() as i64, seq % 10);
+        }
+        let held: usize = index.sealed.iter().map(HashMap::len).sum();
+        assert_eq!((held, index.tail.seqs.len()), (10 * SEGMENTS_IN_MEMORY, 0));
+    }
+}

@@ -168,3 +168,37 @@ pub(super) async fn epoch(connection: &mut SqliteConnection) -> Result<String, s
         .await?;
     sqlx::query_scalar("SELECT value FROM meta WHERE name = 'epoch'").fetch_one(connection).await
 }
+
+#[cfg(test)]
+mod tests {
+    use tempfile::TempDir;
+
+    use super::*;
+
+    /// A file of another version is refused with both versions in the text, and is left as it was; one that
+    /// says no version is of the first. One of this version opens.
+    #[tokio::test]
+    async fn files_of_other_versions_are_refused() {
+        let dir = TempDir::new().unwrap();
+        let path = dir.path().join("logs.db");
+        let mut connection = open_writer(&path).await.unwrap();
+        for (change, found) in [
+            ("UPDATE meta SET value = '99' WHERE name = 'schema_version'", Some(99)),
+            ("DELETE FROM meta WHERE name = 'schema_version'", Some(1)),
+            ("INSERT INTO meta (name, value) VALUES ('schema_version', '2')", None),
+        ] {
+            sqlx::query(change).execute(&mut connection).await.unwrap();
+            connection.close().await.unwrap();
+            let before = std::fs::read(&path).unwrap();
+            let text = open_writer(&path).await.err().map(|refused| refused.to_string());
+            assert_eq!(text.is_some(), found.is_some(), "{text:?}");
+            for part in
+                found.map(|found| [format!("schema version {found}:"), "version 2;".into()]).iter().flatten()
+            {
+                assert!(text.as_ref().is_some_and(|text| text.contains(part)), "{text:?}");
+            }
+            assert_eq!(std::fs::read(&path).unwrap(), before);
+            connection = SqliteConnection::connect(path.to_str().unwrap()).await.unwrap();
+        }
+    }
+}

@@ -5,7 +5,6 @@ use std::time::Duration;
 use gateway_core::id::EventId;
 use gateway_runtime::supervise::Supervisor;
 use prost_types::Timestamp as ProtoTimestamp;
-use sqlx::Connection as _;
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
@@ -465,45 +464,18 @@ async fn unrouted_callbacks_are_kept_and_bounded() {
     running.close().await;
 }
 
-/// A file of another version is refused with both versions in the text, and is left as it was; one that says no
-/// version is of the first.
-#[tokio::test]
-async fn files_of_other_versions_are_refused() {
-    let dir = TempDir::new().unwrap();
-    let running = Running::open(&dir, 4).await;
-    running.logs.append(batch("agt_1", 1, vec![event(1)])).await.unwrap();
-    running.close().await;
-    let path = dir.path().join("logs.db");
-    for (change, found) in [
-        ("UPDATE meta SET value = '99' WHERE name = 'schema_version'", 99),
-        ("DELETE FROM meta WHERE name = 'schema_version'", 1),
-    ] {
-        let mut connection = sqlx::SqliteConnection::connect(path.to_str().unwrap()).await.unwrap();
-        sqlx::query(change).execute(&mut connection).await.unwrap();
-        connection.close().await.unwrap();
-        let before = std::fs::read(&path).unwrap();
-        let supervisor = Supervisor::new(CancellationToken::new());
-        let refused = LogStore::open(dir.path(), &supervisor, mpsc::channel(1).0).await.err().unwrap();
-        let text = refused.to_string();
-        assert!(text.contains(&format!("schema version {found}")) && text.contains("version 2"), "{text}");
-        assert_eq!(std::fs::read(&path).unwrap(), before);
-    }
-}
-
 /// The log of a large data set answers by index: the plan of an instance's page and of an id never scans.
 #[tokio::test]
 async fn plans_use_the_indexes() {
     let dir = TempDir::new().unwrap();
     let running = Running::open(&dir, 4).await;
+    let rows_of = format!(
+        "SELECT logs.seq FROM {}'[1]'{} AND logs.tenant_id = 'a'",
+        query::ROWS_OF,
+        query::ROWS_OF_WHERE
+    );
     for (sql, wanted) in [
-        (
-            &format!(
-                "SELECT logs.seq FROM {}'[1]'{} AND logs.tenant_id = 'a'",
-                query::ROWS_OF,
-                query::ROWS_OF_WHERE
-            ),
-            "SEARCH logs USING INTEGER PRIMARY KEY (rowid=?)",
-        ),
+        (rows_of.as_str(), "SEARCH logs USING INTEGER PRIMARY KEY (rowid=?)"),
         (
             instance_index::NEWEST_SEALED,
             "SEARCH log_instances USING PRIMARY KEY (segment=? AND instance_id=?)",

@@ -92,6 +92,11 @@ impl Round<'_> {
         if slot.is_done() {
             return;
         }
+        if slot.reported == Reported::No && slot.state_segment == place.segment {
+            // Its outcomes are in the old segment as well; in a report they are kept.
+            self.report_event(event);
+        }
+        let Some(slot) = self.slot(event) else { return };
         let place = self.plan.put(Kind::Event, CONTINUES | MOVED, |out| out.extend_from_slice(payload));
         self.plan.touched.insert(event, Slot { place, ..slot });
         self.put_state(event);

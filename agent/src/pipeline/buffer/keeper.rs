@@ -14,7 +14,7 @@ use tracing::{error, info, warn};
 use super::{
     journal::{
         files::quarantine,
-        format::Kind,
+        format::{Kind, MOVED, Record},
         read::{Found, scan},
     },
     mark_files::MarkFiles,
@@ -351,20 +351,21 @@ fn marks_of(segment: &[u8]) -> Vec<(EventId, Mark)> {
     let mut marks = Vec::new();
     scan(segment, None, &mut |found| {
         if let Found::Record(_, record) = found {
-            marks.extend(mark_of(record.kind, record.payload));
+            marks.extend(mark_of(record));
         }
     });
     marks
 }
 
-/// The mark that a record makes.
-pub(super) fn mark_of(kind: Kind, payload: &[u8]) -> Option<(EventId, Mark)> {
-    match kind {
-        Kind::Event => {
-            let (header, _) = record::read_event(payload)?;
+/// The mark that a record makes. An event that was moved has its mark, with the repeats that were counted, in a
+/// mark file.
+pub(super) fn mark_of(record: Record<'_>) -> Option<(EventId, Mark)> {
+    match record.kind {
+        Kind::Event if record.flags & MOVED == 0 => {
+            let (header, _) = record::read_event(record.payload)?;
             Some((header.id, Mark::new(header.receive_ms, header.number)))
         }
-        Kind::Mark => record::read_mark(payload),
+        Kind::Mark => record::read_mark(record.payload),
         _ => None,
     }
 }

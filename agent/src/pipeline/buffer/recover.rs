@@ -102,6 +102,12 @@ pub(super) fn recover_readable(directory: &Path) -> Result<Recovered, RecoverErr
     Replay { keeps_torn: true, ..Replay::default() }.run(directory, None)
 }
 
+/// The same of a directory with one segment out of a journal.
+pub(super) fn recover_segment(directory: &Path) -> Result<Recovered, RecoverError> {
+    let all_before_it = (u32::MAX - 1, 0);
+    Replay { keeps_torn: true, left: all_before_it, ..Replay::default() }.run(directory, None)
+}
+
 /// The same, with the events in the index that nothing keeps any more.
 pub(super) fn recover_all(directory: &Path) -> Result<Recovered, RecoverError> {
     Replay { keeps_done: true, ..Replay::default() }.run(directory, None)
@@ -272,7 +278,7 @@ impl Replay {
             bytes: u32::try_from(record.bytes()).unwrap_or(u32::MAX),
         };
         if self.view.is_none_or(|view| (segment, place.offset) >= (view.segment, view.offset)) {
-            self.marks.extend(mark_of(record.kind, record.payload));
+            self.marks.extend(mark_of(record));
             if self.view.is_none() && self.marks.len() > MARKS_WITHOUT_INDEX_MAX {
                 self.marks.pop_front();
             }
@@ -412,6 +418,10 @@ impl Replay {
     fn check_beginning(&mut self, stored: &[Stored]) {
         let (left, next_event) = self.left;
         let Some(first) = stored.first().filter(|first| first.number > left + 1) else { return };
+        // Damage may have hit the record that said so.
+        if self.damage.unreadable_bytes > 0 {
+            return;
+        }
         self.damage.cause("the beginning of the journal is missing");
         if let Ok(header) = &first.header {
             self.damage.events_lost_max += header.next_event.saturating_sub(next_event.max(1));

@@ -5,7 +5,7 @@ use std::{
     ops::Range,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock,
-        atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicU8, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -69,9 +69,6 @@ pub(super) struct Shared {
     pub(super) reports_added: Notify,
     /// Events whose report is not written yet.
     pub(super) reports_planned: AtomicUsize,
-    /// How many outcomes are on disk, and who waits for one.
-    outcomes_recorded: AtomicU64,
-    recorded: Notify,
     /// Attempts whose outcome waits for the disk, by event and subscription. Bounded as outcomes are.
     attempts_ahead: Mutex<HashMap<(u64, u32), u32>>,
     /// Cancelled when the thread has ended.
@@ -103,8 +100,6 @@ impl Shared {
             fresh_added: Notify::new(),
             reports_added: Notify::new(),
             reports_planned: AtomicUsize::new(0),
-            outcomes_recorded: AtomicU64::new(0),
-            recorded: Notify::new(),
             attempts_ahead: Mutex::default(),
             ended: CancellationToken::new(),
             journal,
@@ -163,9 +158,6 @@ impl Shared {
 
     pub(super) fn set_health(&self, health: Health) {
         self.health.store(health as u8, Ordering::Release);
-        if health != Health::Good {
-            self.recorded.notify_waiters();
-        }
     }
 
     /// Attempts of a delivery, those included whose outcome waits for the disk; `stored` of them do not.
@@ -194,24 +186,6 @@ impl Shared {
         }
         drop(ahead);
         self.inbox.free_outcomes(outcomes.len());
-        // They are committed in the order in which they came.
-        self.outcomes_recorded.fetch_add(outcomes.len() as u64, Ordering::AcqRel);
-        self.recorded.notify_waiters();
-    }
-
-    /// Waits until the outcome with this number is on disk, or the disk refuses.
-    pub(super) async fn recorded(&self, number: u64) {
-        loop {
-            let recorded = self.recorded.notified();
-            tokio::pin!(recorded);
-            // From here on no commit is missed.
-            recorded.as_mut().enable();
-            let is_recorded = self.outcomes_recorded.load(Ordering::Acquire) >= number;
-            if is_recorded || !matches!(self.health(), Health::Good) {
-                return;
-            }
-            recorded.await;
-        }
     }
 
     pub(super) fn stats(&self) -> BufferStats {
@@ -279,8 +253,6 @@ pub(super) struct Inbox {
 pub(super) struct Queue {
     pub(super) appends: VecDeque<(Entry, Reply)>,
     pub(super) outcomes: VecDeque<Arc<Outcome>>,
-    /// How many came in all.
-    outcomes_queued: u64,
     /// What the keeper did and found.
     pub(super) notes: VecDeque<Note>,
     /// Highest acked sequence of each lane.
@@ -330,20 +302,20 @@ impl Inbox {
         Ok(())
     }
 
-    /// Queues an outcome. Returns its number among all outcomes; none when the buffer is closed.
-    pub(super) async fn outcome(&self, outcome: Outcome) -> Option<u64> {
-        self.outcomes_free.acquire().await.ok()?.forget();
+    pub(super) async fn outcome(&self, outcome: Outcome) {
+        match self.outcomes_free.acquire().await {
+            Ok(permit) => permit.forget(),
+            Err(_closed) => return,
+        }
         let mut queue = self.lock();
         if queue.is_closing {
-            return None;
+            return;
         }
         queue.outcomes.push_back(Arc::new(outcome));
-        queue.outcomes_queued += 1;
         // One that comes while others wait for company waits with them.
         if queue.outcomes.len() == 1 || queue.outcomes.len() == OUTCOMES_ENOUGH {
             self.arrived.notify_one();
         }
-        Some(queue.outcomes_queued)
     }
 
     /// Room for this many more outcomes.

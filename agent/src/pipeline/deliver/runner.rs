@@ -153,7 +153,7 @@ impl Runner {
             for event in events {
                 let outcome =
                     Outcome { event: *event, subscription, state, due_ms: None, attempt: None, gone: None };
-                self.buffer.settle_soon(outcome).await;
+                self.buffer.settle(outcome).await;
             }
         }
     }

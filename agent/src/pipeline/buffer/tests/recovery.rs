@@ -64,6 +64,13 @@ impl Hand {
         self
     }
 
+    /// A segment leaves, and the first event behind it has this number.
+    fn left(&mut self, segment: u32, next_event: u64) -> &mut Self {
+        let put = |out: &mut Vec<u8>| record::put_left(out, segment, next_event);
+        format::put(&mut self.records, Kind::Left, 0, put);
+        self
+    }
+
     /// Writes what was put. Returns up to where.
     fn commit(&mut self) -> u64 {
         let (_, offset) = self.journal.prepare(&self.counters).unwrap();
@@ -97,6 +104,21 @@ fn open_events(recovered: &Recovered) -> Vec<u64> {
     recovered.index.iter().map(|(event, _)| event).collect()
 }
 
+/// A beginning that was taken away is told, with how many events it can have held.
+#[test]
+fn missing_beginning_is_told() {
+    let mut hand = Hand::new();
+    hand.event(1, 0).event(2, 0);
+    let end = hand.commit();
+    hand.counters.event = 3;
+    let mut hand = hand.next_segment(1, end);
+    hand.event(3, 0).commit();
+    std::fs::remove_file(segment_path(hand.directory.path(), 1)).unwrap();
+    let damage = hand.recover().damage;
+    assert_eq!(damage.causes, ["the beginning of the journal is missing"]);
+    assert_eq!(damage.events_lost_max, 2);
+}
+
 /// An event that was moved stands as its state says when its first segment is gone, and takes its new place when it is
 /// not.
 #[test]
@@ -105,7 +127,7 @@ fn moved_events_stand_as_they_did() {
     hand.event(1, 0).event(2, 0);
     let end = hand.commit();
     let mut hand = hand.next_segment(1, end);
-    hand.event(1, CONTINUES | MOVED).state(1, Reported::Acked, pending(3)).commit();
+    hand.event(1, CONTINUES | MOVED).state(1, Reported::Acked, pending(3)).left(1, 3).commit();
     for is_gone in [false, true] {
         if is_gone {
             std::fs::remove_file(segment_path(hand.directory.path(), 1)).unwrap();

@@ -325,6 +325,9 @@ async fn segment_alone_is_salvaged() {
     let segment = segments(directory.path()).remove(1);
     let aside = directory.path().join("0000000000000002.journal.20260101T000000.000000.damaged");
     fs::copy(&segment, &aside).unwrap();
+    let whole = tempfile::tempdir().unwrap();
+    let of_whole = salvage(Source::Segment(&aside), whole.path(), &mut quiet()).unwrap();
+    assert!(of_whole.is_complete(), "{of_whole:?}");
     flip(&aside, 20_000);
     let before = fs::read(&aside).unwrap();
     let salvaged = salvage(Source::Segment(&aside), to.path(), &mut quiet()).unwrap();

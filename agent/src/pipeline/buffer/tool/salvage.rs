@@ -14,7 +14,7 @@ use super::{
         journal::{
             Counters, Journal, Place,
             files::{RealFiles, sync_directory},
-            format::{self, CONTINUES, HEADER_BYTES, Header, Kind, MOVED, Record},
+            format::{self, CONTINUES, HEADER_BYTES, Header, Kind, MOVED},
             read::{self, JournalReader, scan},
             segment_path,
         },
@@ -23,7 +23,7 @@ use super::{
         mark_files::MarkFiles,
         open::damage_report,
         record::{self, Lane, Mark, ReportHeader, StateChange, day_of},
-        recover::{Recovered, recover_readable},
+        recover::{Recovered, recover_readable, recover_segment},
     },
     Progress, SEGMENT_BYTES, Stopped, ToolError, readable, reader,
 };
@@ -130,7 +130,8 @@ fn salvage_from(
     progress: Progress<'_>,
 ) -> Result<Salvaged, ToolError> {
     progress("putting together what is live", 0, 1);
-    let recovered = recover_readable(journal).map_err(ToolError::journal(journal))?;
+    let recovered = if buffer.is_some() { recover_readable(journal) } else { recover_segment(journal) };
+    let recovered = recovered.map_err(ToolError::journal(journal))?;
     let reader = reader(journal, &recovered);
     let target = to.join("buffer");
     let mut salvaged = Salvaged {
@@ -266,8 +267,8 @@ fn copy_marks(
         let bytes = fs::read(&path).map_err(ToolError::read(&path))?;
         let mut marks = Vec::new();
         scan(&bytes, Some(recovered.segments[number].bytes), &mut |found| {
-            if let read::Found::Record(_, Record { kind, payload, .. }) = found {
-                marks.extend(mark_of(kind, payload));
+            if let read::Found::Record(_, record) = found {
+                marks.extend(mark_of(record));
             }
         });
         copy(&marks)?;
