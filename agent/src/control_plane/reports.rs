@@ -26,9 +26,7 @@ pub struct ReportClient(Grpc<InterceptedService<Channel, Credential>>);
 impl ReportClient {
     pub(super) fn new(channel: InterceptedService<Channel, Credential>) -> Self {
         let grpc = Grpc::new(channel);
-        Self(
-            grpc.max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(MESSAGE_BYTES_MAX),
-        )
+        Self(grpc.max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(MESSAGE_BYTES_MAX))
     }
 
     /// Opens a report stream. Each of `requests` is one encoded `ReportLogsRequest`.

@@ -179,7 +179,10 @@ impl Session {
                     continue;
                 }
                 self.in_flight.push_back((position.lane, batch.last));
-                outgoing.send(batch.into_request(&position.buffer_id)).await.context("send reports: the stream ended")?;
+                outgoing
+                    .send(batch.into_request(&position.buffer_id))
+                    .await
+                    .context("send reports: the stream ended")?;
             }
         }
         Ok(())

@@ -52,7 +52,11 @@ impl Engine {
             return;
         }
         if segment.live > 0 && !segment.is_damaged {
-            error!(segment = number, live = segment.live, "kept an old segment: something in it did not move");
+            error!(
+                segment = number,
+                live = segment.live,
+                "kept an old segment: something in it did not move"
+            );
             return;
         }
         match self.journal.remove_oldest() {

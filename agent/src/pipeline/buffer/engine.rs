@@ -14,7 +14,7 @@ use crate::metrics::Metrics;
 
 use super::{
     AppendError, Config, Entry, Outcome, Receipt,
-    index::{Index, Reported, Slot},
+    index::{Reported, Slot},
     journal::{Counters, Journal, JournalError, Place, format::Kind},
     keeper::{KeeperInbox, Note},
     lock::DirectoryLock,
@@ -196,7 +196,10 @@ impl Engine {
             counters: &mut self.counters,
             young: &mut self.young,
             opt_out_places: &self.opt_out_places,
-            limits: Limits { bytes_max: self.config.bytes_max, share_bytes_max: self.config.share_bytes_max() },
+            limits: Limits {
+                bytes_max: self.config.bytes_max,
+                share_bytes_max: self.config.share_bytes_max(),
+            },
             report_bytes,
             first_event_after: self.cleaning.map_or(0, |segment| self.journal.first_event_after(segment)),
             now_ms: gateway_runtime::clock::now().as_millisecond(),
@@ -432,13 +435,6 @@ fn release(journal: &mut Journal, slot: &Slot) {
     journal.release(slot.place.segment);
     if slot.state_segment != 0 {
         journal.release(slot.state_segment);
-    }
-}
-
-impl Index {
-    /// Counts what every segment holds, at start.
-    pub(super) fn hold_all(&self, journal: &mut Journal) {
-        self.iter().for_each(|(_, slot)| hold(journal, slot));
     }
 }
 

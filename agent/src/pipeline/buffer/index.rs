@@ -33,15 +33,19 @@ impl Delivery {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Deliveries {
     One(Delivery),
-    /// Boxed twice, so that the common case is as small as one delivery.
-    Many(Box<Vec<Delivery>>),
+    /// Behind one pointer, so that the common case is as small as one delivery.
+    Many(Box<Several>),
 }
+
+/// The deliveries of an event with none, or more than one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Several(Vec<Delivery>);
 
 impl From<Vec<Delivery>> for Deliveries {
     fn from(deliveries: Vec<Delivery>) -> Self {
         match deliveries.as_slice() {
             [one] => Self::One(*one),
-            _ => Self::Many(Box::new(deliveries)),
+            _ => Self::Many(Box::new(Several(deliveries))),
         }
     }
 }
@@ -50,14 +54,14 @@ impl Deliveries {
     pub(super) fn as_slice(&self) -> &[Delivery] {
         match self {
             Self::One(one) => std::slice::from_ref(one),
-            Self::Many(many) => many,
+            Self::Many(many) => &many.0,
         }
     }
 
     pub(super) fn as_mut_slice(&mut self) -> &mut [Delivery] {
         match self {
             Self::One(one) => std::slice::from_mut(one),
-            Self::Many(many) => many,
+            Self::Many(many) => &mut many.0,
         }
     }
 

@@ -114,7 +114,16 @@ impl Journal {
     ) -> Self {
         let reader = Arc::new(JournalReader::new(directory));
         segments.iter().for_each(|(number, segment)| reader.set_end(*number, segment.bytes));
-        Self { directory: directory.to_owned(), segment_bytes, id, files, reader, segments, active: None, last }
+        Self {
+            directory: directory.to_owned(),
+            segment_bytes,
+            id,
+            files,
+            reader,
+            segments,
+            active: None,
+            last,
+        }
     }
 
     /// Which journal it is.

@@ -171,7 +171,8 @@ impl Keeper {
     fn wait(&mut self, until: Instant) -> (Option<u32>, bool) {
         let mut jobs = self.inbox.lock();
         while jobs.marks.is_empty() && jobs.read_segment.is_none() && !jobs.is_closing {
-            let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) else {
+            let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())
+            else {
                 break;
             };
             jobs = self.inbox.arrived.wait_timeout(jobs, left).unwrap_or_else(PoisonError::into_inner).0;
@@ -257,11 +258,15 @@ impl Keeper {
         let mut take = |marks: &[(EventId, Mark)]| {
             count += marks.len() as u64;
             self.shared.marks.extend_filter(marks);
-            if self.is_behind && let Err(error) = view.apply(marks.iter().copied(), None) {
+            if self.is_behind
+                && let Err(error) = view.apply(marks.iter().copied(), None)
+            {
                 failure.get_or_insert(error);
             }
         };
-        self.shared.marks.begin_filter(self.shared.marks.full_filter().unwrap_or(0).max(self.mark_files.count()?));
+        self.shared
+            .marks
+            .begin_filter(self.shared.marks.full_filter().unwrap_or(0).max(self.mark_files.count()?));
         self.mark_files.read(today, &mut take)?;
         for number in self.shared.journal.ends().into_keys() {
             match self.shared.journal.read_segment(number) {
@@ -285,7 +290,10 @@ impl Keeper {
             Ok(segment) => segment,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
             Err(error) => {
-                warn!(error = &error as &dyn std::error::Error, "failed to read an old segment; trying again");
+                warn!(
+                    error = &error as &dyn std::error::Error,
+                    "failed to read an old segment; trying again"
+                );
                 return;
             }
         };

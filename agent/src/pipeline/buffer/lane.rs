@@ -176,7 +176,12 @@ fn assemble(shared: &Shared, records: &[ReportRecord], after: u64, limits: Repor
     batch
 }
 
-fn from_disk(shared: &Shared, lane: Lane, after: u64, limits: ReportLimits) -> Result<ReportBatch, ReadError> {
+fn from_disk(
+    shared: &Shared,
+    lane: Lane,
+    after: u64,
+    limits: ReportLimits,
+) -> Result<ReportBatch, ReadError> {
     let places = shared.lane(lane).on_disk(after, limits);
     let mut batch = ReportBatch { last: after, ..ReportBatch::default() };
     for place in places {

@@ -17,15 +17,15 @@ use crate::{metrics::Metrics, private};
 
 use super::{
     Config,
-    engine::{Engine, REPORT_PATIENCE},
+    engine::{Engine, REPORT_PATIENCE, hold},
     journal::{
         Journal,
         files::{Files, sync_directory},
     },
     keeper::{Keeper, KeeperInbox, open_in_time, set_aside},
     lock::DirectoryLock,
-    marks::Marks,
     mark_files::MarkFiles,
+    marks::Marks,
     recover::{Damage, RecoverError, Recovered, recover},
     shared::Shared,
     view::{Position, View},
@@ -74,34 +74,25 @@ impl Opening {
         sync_directory(&buffer)?;
         let mark_files = MarkFiles::open(&buffer)?;
         let mut index = open_index(&buffer);
-        let recovered = recover(&directory, index.position)?;
+        let mut recovered = recover(&directory, index.position)?;
         let damage = index.check_against(&buffer, &recovered);
         let is_behind = index.position.is_none();
         let journal_id = recovered.journal_id;
         let announcements = announce(&damage, &index.quarantined, &self.metrics);
+        let last = recovered.last;
         let mut journal = Journal::new(
             &directory,
             self.config.segment_bytes,
             journal_id,
             self.files,
-            recovered.segments,
-            recovered.last,
+            std::mem::take(&mut recovered.segments),
+            last,
         );
-        recovered.index.hold_all(&mut journal);
-        for lane in &recovered.lanes {
-            lane.up_to(u64::MAX).for_each(|report| journal.hold(report.place.segment));
-        }
-        recovered.opt_out_places.values().for_each(|place| journal.hold(place.segment));
+        recovered.hold_all(&mut journal);
         let marks = Marks::default();
         marks.set_view(index.view.take());
         let keeper = Arc::new(KeeperInbox::default());
-        let (segment, end) = recovered.last;
-        let position = Position {
-            journal: journal_id.into_bytes(),
-            segment,
-            offset: u32::try_from(end).unwrap_or(u32::MAX),
-            next_event: recovered.counters.event,
-        };
+        let position = recovered.position();
         keeper.marks(marks.add(&recovered.marks), recovered.marks, position);
         let shared = Arc::new(Shared::new(
             journal.reader(),
@@ -149,11 +140,35 @@ impl Opening {
     }
 }
 
+impl Recovered {
+    /// Counts what every segment holds.
+    fn hold_all(&self, journal: &mut Journal) {
+        self.index.iter().for_each(|(_, slot)| hold(journal, slot));
+        for lane in &self.lanes {
+            lane.up_to(u64::MAX).for_each(|report| journal.hold(report.place.segment));
+        }
+        self.opt_out_places.values().for_each(|place| journal.hold(place.segment));
+    }
+
+    /// The end of what was read.
+    fn position(&self) -> Position {
+        let (segment, end) = self.last;
+        Position {
+            journal: self.journal_id.into_bytes(),
+            segment,
+            offset: u32::try_from(end).unwrap_or(u32::MAX),
+            next_event: self.counters.event,
+        }
+    }
+}
+
 impl Index {
     /// Sets an index of another journal aside. Returns all damage.
     fn check_against(&mut self, buffer: &Path, recovered: &Recovered) -> Damage {
         let mut damage = recovered.damage.clone();
-        if let Some(position) = self.position.filter(|found| found.journal != recovered.journal_id.into_bytes()) {
+        if let Some(position) =
+            self.position.filter(|found| found.journal != recovered.journal_id.into_bytes())
+        {
             // Its files must be closed before they move.
             self.view = None;
             self.position = None;
@@ -165,7 +180,7 @@ impl Index {
             }
             self.quarantined.extend(set_aside(buffer, "other-journal"));
         }
-        damage.causes.extend(self.causes.drain(..));
+        damage.causes.append(&mut self.causes);
         damage
     }
 }
@@ -220,12 +235,7 @@ fn announce(damage: &Damage, quarantined: &[String], metrics: &Metrics) -> Vec<v
         quarantined = quarantined.join(", "),
         "the buffer is damaged; everything readable goes on"
     );
-    vec![damage_report(
-        &damage.causes,
-        damage.unreadable_bytes,
-        damage.events_lost_max,
-        quarantined.to_vec(),
-    )]
+    vec![damage_report(&damage.causes, damage.unreadable_bytes, damage.events_lost_max, quarantined.to_vec())]
 }
 
 /// What the control plane is told of damage.

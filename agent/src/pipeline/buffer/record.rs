@@ -200,7 +200,12 @@ pub(super) struct ReportRecord {
     pub(super) report: Bytes,
 }
 
-pub(super) fn put_outcome(out: &mut Vec<u8>, event: u64, change: StateChange, attempt: Option<&v1::DeliveryAttempt>) {
+pub(super) fn put_outcome(
+    out: &mut Vec<u8>,
+    event: u64,
+    change: StateChange,
+    attempt: Option<&v1::DeliveryAttempt>,
+) {
     out.extend_from_slice(&event.to_be_bytes());
     change.put(out);
     if let Some(attempt) = attempt {

@@ -97,9 +97,8 @@ impl Round<'_> {
         let last: HashMap<u32, &Outcome> =
             outcomes.iter().map(|outcome| (outcome.subscription, &**outcome)).collect();
         let deliveries = slot.deliveries.as_slice();
-        let to_proto = |delivery: &Delivery| {
-            self.delivery_to_proto(delivery, last.get(&delivery.subscription).copied())
-        };
+        let to_proto =
+            |delivery: &Delivery| self.delivery_to_proto(delivery, last.get(&delivery.subscription).copied());
         let report = v1::EventReport {
             inbound_log: Some(v1::InboundLog {
                 deliveries: deliveries.iter().map(to_proto).collect(),

@@ -268,7 +268,6 @@ impl Queue {
     pub(super) fn is_urgent(&self) -> bool {
         !self.appends.is_empty() || self.is_closing || self.is_killed
     }
-
 }
 
 impl Inbox {

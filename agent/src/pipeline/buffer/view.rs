@@ -14,10 +14,7 @@ use std::{
 use gateway_core::id::EventId;
 use tracing::warn;
 
-use super::{
-    journal::format::Reader,
-    record::Mark,
-};
+use super::{journal::format::Reader, record::Mark};
 
 /// Page cache of sled. Real use is several times as much.
 const CACHE_BYTES: u64 = 16 * 1024 * 1024;
@@ -155,7 +152,12 @@ impl View {
 
     /// Looks at up to `count` marks after a key, and forgets those that expired before `today`. Returns the
     /// last key, none at the end.
-    pub(super) fn sweep(&self, after: Option<&[u8]>, count: usize, today: u32) -> Result<Option<Vec<u8>>, ViewError> {
+    pub(super) fn sweep(
+        &self,
+        after: Option<&[u8]>,
+        count: usize,
+        today: u32,
+    ) -> Result<Option<Vec<u8>>, ViewError> {
         guarded(|| {
             let mut from = after.map_or_else(|| vec![MARK], <[u8]>::to_vec);
             from.push(0);

@@ -127,7 +127,11 @@ fn crc_of(record: &[u8]) -> u32 {
 /// Reads the record at the beginning of `bytes`.
 pub(in super::super) fn parse(bytes: &[u8]) -> Parsed<'_> {
     let Some((frame, rest)) = bytes.split_first_chunk::<FRAME_BYTES>() else {
-        return if bytes.first().is_none_or(|marker| *marker == MARKER) { Parsed::Short } else { Parsed::Bad };
+        return if bytes.first().is_none_or(|marker| *marker == MARKER) {
+            Parsed::Short
+        } else {
+            Parsed::Bad
+        };
     };
     let [MARKER, VERSION, kind, flags, length @ .., _, _, _, _] = frame else { return Parsed::Bad };
     let length = u32::from_be_bytes(*length) as usize;

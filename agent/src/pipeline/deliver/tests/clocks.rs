@@ -58,7 +58,7 @@ async fn jumps_across_a_restart_cause_no_storm() {
     let jumped: [WallClock; 4] = JUMPS_S.map(|jump_s| match jump_s {
         ..0 if jump_s < -HOUR_S => (|| after_jump(-24 * HOUR_S)) as WallClock,
         ..0 => || after_jump(-HOUR_S),
-        ..=HOUR_S => || after_jump(HOUR_S),
+        0..=HOUR_S => || after_jump(HOUR_S),
         _ => || after_jump(24 * HOUR_S),
     });
     for (jump_s, wall) in JUMPS_S.into_iter().zip(jumped) {
