@@ -14,6 +14,7 @@
 //! eight days, so that the provider's repeats are recognized.
 
 use std::{
+    io,
     path::PathBuf,
     sync::{Arc, PoisonError, atomic::Ordering},
     time::Duration,
@@ -286,6 +287,8 @@ pub enum ReadError {
 impl From<ReadRecordError> for ReadError {
     fn from(error: ReadRecordError) -> Self {
         match error {
+            // A segment that somebody took away does not come back.
+            ReadRecordError::Io(error) if error.kind() == io::ErrorKind::NotFound => Self::Damaged,
             ReadRecordError::Io(error) => Self::Disk(error),
             ReadRecordError::Damaged => Self::Damaged,
         }
@@ -355,7 +358,7 @@ pub struct Outcome {
     pub subscription: u32,
     /// Where the delivery stands now.
     pub state: DeliveryState,
-    /// When the next attempt is due, in milliseconds since 1970, if the delivery is pending.
+    /// When the next attempt is due, in milliseconds since 1970; none to leave that as it was.
     pub due_ms: Option<i64>,
     /// The attempt, if there was one.
     pub attempt: Option<v1::DeliveryAttempt>,
@@ -497,6 +500,7 @@ impl Buffer {
 
     /// What an attempt needs; none when the delivery is settled.
     pub(crate) async fn load(&self, event: u64, subscription: u32) -> Result<Option<Owed>, ReadError> {
+        let ahead = self.shared.attempts_ahead(event, subscription);
         let stored = {
             let index = self.shared.index.read().unwrap_or_else(PoisonError::into_inner);
             let slot = index.get(event);
@@ -505,9 +509,8 @@ impl Buffer {
                 _ => return Ok(None),
             }
         };
-        let attempts = self.shared.attempts(event, subscription, stored);
         match self.shared.log(event).await {
-            Ok(log) => Ok(log.map(|log| Owed { log, attempts })),
+            Ok(log) => Ok(log.map(|log| Owed { log, attempts: stored.max(ahead) })),
             Err(ReadError::Damaged) => {
                 error!(event, "failed to read an event from the buffer: it is damaged, and given up");
                 self.shared.inbox.note(Note::EventUnreadable);

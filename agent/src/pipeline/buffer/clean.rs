@@ -2,7 +2,10 @@
 //!
 //! Disk use stays under twice what is live plus one segment, marks apart: see [`is_time_to_clean`].
 
-use std::sync::PoisonError;
+use std::{
+    sync::PoisonError,
+    time::{Duration, Instant},
+};
 
 use gateway_proto::v1;
 use prost::Message as _;
@@ -15,9 +18,13 @@ use super::{
         Place,
         format::{CONTINUES, FRAME_BYTES, Kind, MOVED},
     },
+    keeper::Reading,
     record::{self, ReportHeader},
     round::Round,
 };
+
+/// How long to wait with an old segment that cannot go, because the disk refuses.
+const CLEANING_PAUSE: Duration = Duration::from_secs(5);
 
 /// Whether the oldest segment should go: nothing in it is live, or what is not live has grown to half of what
 /// is, or it has to go because of damage in it or behind it.
@@ -28,20 +35,33 @@ fn is_time_to_clean(oldest_live: u64, on_disk: u64, live: u64, segment_bytes: u6
 impl Engine {
     /// Asks for the oldest segment if it should go.
     pub(super) fn clean(&mut self) {
-        if self.cleaning.is_some() {
+        if self.cleaning.is_some() || self.is_failing || Instant::now() < self.clean_after {
             return;
         }
         let Some((number, segment)) = self.journal.oldest() else { return };
         let live = {
             let index = self.shared.index.read().unwrap_or_else(PoisonError::into_inner);
-            index.bytes() + self.report_bytes()
+            index.bytes() + self.report_bytes() + self.opt_out_bytes
         };
         let must_go = self.journal.newest_damaged().is_some_and(|damaged| number <= damaged);
         let on_disk = self.journal.bytes();
         if is_time_to_clean(segment.live, on_disk, live, self.config.segment_bytes, must_go) {
-            self.cleaning = Some(number);
-            self.keeper.read_segment(number);
+            self.readings += 1;
+            let reading = Reading { segment: number, number: self.readings };
+            self.cleaning = Some(reading);
+            self.keeper.read_segment(reading);
         }
+    }
+
+    /// The number that the first event behind the segment that is read got.
+    pub(super) fn first_event_after(&self) -> u64 {
+        self.cleaning.map_or(0, |reading| self.journal.first_event_after(reading.segment))
+    }
+
+    /// The oldest segment cannot go now: it is tried again in a while.
+    pub(super) fn put_off_cleaning(&mut self) {
+        self.cleaning = None;
+        self.clean_after = Instant::now() + CLEANING_PAUSE;
     }
 
     /// The segment was read and all that was live in it is on disk elsewhere.
@@ -51,13 +71,14 @@ impl Engine {
         if oldest != number {
             return;
         }
-        if segment.live > 0 && !segment.is_damaged {
+        if segment.live > 0 {
+            // It can be a byte that changed since the start; the next start counts what is lost.
             error!(
                 segment = number,
                 live = segment.live,
                 "kept an old segment: something in it did not move"
             );
-            return;
+            return self.put_off_cleaning();
         }
         match self.journal.remove_oldest() {
             Ok(None) => {}
@@ -67,6 +88,7 @@ impl Engine {
             }
             Err(error) => {
                 warn!(error = &error as &dyn std::error::Error, "failed to remove an old segment");
+                self.put_off_cleaning();
             }
         }
     }
@@ -96,8 +118,9 @@ impl Round<'_> {
         if slot.is_done() {
             return;
         }
-        if slot.reported == Reported::No && slot.state_segment == place.segment {
-            // Its outcomes are in the old segment as well; in a report they are kept.
+        if slot.reported == Reported::No && slot.state_segment != 0 {
+            // Its outcomes are in the old segment, or in one that is not held once its state moves on; in a
+            // report they are kept.
             self.report_event(event);
         }
         let Some(slot) = self.slot(event) else { return };

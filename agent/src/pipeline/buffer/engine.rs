@@ -16,8 +16,9 @@ use super::{
     AppendError, Config, Entry, Outcome, Receipt,
     index::{Reported, Slot},
     journal::{Counters, Journal, JournalError, Place, format::Kind},
-    keeper::{KeeperInbox, Note},
+    keeper::{KeeperInbox, Note, Reading},
     lock::DirectoryLock,
+    open::damage_report,
     record::{self, Lane, Mark},
     round::{Limits, Plan, Round, Young},
     shared::{Health, OUTCOMES_ENOUGH, OUTCOMES_WAITING_MAX, Queue, Reply, Shared},
@@ -28,8 +29,15 @@ use super::{
 const COMMIT_ENTRIES_MAX: usize = 1_024;
 /// Most bytes of events in one commit.
 const COMMIT_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Most reports of events whose patience is over in one commit; after damage there can be very many.
+const COMMIT_EXPIRED_MAX: usize = 4_096;
 /// How long outcomes wait for company, since a disk sync costs much; an append ends the wait.
 const OUTCOMES_GATHER: Duration = Duration::from_millis(1);
+/// How long appends wait for company when there was a crowd lately: each commit costs CPU and a disk sync, and with
+/// many callers waiting, half as many commits are worth more than a quarter of a millisecond.
+const APPENDS_GATHER: Duration = Duration::from_micros(250);
+/// From so many appends in a commit on there is a crowd.
+const CROWD_MIN: usize = 8;
 /// How long acks wait for company: a crash makes reports repeat that the control plane recognizes.
 const ACKS_GATHER: Duration = Duration::from_millis(100);
 /// How long the report of an event waits for the outcome of its first attempts, so that a quick delivery
@@ -53,8 +61,16 @@ pub(super) struct Engine {
     pub(super) keeper_thread: Option<std::thread::JoinHandle<()>>,
     /// When events want their report, oldest first; many of them have it by then.
     pub(super) deadlines: VecDeque<(Instant, u64)>,
-    /// The segment that the keeper reads so that it can go.
-    pub(super) cleaning: Option<u32>,
+    /// Most appends of a commit lately.
+    pub(super) crowd: usize,
+    /// How the keeper reads the oldest segment, so that it can go.
+    pub(super) cleaning: Option<Reading>,
+    /// Readings so far.
+    pub(super) readings: u64,
+    /// Until then no segment is asked for: one could not go.
+    pub(super) clean_after: Instant,
+    /// Bytes on disk of what contacts decided.
+    pub(super) opt_out_bytes: u64,
     /// What to tell the control plane in the next commit.
     pub(super) announcements: Vec<v1::report::Report>,
     pub(super) next_tick: Instant,
@@ -85,6 +101,7 @@ impl Engine {
             }
             let Some(work) = self.gather() else { break };
             let is_last = work.is_closing && work.appends.is_empty();
+            self.crowd = work.appends.len().max(self.crowd - self.crowd.div_ceil(8));
             self.round(work);
             if is_last && self.has_nothing_left() {
                 break;
@@ -133,6 +150,14 @@ impl Engine {
             }
             queue = self.shared.inbox.wait(queue, wake - now);
         }
+        let company = self.crowd / 2;
+        if self.crowd >= CROWD_MIN && !self.is_failing {
+            let until = Instant::now() + APPENDS_GATHER;
+            while (1..company).contains(&queue.appends.len()) && !queue.is_closing && !queue.is_killed {
+                let Some(left) = until.checked_duration_since(Instant::now()) else { break };
+                queue = self.shared.inbox.wait(queue, left);
+            }
+        }
         if queue.is_killed { None } else { Some(take(&mut queue)) }
     }
 
@@ -140,7 +165,8 @@ impl Engine {
         Lane::ALL.iter().map(|lane| self.shared.lane(*lane).bytes()).sum()
     }
 
-    fn round(&mut self, work: Work) {
+    fn round(&mut self, mut work: Work) {
+        work.notes = self.hear(work.notes);
         if self.is_failing {
             return self.refuse(work);
         }
@@ -169,11 +195,33 @@ impl Engine {
         self.clean();
     }
 
+    /// Takes the notes that no commit has to succeed for, so that none of them is lost with one. Returns the others.
+    fn hear(&mut self, notes: Vec<Note>) -> Vec<Note> {
+        let mut left = Vec::with_capacity(notes.len());
+        for note in notes {
+            match note {
+                Note::EventUnreadable => {
+                    let causes = ["an event is damaged"];
+                    self.announcements.push(damage_report(&causes, 0, 1, Vec::new()));
+                }
+                Note::IndexReplaced { cause, name } => {
+                    self.announcements.push(damage_report(&[cause], 0, 0, name.into_iter().collect()));
+                }
+                Note::SegmentUnread { reading } if self.cleaning == Some(reading) => self.put_off_cleaning(),
+                Note::SegmentUnread { .. } => {}
+                note @ (Note::Records { .. } | Note::SegmentRead { .. }) => left.push(note),
+            }
+        }
+        left
+    }
+
     /// Events whose patience is over. At the end, those that have outcomes to report.
     fn expired(&mut self, is_closing: bool) -> Vec<u64> {
         let now = Instant::now();
         let mut expired = Vec::new();
-        while let Some((_, event)) = self.deadlines.pop_front_if(|(deadline, _)| *deadline <= now) {
+        while expired.len() < COMMIT_EXPIRED_MAX
+            && let Some((_, event)) = self.deadlines.pop_front_if(|(deadline, _)| *deadline <= now)
+        {
             expired.push(event);
         }
         if is_closing {
@@ -188,7 +236,7 @@ impl Engine {
         if self.is_low_on_space {
             refuse(&mut plan.replies, appends.drain(..), AppendError::DiskFull);
         }
-        let report_bytes = self.report_bytes();
+        let (report_bytes, first_event_after) = (self.report_bytes(), self.first_event_after());
         let index = self.shared.index.read().unwrap_or_else(PoisonError::into_inner);
         let mut round = Round {
             shared: &self.shared,
@@ -201,15 +249,15 @@ impl Engine {
                 share_bytes_max: self.config.share_bytes_max(),
             },
             report_bytes,
-            first_event_after: self.cleaning.map_or(0, |segment| self.journal.first_event_after(segment)),
+            first_event_after,
             now_ms: gateway_runtime::clock::now().as_millisecond(),
             plan,
         };
         if let Some(acked) = work.acked {
             Lane::ALL.into_iter().for_each(|lane| round.acked(lane, acked[lane as usize]));
         }
-        for announcement in self.announcements.drain(..) {
-            round.report(Lane::Urgent, announcement);
+        for announcement in &self.announcements {
+            round.report(Lane::Urgent, announcement.clone());
         }
         work.outcomes.iter().for_each(|outcome| round.outcome(outcome));
         for note in work.notes {
@@ -228,6 +276,7 @@ impl Engine {
     /// The commit is on disk: memory follows, then everybody is answered.
     fn apply(&mut self, mut plan: Plan, (segment, offset): (u32, u32), bytes: usize) {
         let shared = Arc::clone(&self.shared);
+        self.announcements.clear();
         let fresh = plan.new_deliveries();
         let marks: Vec<(EventId, Mark)> = std::mem::take(&mut plan.marks).into_iter().collect();
         if !marks.is_empty() {
@@ -249,6 +298,7 @@ impl Engine {
         }
         shared.end_outcomes(&plan.outcomes);
         plan.segments_read.into_iter().for_each(|segment| self.segment_read(segment));
+        shared.marks.wait_for_room();
     }
 
     /// Brings the index up to the commit. Returns the events that nothing keeps any more.
@@ -317,7 +367,9 @@ impl Engine {
         let mut opt_outs = self.shared.opt_outs.lock().unwrap_or_else(PoisonError::into_inner);
         for (id, (opt_out, place)) in plan.opt_outs.drain() {
             self.journal.hold(place.segment);
+            self.opt_out_bytes += u64::from(place.bytes);
             if let Some(before) = self.opt_out_places.insert(id.clone(), place) {
+                self.opt_out_bytes -= u64::from(before.bytes);
                 self.journal.release(before.segment);
             }
             opt_outs.insert(id, opt_out);
@@ -439,29 +491,21 @@ fn release(journal: &mut Journal, slot: &Slot) {
 }
 
 impl Round<'_> {
-    /// Takes what the keeper did or found.
-    fn note(&mut self, note: Note, cleaning: Option<u32>) {
+    /// Takes what the keeper read of an old segment.
+    fn note(&mut self, note: Note, cleaning: Option<Reading>) {
         match note {
-            Note::Records { segment, records } if cleaning == Some(segment) => {
+            Note::Records { reading, records } if cleaning == Some(reading) => {
                 for (offset, kind, payload) in records {
-                    self.move_record(segment, offset, kind, &payload);
+                    self.move_record(reading.segment, offset, kind, &payload);
                 }
             }
-            Note::SegmentRead { segment } if cleaning == Some(segment) => {
-                let next_event = self.first_event_after;
+            Note::SegmentRead { reading } if cleaning == Some(reading) => {
+                let (segment, next_event) = (reading.segment, self.first_event_after);
                 self.plan.put(Kind::Left, 0, |out| record::put_left(out, segment, next_event));
                 self.plan.segments_read.push(segment);
             }
-            // Of a segment that is read once more after a failure.
-            Note::Records { .. } | Note::SegmentRead { .. } => {}
-            Note::EventUnreadable => {
-                let damage = super::open::damage_report(&["an event is damaged"], 0, 1, Vec::new());
-                self.report(Lane::Urgent, damage);
-            }
-            Note::IndexReplaced { cause, name } => {
-                let damage = super::open::damage_report(&[cause], 0, 0, name.into_iter().collect());
-                self.report(Lane::Urgent, damage);
-            }
+            // Of a reading that was given up after a failure; or it was heard already.
+            _ => {}
         }
     }
 }

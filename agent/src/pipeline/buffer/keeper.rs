@@ -27,6 +27,8 @@ use super::{
 const MOVE_BYTES: usize = 512 * 1024;
 /// Notes with records that wait. When there are as many, reading waits.
 const MOVES_WAITING_MAX: usize = 4;
+/// Marks that the index takes at once.
+const APPLY_MARKS: usize = 2_048;
 /// Marks that are looked at in one step of the sweep.
 const SWEEP_MARKS: usize = 4_096;
 /// Pause between two steps, and after a whole sweep.
@@ -37,19 +39,34 @@ const FAILURE_PAUSE: Duration = Duration::from_secs(5);
 /// How long opening the index may take. sled can hang on a damaged one.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// One reading of an old segment. A segment is read again when a commit failed meanwhile; what is still on its
+/// way from the reading before must not count for the next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Reading {
+    /// The segment.
+    pub(super) segment: u32,
+    /// Counts all readings.
+    pub(super) number: u64,
+}
+
 /// What the keeper tells the buffer's thread.
 pub(super) enum Note {
     /// Records of a segment that is read; those that are live move on.
     Records {
-        /// The segment.
-        segment: u32,
+        /// Of which reading.
+        reading: Reading,
         /// Each with where it begins.
         records: Vec<(u32, Kind, Vec<u8>)>,
     },
     /// All records of the segment were sent and its marks are kept elsewhere: it may go.
     SegmentRead {
-        /// The segment.
-        segment: u32,
+        /// By which reading.
+        reading: Reading,
+    },
+    /// The segment could not be read, or its marks not be kept elsewhere.
+    SegmentUnread {
+        /// Which reading failed.
+        reading: Reading,
     },
     /// An event that is owed could not be read.
     EventUnreadable,
@@ -66,7 +83,7 @@ pub(super) enum Note {
 #[derive(Default)]
 struct Jobs {
     marks: Vec<MarkBatch>,
-    read_segment: Option<u32>,
+    read_segment: Option<Reading>,
     moves_waiting: usize,
     is_closing: bool,
 }
@@ -90,8 +107,8 @@ impl KeeperInbox {
     }
 
     /// Asks for the records of a segment.
-    pub(super) fn read_segment(&self, segment: u32) {
-        self.lock().read_segment = Some(segment);
+    pub(super) fn read_segment(&self, reading: Reading) {
+        self.lock().read_segment = Some(reading);
         self.arrived.notify_one();
     }
 
@@ -122,6 +139,8 @@ pub(super) struct Keeper {
     pub(super) is_filter_built: bool,
     /// Marks that the index does not have yet.
     pub(super) pending: Vec<MarkBatch>,
+    /// The newest segment whose marks are in the mark files.
+    pub(super) kept: u32,
 }
 
 /// Marks of a commit: their batch, and the position of the journal behind them.
@@ -153,13 +172,13 @@ impl Keeper {
             if self.is_behind || is_full || !self.is_filter_built || self.shared.marks.view().is_none() {
                 self.rebuild();
             }
-            let (segment, is_closing) = self.wait(sweep.next);
+            let (reading, is_closing) = self.wait(sweep.next);
             self.apply();
             if is_closing {
                 return self.close();
             }
-            if let Some(segment) = segment {
-                self.read(segment);
+            if let Some(reading) = reading {
+                self.read(reading);
             }
             if sweep.next <= Instant::now() {
                 self.sweep(&mut sweep);
@@ -168,7 +187,7 @@ impl Keeper {
     }
 
     /// Waits for something to do, at most until then. Returns the segment to read and whether to end.
-    fn wait(&mut self, until: Instant) -> (Option<u32>, bool) {
+    fn wait(&mut self, until: Instant) -> (Option<Reading>, bool) {
         let mut jobs = self.inbox.lock();
         while jobs.marks.is_empty() && jobs.read_segment.is_none() && !jobs.is_closing {
             let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())
@@ -193,23 +212,32 @@ impl Keeper {
         self.shared.marks.set_view(None);
     }
 
+    /// Brings marks into the index, a few thousand at a time.
     fn apply(&mut self) {
-        if self.is_behind {
-            return;
-        }
-        let (Some(view), Some((last, _, position))) = (self.shared.marks.view(), self.pending.last()) else {
-            return;
-        };
-        let (last, position) = (*last, *position);
-        let mut marks: Vec<&(EventId, Mark)> = self.pending.iter().flat_map(|(_, marks, _)| marks).collect();
-        // Neighbours share pages. The order of marks with the same id stays.
-        marks.sort_by(|(one, _), (other, _)| one.as_bytes().cmp(other.as_bytes()));
-        match view.apply(marks.into_iter().copied(), Some(position)) {
-            Ok(()) => {
-                self.shared.marks.applied(last);
-                self.pending.clear();
+        while !self.is_behind && !self.pending.is_empty() {
+            let Some(view) = self.shared.marks.view() else { return };
+            let (mut count, mut batches) = (0, 0);
+            while count < APPLY_MARKS && batches < self.pending.len() {
+                count += self.pending[batches].1.len();
+                batches += 1;
             }
-            Err(failure) => self.lose_view(&failure),
+            let taken = &self.pending[..batches];
+            let Some((last, _, position)) = taken.last() else { return };
+            let (last, position) = (*last, *position);
+            let mut marks: Vec<&(EventId, Mark)> = taken.iter().flat_map(|(_, marks, _)| marks).collect();
+            // Neighbours share pages. The order of marks with the same id stays.
+            marks.sort_by(|(one, _), (other, _)| one.as_bytes().cmp(other.as_bytes()));
+            match view.apply(marks.into_iter().copied(), Some(position)) {
+                Ok(()) => {
+                    self.shared.marks.applied(last);
+                    self.pending.drain(..batches);
+                }
+                Err(failure) => self.lose_view(&failure),
+            }
+        }
+        if self.pending.is_empty() {
+            // What a burst needed is given back.
+            self.pending = Vec::new();
         }
     }
 
@@ -285,22 +313,18 @@ impl Keeper {
 
     /// Reads a segment: keeps its marks elsewhere, and sends its records, those that the buffer's thread may
     /// need, in portions.
-    fn read(&self, number: u32) {
-        let segment = match self.shared.journal.read_segment(number) {
+    fn read(&mut self, reading: Reading) {
+        let segment = match self.read_and_keep_marks(reading.segment) {
             Ok(segment) => segment,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
             Err(error) => {
                 warn!(
                     error = &error as &dyn std::error::Error,
-                    "failed to read an old segment; trying again"
+                    segment = reading.segment,
+                    "failed to read an old segment or to keep its marks; it stays for now"
                 );
-                return;
+                return self.shared.inbox.note(Note::SegmentUnread { reading });
             }
         };
-        if let Err(error) = self.mark_files.add(&marks_of(&segment)) {
-            warn!(error = &error as &dyn std::error::Error, "failed to keep marks; the old segment stays");
-            return;
-        }
         let mut records = Vec::new();
         let mut bytes = 0;
         scan(&segment, None, &mut |found| {
@@ -313,14 +337,27 @@ impl Keeper {
             records.push((offset, record.kind, record.payload.to_vec()));
             if bytes >= MOVE_BYTES {
                 bytes = 0;
-                self.send(number, std::mem::take(&mut records));
+                self.send(reading, std::mem::take(&mut records));
             }
         });
-        self.send(number, records);
-        self.shared.inbox.note(Note::SegmentRead { segment: number });
+        self.send(reading, records);
+        self.shared.inbox.note(Note::SegmentRead { reading });
     }
 
-    fn send(&self, segment: u32, records: Vec<(u32, Kind, Vec<u8>)>) {
+    /// A segment, whose marks are in the mark files then. They are added once, however often it is read.
+    fn read_and_keep_marks(&mut self, number: u32) -> std::io::Result<Vec<u8>> {
+        let segment = match self.shared.journal.read_segment(number) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+            read => read?,
+        };
+        if number > self.kept {
+            self.mark_files.add(&marks_of(&segment))?;
+            self.kept = number;
+        }
+        Ok(segment)
+    }
+
+    fn send(&self, reading: Reading, records: Vec<(u32, Kind, Vec<u8>)>) {
         if records.is_empty() {
             return;
         }
@@ -328,7 +365,7 @@ impl Keeper {
         let wait = |jobs: &mut Jobs| jobs.moves_waiting >= MOVES_WAITING_MAX && !jobs.is_closing;
         let waited = self.inbox.arrived.wait_while(jobs, wait);
         waited.unwrap_or_else(PoisonError::into_inner).moves_waiting += 1;
-        self.shared.inbox.note(Note::Records { segment, records });
+        self.shared.inbox.note(Note::Records { reading, records });
     }
 
     fn sweep(&mut self, sweep: &mut Sweep) {

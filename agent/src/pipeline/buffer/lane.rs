@@ -182,41 +182,15 @@ fn from_disk(
     after: u64,
     limits: ReportLimits,
 ) -> Result<ReportBatch, ReadError> {
-    let places = shared.lane(lane).on_disk(after, limits);
-    let mut batch = ReportBatch { last: after, ..ReportBatch::default() };
-    for place in places {
-        let payload = match shared.journal.read(place.place, Kind::Report) {
-            Ok(payload) => payload,
-            // A move or an ack went ahead of us; the next call sees it.
-            Err(_) if shared.lane(lane).find(place.sequence).is_none_or(|now| now.place != place.place) => {
-                break;
-            }
-            Err(failure) => {
-                error!(
-                    error = &failure as &dyn std::error::Error,
-                    sequence = place.sequence,
-                    "failed to read a report from the buffer; it is left out"
-                );
-                batch.last = place.sequence;
-                continue;
-            }
-        };
-        let Some((header, report)) = record::read_report(&payload) else {
-            batch.last = place.sequence;
-            continue;
-        };
-        let log = if header.has_log { shared.read_log_bytes(header.event)? } else { None };
-        if header.has_log && log.is_none() {
-            error!(sequence = place.sequence, "failed to report an event: it is missing on disk");
-            batch.last = place.sequence;
-            continue;
-        }
-        let log = log.as_deref().map_or(Log::None, Log::Encoded);
-        if !batch.push(place.sequence, report, log, limits) {
-            break;
+    loop {
+        let places = shared.lane(lane).on_disk(after, limits);
+        let mut batch = ReportBatch { last: after, ..ReportBatch::default() };
+        let has_moved = batch.fill(shared, lane, places, limits)?;
+        // Nobody tells of a move, so it is looked for at once where the first report is now.
+        if !(has_moved && batch.last == after) {
+            return Ok(batch);
         }
     }
-    Ok(batch)
 }
 
 /// Field numbers of the messages that are put together here from encoded parts.
@@ -263,6 +237,47 @@ impl Log<'_> {
 }
 
 impl ReportBatch {
+    /// Reads reports from disk, as long as there is room. What is damaged is left out, so that it does not hold up
+    /// the others; while the disk refuses they wait. Returns whether it ended early because a report has moved, or
+    /// was acked.
+    fn fill(
+        &mut self,
+        shared: &Shared,
+        lane: Lane,
+        places: Vec<ReportPlace>,
+        limits: ReportLimits,
+    ) -> Result<bool, ReadError> {
+        for place in places {
+            let sequence = place.sequence;
+            let is_there = || shared.lane(lane).find(sequence).is_some_and(|now| now.place == place.place);
+            match self.read(shared, place, limits) {
+                Ok(true) => self.last = sequence,
+                Ok(false) => break,
+                Err(_) if !is_there() => return Ok(true),
+                Err(ReadError::Damaged) => {
+                    error!(sequence, "failed to read a report from the buffer: it is damaged, and left out");
+                    self.last = sequence;
+                }
+                // What was read before goes first.
+                Err(_) if self.count > 0 => break,
+                Err(failure) => return Err(failure),
+            }
+        }
+        Ok(false)
+    }
+
+    /// Reads one report from disk, with its log. Returns whether there was room.
+    fn read(&mut self, shared: &Shared, place: ReportPlace, limits: ReportLimits) -> Result<bool, ReadError> {
+        let payload = shared.journal.read(place.place, Kind::Report)?;
+        let (header, report) = record::read_report(&payload).ok_or(ReadError::Damaged)?;
+        if !header.has_log {
+            return Ok(self.push(place.sequence, report, Log::None, limits));
+        }
+        // Its event is open as long as the report is.
+        let log = shared.read_log_bytes(header.event)?.ok_or(ReadError::Damaged)?;
+        Ok(self.push(place.sequence, report, Log::Encoded(&log), limits))
+    }
+
     /// Adds a report, if there is room. A log is merged into the report's event: in protobuf, the parts of a
     /// message that comes twice are joined (<https://protobuf.dev/programming-guides/encoding/#last-one-wins>).
     fn push(&mut self, sequence: u64, report: &[u8], log: Log<'_>, limits: ReportLimits) -> bool {

@@ -5,8 +5,8 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, OpenOptions},
-    io::{self, Write as _},
+    fs::{self, File, OpenOptions},
+    io::{self, Read as _, Write as _},
     ops::Range,
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
@@ -24,6 +24,11 @@ const HEAD_BYTES: usize = 12;
 const ENTRY_BYTES: usize = 16 + MARK_BYTES;
 /// Most marks of one block.
 const BLOCK_MARKS_MAX: usize = 65_536;
+
+/// Longest block.
+const BLOCK_BYTES_MAX: usize = HEAD_BYTES + BLOCK_MARKS_MAX * ENTRY_BYTES;
+/// Bytes read at once.
+const READ_BYTES: u64 = 4 * 1024 * 1024;
 
 /// Takes the marks of a block.
 type Visit<'a> = &'a mut dyn FnMut(&[(EventId, Mark)]);
@@ -111,7 +116,7 @@ impl MarkFiles {
     pub(super) fn read(&self, today: u32, visit: Visit<'_>) -> io::Result<()> {
         for (day, path, _) in self.list()? {
             if day >= today {
-                drop(decode_all(&fs::read(path)?, visit));
+                read_blocks(&File::open(path)?, visit)?;
             }
         }
         Ok(())
@@ -210,6 +215,35 @@ fn decode_all(bytes: &[u8], visit: Visit<'_>) -> Vec<Range<usize>> {
     gaps
 }
 
+/// Visits the marks of all blocks of a file that can be read. A file can have a day's marks, so only a part of it
+/// is in memory at a time.
+fn read_blocks(file: &File, visit: Visit<'_>) -> io::Result<()> {
+    let (mut bytes, mut at, mut is_end) = (Vec::new(), 0, false);
+    loop {
+        if !is_end && bytes.len() - at < BLOCK_BYTES_MAX {
+            bytes.drain(..at);
+            at = 0;
+            is_end = file.take(READ_BYTES).read_to_end(&mut bytes)? == 0;
+        }
+        let rest = &bytes[at..];
+        if rest.is_empty() {
+            return Ok(());
+        }
+        at += match decode(rest) {
+            Some((marks, length)) => {
+                visit(&marks);
+                length
+            }
+            None => {
+                let next = rest[1..].windows(BLOCK.len()).position(|window| window == BLOCK);
+                // A marker can begin in the last bytes and go on in the next part.
+                let end = if rest.len() < BLOCK.len() { rest.len() } else { rest.len() - BLOCK.len() + 1 };
+                next.map_or(end, |next| next + 1)
+            }
+        };
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -265,6 +299,33 @@ mod tests {
         let checked = files.check().unwrap().remove(0);
         assert_eq!((checked.marks, checked.torn_bytes), (1, 20));
         assert_eq!(checked.gaps, [Gap { offset: 0, bytes: block as u64 }]);
+    }
+
+    /// A file that is read in many parts gives the same as one that is read at once, damage included.
+    #[test]
+    fn large_files_are_read_in_parts() {
+        let directory = tempfile::tempdir().unwrap();
+        let files = MarkFiles::open(directory.path()).unwrap();
+        let mark = |number: u32| {
+            let id = EventId::derive(&[&number.to_string()]);
+            (id, Mark { expire_day: 100, duplicates: 0, event: u64::from(number) })
+        };
+        let all: Vec<(EventId, Mark)> = (0..400_000).map(mark).collect();
+        for part in all.chunks(30_011) {
+            files.add(part).unwrap();
+        }
+        assert_eq!(read(&files, 0), all);
+        let path = files.path(100);
+        let mut bytes = fs::read(&path).unwrap();
+        let length = bytes.len();
+        for place in [100, length / 3, length / 2, length - 5] {
+            bytes[place] ^= 1;
+        }
+        fs::write(&path, &bytes).unwrap();
+        let mut expected = Vec::new();
+        drop(decode_all(&bytes, &mut |marks| expected.extend_from_slice(marks)));
+        assert!(expected.len() < all.len());
+        assert_eq!(read(&files, 0), expected);
     }
 
     /// Over the budget the marks that expire first go first.

@@ -4,23 +4,28 @@
 use std::{
     collections::{HashMap, VecDeque},
     hash::{BuildHasherDefault, Hasher},
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{Arc, Condvar, Mutex, PoisonError, RwLock},
+    time::{Duration, Instant},
 };
 
 use gateway_core::id::EventId;
 
 use super::{filter::Filter, record::Mark, view::View};
 
-/// Marks in memory that the index does not have yet. Beyond it the oldest are forgotten here; the index gets
-/// them when it is rebuilt.
-const RECENT_MAX: usize = 2_000_000;
+/// Marks in memory that the index does not have yet. While there are more, commits wait for the index; without one
+/// the oldest are forgotten here, and the index gets them when it is built.
+const RECENT_MAX: usize = 200_000;
 
 /// The marks. Read by anybody, written by the buffer's thread.
 #[derive(Default)]
 pub(super) struct Marks {
     recent: Mutex<Recent>,
+    applied: Condvar,
     view: RwLock<Option<Arc<View>>>,
 }
+
+/// Longest wait for the index. What is forgotten after it costs repeated webhooks until the index is built anew.
+const ROOM_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How much of what the index has the filter knows.
 #[derive(Default)]
@@ -96,10 +101,24 @@ impl Marks {
             recent.marks.insert(*id, (*mark, batch));
         }
         recent.batches.push_back((batch, marks.iter().map(|(id, _)| *id).collect()));
-        while recent.marks.len() > RECENT_MAX {
-            recent.forget_oldest();
-        }
         batch
+    }
+
+    /// Waits while there are too many, for the index to take some, as long as there is one.
+    pub(super) fn wait_for_room(&self) {
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        let give_up = Instant::now() + ROOM_TIMEOUT;
+        while recent.marks.len() > RECENT_MAX {
+            let now = Instant::now();
+            if now >= give_up || self.view().is_none() {
+                while recent.marks.len() > RECENT_MAX {
+                    recent.forget_oldest();
+                }
+                return;
+            }
+            let waited = self.applied.wait_timeout(recent, give_up - now);
+            recent = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
     }
 
     /// Whether the index has all of them.
@@ -149,6 +168,7 @@ impl Marks {
         while recent.batches.front().is_some_and(|(oldest, _)| *oldest <= batch) {
             recent.forget_oldest();
         }
+        self.applied.notify_all();
     }
 }
 

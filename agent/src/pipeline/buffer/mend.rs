@@ -59,7 +59,7 @@ impl Engine {
             Vec::new()
         } else {
             let index = self.shared.index.read().unwrap_or_else(PoisonError::into_inner);
-            index.owed_more_than(share - 1)
+            index.owed_more_than(share.saturating_sub(1))
         };
         let mut before = self.shared.over_share.lock().unwrap_or_else(PoisonError::into_inner);
         let subscriptions = self.shared.subscriptions.lock().unwrap_or_else(PoisonError::into_inner);

@@ -2,9 +2,10 @@
 //! set aside; it never keeps the agent from serving.
 
 use std::{
-    fs,
+    fs, io,
     path::Path,
     sync::{Arc, atomic::Ordering},
+    thread::JoinHandle,
     time::Instant,
 };
 
@@ -105,19 +106,10 @@ impl Opening {
         shared.hand_out_before(recovered.counters.event);
         shared.reports_planned.store(recovered.unreported.len(), Ordering::Release);
         shared.reports_added.notify_one();
-        let keeper_thread = Keeper {
-            buffer,
-            marks_bytes_max: self.config.marks_bytes_max,
-            inbox: Arc::clone(&keeper),
-            shared: Arc::clone(&shared),
-            mark_files,
-            is_behind,
-            is_filter_built: false,
-            pending: Vec::new(),
-        }
-        .start()?;
+        let keeper_thread = start_keeper(&self.config, &shared, &keeper, mark_files, is_behind)?;
         let stats = shared.stats();
         info!(events = stats.events, bytes = stats.bytes, duration = ?started.elapsed(), "opened the buffer");
+        let opt_out_bytes = recovered.opt_out_places.values().map(|place| u64::from(place.bytes)).sum();
         let now = Instant::now();
         Ok(Engine {
             config: self.config,
@@ -130,7 +122,11 @@ impl Opening {
             keeper,
             keeper_thread: Some(keeper_thread),
             deadlines: recovered.unreported.into_iter().map(|event| (now + REPORT_PATIENCE, event)).collect(),
+            crowd: 0,
             cleaning: None,
+            readings: 0,
+            clean_after: now,
+            opt_out_bytes,
             announcements,
             next_tick: now,
             is_low_on_space: false,
@@ -138,6 +134,28 @@ impl Opening {
             _lock: self.lock,
         })
     }
+}
+
+/// Starts the keeper of a buffer.
+fn start_keeper(
+    config: &Config,
+    shared: &Arc<Shared>,
+    inbox: &Arc<KeeperInbox>,
+    mark_files: MarkFiles,
+    is_behind: bool,
+) -> io::Result<JoinHandle<()>> {
+    let keeper = Keeper {
+        buffer: config.directory.clone(),
+        marks_bytes_max: config.marks_bytes_max,
+        inbox: Arc::clone(inbox),
+        shared: Arc::clone(shared),
+        mark_files,
+        is_behind,
+        is_filter_built: false,
+        pending: Vec::new(),
+        kept: 0,
+    };
+    keeper.start()
 }
 
 impl Recovered {

@@ -20,7 +20,7 @@ use super::{
     journal::{
         Counters, Place, Segment,
         format::{BadHeader, CONTINUES, HEADER_BYTES, Header, Kind, MOVED, Record, VERSION},
-        read::{Found, Stored, list, scan},
+        read::{Found, Stored, is_bad_sector, list, scan},
         segment_path,
     },
     keeper::mark_of,
@@ -192,7 +192,16 @@ impl Replay {
         }
         let end = next.filter(|next| next.number == number + 1);
         let end = end.and_then(|next| next.header.as_ref().ok()).and_then(|header| header.previous_end);
-        let bytes = std::fs::read(segment_path(directory, number))?;
+        let bytes = match std::fs::read(segment_path(directory, number)) {
+            Err(error) if is_bad_sector(&error) => {
+                self.damage.cause("a journal segment cannot be read");
+                self.damage.unreadable_bytes += stored.bytes;
+                self.gap = Some(self.gap.unwrap_or(0) + stored.bytes);
+                segment.is_damaged = true;
+                Vec::new()
+            }
+            read => read?,
+        };
         segment.bytes = self.records(number, &bytes, end.map(u64::from), &mut segment.is_damaged);
         self.last = (number, segment.bytes);
         self.segments.insert(number, segment);

@@ -160,10 +160,11 @@ impl Shared {
         self.health.store(health as u8, Ordering::Release);
     }
 
-    /// Attempts of a delivery, those included whose outcome waits for the disk; `stored` of them do not.
-    pub(super) fn attempts(&self, event: u64, subscription: u32, stored: u32) -> u32 {
+    /// Attempts of a delivery, if the outcome of the newest waits for the disk; otherwise 0. To be asked before the
+    /// index, so that an outcome that arrives there in between is seen in one of them.
+    pub(super) fn attempts_ahead(&self, event: u64, subscription: u32) -> u32 {
         let ahead = self.attempts_ahead.lock().unwrap_or_else(PoisonError::into_inner);
-        ahead.get(&(event, subscription)).map_or(stored, |ahead| stored.max(*ahead))
+        ahead.get(&(event, subscription)).copied().unwrap_or(0)
     }
 
     /// An outcome begins to wait for the disk.
@@ -338,10 +339,11 @@ impl Inbox {
     }
 
     pub(super) fn close(&self, reply: Option<oneshot::Sender<()>>) {
+        let mut queue = self.lock();
+        // Looked at under the lock: who comes after the end would wait for ever.
         if self.outcomes_free.is_closed() {
             return;
         }
-        let mut queue = self.lock();
         queue.is_closing = true;
         queue.closed_replies.extend(reply);
         self.arrived.notify_one();

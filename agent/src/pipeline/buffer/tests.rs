@@ -15,6 +15,7 @@ mod faults;
 mod reports;
 mod damage;
 mod space;
+mod cleaning;
 mod recovery;
 mod tools;
 

@@ -105,7 +105,8 @@ pub(super) fn outcome(
 ) -> Option<Outcome> {
     let (state, due_ms) = match decision {
         Decision::Delivered => (DeliveryState::Delivered, None),
-        Decision::Gone => (DeliveryState::Held, None),
+        // Its time means nothing, but the mark of the quick retry does.
+        Decision::Gone => (DeliveryState::Held, Some(due_ms(now, Duration::ZERO, entry.had_quick))),
         Decision::Exhausted => (DeliveryState::Exhausted, None),
         Decision::Again { delay, .. } => (DeliveryState::Pending, Some(due_ms(now, delay, entry.had_quick))),
         Decision::Unmade { .. } => return None,
@@ -218,6 +219,26 @@ mod tests {
         );
         let without = |number| decide(&refused, number, false, &schedule, 0.0);
         assert_eq!((without(2), without(3)), (again(9), Decision::Exhausted));
+    }
+
+    /// A destination that is gone leaves the mark of the quick retry as it was: also when it answered the first
+    /// attempt, whose due time is any.
+    #[test]
+    fn gone_keeps_the_mark() {
+        use crate::pipeline::deliver::tests::{snapshot, subscription};
+        use gateway_core::snapshot::SubscriptionLookup;
+        let config = snapshot([subscription("sub_a", "https://hooks.example.com/")]);
+        let SubscriptionLookup::Known(settings) = config.look_up_subscription("sub_a") else {
+            panic!("it is known");
+        };
+        for had_quick in [false, true] {
+            let attempt = v1::DeliveryAttempt::default();
+            let made = Made { attempt, verdict: Verdict::Gone };
+            let entry = Entry { event: 1, attempts: 1, had_quick, ..Entry::default() };
+            let recorded = outcome(Decision::Gone, made, 1, entry, settings, at(1_800_000_000_001)).unwrap();
+            assert_eq!(recorded.state, DeliveryState::Held);
+            assert_eq!(recorded.due_ms.unwrap() & 1 == 1, had_quick);
+        }
     }
 
     /// What fails on this machine is tried again soon and uses nothing up.

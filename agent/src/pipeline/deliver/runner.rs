@@ -125,9 +125,13 @@ impl Runner {
     }
 
     /// Ends an attempt and begins the next, unless something has to be recorded before.
-    fn finish(&self, subscription: u32, entry: Entry, done: Done) -> (Option<ToRecord>, Option<Start>) {
+    fn finish(&self, subscription: u32, entry: Entry, mut done: Done) -> (Option<ToRecord>, Option<Start>) {
         let now = self.now();
         let mut schedule = self.lock();
+        if let Next::Gone(used) = &mut done.next {
+            // Recording took a while. A newer one that was looked at since must not be undone by an older one.
+            used.config = self.snapshot.load();
+        }
         let to_record = schedule.finish(subscription, entry, done, now);
         let next = if to_record.is_none() { schedule.start(now) } else { None };
         if *schedule.waiting_for_others() > 0 {

@@ -76,7 +76,7 @@ impl JournalReader {
         let read = self.file(place.segment)?.read_exact_at(&mut bytes, u64::from(place.offset));
         match read {
             Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof || is_bad_sector(&error) => {
                 return Err(ReadRecordError::Damaged);
             }
             Err(error) => return Err(error.into()),
@@ -89,6 +89,11 @@ impl JournalReader {
             _ => Err(ReadRecordError::Damaged),
         }
     }
+}
+
+/// Whether the disk cannot give back what was written: another try is hopeless.
+pub(in super::super) fn is_bad_sector(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
 }
 
 /// A stretch of a segment that cannot be read.

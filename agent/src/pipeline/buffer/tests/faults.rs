@@ -10,11 +10,13 @@ use crate::pipeline::buffer::journal::files::{Files, Space, Writable};
 
 /// What goes wrong.
 #[derive(Default)]
-struct Faults {
+pub(super) struct Faults {
     /// Nothing can be written.
-    is_full: AtomicBool,
+    pub(super) is_full: AtomicBool,
     /// What was written is not synced.
-    sync_fails: AtomicBool,
+    pub(super) sync_fails: AtomicBool,
+    /// Counts down with every sync; the one that makes it 0 fails. 0 means that none does.
+    pub(super) syncs_left: AtomicU64,
     /// How many files were begun.
     created: AtomicU64,
     /// Free bytes; 0 means plenty.
@@ -51,7 +53,10 @@ impl Writable for FaultyFile {
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        if self.faults.sync_fails.load(Ordering::SeqCst) {
+        let count_down = |left: u64| left.checked_sub(1);
+        let is_last =
+            self.faults.syncs_left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, count_down) == Ok(1);
+        if is_last || self.faults.sync_fails.load(Ordering::SeqCst) {
             return Err(io::Error::from_raw_os_error(5));
         }
         self.inner.sync_data()
@@ -62,12 +67,15 @@ impl Writable for FaultyFile {
     }
 }
 
-async fn open_faulty(config: Config) -> (Buffer, Arc<Faults>) {
+pub(super) async fn open_faulty(config: Config) -> (Buffer, Arc<Faults>) {
     let faults = Arc::new(Faults::default());
+    (open_with(config, &faults).await, faults)
+}
+
+pub(super) async fn open_with(config: Config, faults: &Arc<Faults>) -> Buffer {
     let lock = DirectoryLock::take(&config.directory).unwrap();
-    let files = Box::new(FaultyFiles(Arc::clone(&faults)));
-    let buffer = Buffer::open_on(Opening { config, metrics: Metrics::new(), files, lock }).await.unwrap();
-    (buffer, faults)
+    let files = Box::new(FaultyFiles(Arc::clone(faults)));
+    Buffer::open_on(Opening { config, metrics: Metrics::new(), files, lock }).await.unwrap()
 }
 
 /// Acks every report until nothing is left.
@@ -81,7 +89,7 @@ async fn all_acked(buffer: &Buffer) {
 }
 
 /// Appends once the buffer takes appends again.
-async fn append_when_possible(buffer: &Buffer, entry: Entry) -> Receipt {
+pub(super) async fn append_when_possible(buffer: &Buffer, entry: Entry) -> Receipt {
     let healthy = || buffer.shared.health() == Health::Good;
     eventually("the buffer recovers", healthy).await;
     buffer.append(entry).await.unwrap()
