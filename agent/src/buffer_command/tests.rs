@@ -32,6 +32,7 @@ fn config(data_dir: &Path) -> Config {
         bytes_max: 64 << 20,
         destination_share: 100,
         marks_bytes_max: 1 << 30,
+        marks_gather: std::time::Duration::from_millis(5),
         segment_bytes: 64 << 10,
         disk_free_bytes_min: Some(0),
     }

@@ -12,7 +12,8 @@ pub const HEADER_VALUE_BYTES_MAX: usize = 4_096;
 pub const HEADER_NAME_BYTES_MAX: usize = 256;
 
 /// Header names that HTTP or the gateway owns.
-const HEADERS_DENIED: [&str; 14] = [
+const HEADERS_DENIED: [&str; 15] = [
+    "accept-encoding",
     "host",
     "connection",
     "content-length",

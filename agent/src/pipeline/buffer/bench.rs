@@ -83,7 +83,7 @@ impl BenchIndex {
     /// # Errors
     /// When the disk refuses.
     pub fn apply(&self, ids: &[EventId]) -> Result<(), Box<dyn Error>> {
-        Ok(self.0.apply(ids.iter().map(|id| (*id, Mark::new(0, 1))), None)?)
+        Ok(self.0.apply(ids.iter().map(|id| (*id, Mark::new(0, 1))).collect(), None)?)
     }
 
     /// Whether it has the mark of an id.

@@ -19,6 +19,7 @@ use super::{
         format::{CONTINUES, FRAME_BYTES, Kind, MOVED},
     },
     keeper::Reading,
+    open::damage_report,
     record::{self, ReportHeader},
     round::Round,
 };
@@ -85,6 +86,8 @@ impl Engine {
             Ok(Some(name)) => {
                 error!(name, "set a damaged segment of the buffer's journal aside, in quarantine");
                 self.metrics.buffer_quarantined();
+                let causes = ["a damaged journal segment was set aside; what could be read of it goes on"];
+                self.announcements.push(damage_report(&causes, 0, 0, vec![name]));
             }
             Err(error) => {
                 warn!(error = &error as &dyn std::error::Error, "failed to remove an old segment");

@@ -75,6 +75,8 @@ pub(super) struct Engine {
     pub(super) announcements: Vec<v1::report::Report>,
     pub(super) next_tick: Instant,
     pub(super) is_low_on_space: bool,
+    /// The budget is used up.
+    pub(super) is_full: bool,
     /// The last commit failed; the next is tried at the next tick.
     pub(super) is_failing: bool,
     /// Held until the thread ends.
@@ -204,6 +206,10 @@ impl Engine {
                     let causes = ["an event is damaged"];
                     self.announcements.push(damage_report(&causes, 0, 1, Vec::new()));
                 }
+                Note::MarksUnreadable { bytes } => {
+                    let causes = ["mark files are damaged: some repeats will not be recognized"];
+                    self.announcements.push(damage_report(&causes, bytes, 0, Vec::new()));
+                }
                 Note::IndexReplaced { cause, name } => {
                     self.announcements.push(damage_report(&[cause], 0, 0, name.into_iter().collect()));
                 }
@@ -282,7 +288,8 @@ impl Engine {
         if !marks.is_empty() {
             let offset = offset + u32::try_from(bytes).expect("a commit is far below 4 GiB");
             let journal = self.journal.id().into_bytes();
-            let position = Position { journal, segment, offset, next_event: self.counters.event };
+            let next_event = self.counters.event;
+            let position = Position { journal, segment, offset, end: (segment, offset), next_event };
             self.keeper.marks(shared.marks.add(&marks), marks, position);
         }
         let freed = self.apply_events(&mut plan);

@@ -29,10 +29,9 @@ const MOVE_BYTES: usize = 512 * 1024;
 const MOVES_WAITING_MAX: usize = 4;
 /// Marks that the index takes at once.
 const APPLY_MARKS: usize = 2_048;
-/// Marks that are looked at in one step of the sweep.
-const SWEEP_MARKS: usize = 4_096;
-/// Pause between two steps, and after a whole sweep.
-const SWEEP_STEP: Duration = Duration::from_millis(200);
+/// How often the index learns how far the journal is.
+const NOTE_INTERVAL: Duration = Duration::from_secs(1);
+/// How often it is looked for what has expired.
 const SWEEP_PAUSE: Duration = Duration::from_secs(3_600);
 /// How long to wait after the disk refused.
 const FAILURE_PAUSE: Duration = Duration::from_secs(5);
@@ -70,6 +69,11 @@ pub(super) enum Note {
     },
     /// An event that is owed could not be read.
     EventUnreadable,
+    /// Mark files are damaged.
+    MarksUnreadable {
+        /// How much of them.
+        bytes: u64,
+    },
     /// The index was damaged and is built again.
     IndexReplaced {
         /// Why.
@@ -83,6 +87,7 @@ pub(super) enum Note {
 #[derive(Default)]
 struct Jobs {
     marks: Vec<MarkBatch>,
+    marks_count: usize,
     read_segment: Option<Reading>,
     moves_waiting: usize,
     is_closing: bool,
@@ -102,8 +107,13 @@ impl KeeperInbox {
 
     /// Marks that are on disk now, up to a position of the journal.
     pub(super) fn marks(&self, batch: u64, marks: Vec<(EventId, Mark)>, position: Position) {
-        self.lock().marks.push((batch, marks, position));
-        self.arrived.notify_one();
+        let mut jobs = self.lock();
+        let is_first = jobs.marks.is_empty();
+        jobs.marks_count += marks.len();
+        jobs.marks.push((batch, marks, position));
+        if is_first || jobs.marks_count >= APPLY_MARKS {
+            self.arrived.notify_one();
+        }
     }
 
     /// Asks for the records of a segment.
@@ -130,6 +140,8 @@ impl KeeperInbox {
 pub(super) struct Keeper {
     pub(super) buffer: PathBuf,
     pub(super) marks_bytes_max: u64,
+    /// How long marks wait for company.
+    pub(super) gather: Duration,
     pub(super) inbox: Arc<KeeperInbox>,
     pub(super) shared: Arc<Shared>,
     pub(super) mark_files: MarkFiles,
@@ -149,10 +161,13 @@ pub(super) type MarkBatch = (u64, Vec<(EventId, Mark)>, Position);
 /// Batches that wait for the index. Beyond it they are left to the next time it is built.
 const PENDING_MAX: usize = 100_000;
 
-struct Sweep {
-    after: Option<Vec<u8>>,
-    next: Instant,
-    first_kept: u32,
+/// Why the index cannot be built now.
+#[derive(Debug, thiserror::Error)]
+enum RebuildError {
+    #[error(transparent)]
+    View(#[from] ViewError),
+    #[error("read the marks")]
+    Io(#[from] std::io::Error),
 }
 
 impl Keeper {
@@ -166,13 +181,13 @@ impl Keeper {
 
     /// Works until closed.
     fn run(mut self) {
-        let mut sweep = Sweep { after: None, next: Instant::now(), first_kept: 0 };
+        let mut next_sweep = Instant::now();
         loop {
             let is_full = self.shared.marks.full_filter().is_some();
             if self.is_behind || is_full || !self.is_filter_built || self.shared.marks.view().is_none() {
                 self.rebuild();
             }
-            let (reading, is_closing) = self.wait(sweep.next);
+            let (reading, is_closing) = self.wait(next_sweep);
             self.apply();
             if is_closing {
                 return self.close();
@@ -180,27 +195,52 @@ impl Keeper {
             if let Some(reading) = reading {
                 self.read(reading);
             }
-            if sweep.next <= Instant::now() {
-                self.sweep(&mut sweep);
+            if next_sweep <= Instant::now() {
+                self.sweep();
+                next_sweep = Instant::now() + SWEEP_PAUSE;
             }
         }
     }
 
-    /// Waits for something to do, at most until then. Returns the segment to read and whether to end.
+    /// Waits for something to do, at most until then, and until there are enough marks or they have waited for
+    /// company long enough. Returns the segment to read and whether to end.
     fn wait(&mut self, until: Instant) -> (Option<Reading>, bool) {
-        let mut jobs = self.inbox.lock();
-        while jobs.marks.is_empty() && jobs.read_segment.is_none() && !jobs.is_closing {
-            let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())
-            else {
+        let inbox = Arc::clone(&self.inbox);
+        let mut jobs = inbox.lock();
+        let (mut gather_until, mut note_at) = (None, Instant::now() + NOTE_INTERVAL);
+        while jobs.marks_count < APPLY_MARKS && jobs.read_segment.is_none() && !jobs.is_closing {
+            let now = Instant::now();
+            let mut wake = until;
+            if let Some((_, _, newest)) = jobs.marks.last() {
+                let newest = *newest;
+                wake = wake.min(*gather_until.get_or_insert(now + self.gather)).min(note_at);
+                if now >= note_at {
+                    drop(jobs);
+                    self.note_end(newest);
+                    note_at = now + NOTE_INTERVAL;
+                    jobs = inbox.lock();
+                    continue;
+                }
+            }
+            if wake <= now {
                 break;
-            };
-            jobs = self.inbox.arrived.wait_timeout(jobs, left).unwrap_or_else(PoisonError::into_inner).0;
+            }
+            jobs = inbox.arrived.wait_timeout(jobs, wake - now).unwrap_or_else(PoisonError::into_inner).0;
         }
         self.pending.append(&mut jobs.marks);
+        jobs.marks_count = 0;
         let surplus = self.pending.len().saturating_sub(PENDING_MAX);
         self.pending.drain(..surplus);
         self.is_behind |= surplus > 0;
         (jobs.read_segment.take(), jobs.is_closing)
+    }
+
+    /// Lets the next start see whether the end of the journal is missing.
+    fn note_end(&mut self, newest: Position) {
+        let noted = self.shared.marks.view().map_or(Ok(()), |view| view.note_end(newest));
+        if let Err(failure) = noted {
+            self.lose_view(&failure);
+        }
     }
 
     fn close(&self) {
@@ -224,10 +264,8 @@ impl Keeper {
             let taken = &self.pending[..batches];
             let Some((last, _, position)) = taken.last() else { return };
             let (last, position) = (*last, *position);
-            let mut marks: Vec<&(EventId, Mark)> = taken.iter().flat_map(|(_, marks, _)| marks).collect();
-            // Neighbours share pages. The order of marks with the same id stays.
-            marks.sort_by(|(one, _), (other, _)| one.as_bytes().cmp(other.as_bytes()));
-            match view.apply(marks.into_iter().copied(), Some(position)) {
+            let marks = taken.iter().flat_map(|(_, marks, _)| marks).copied().collect();
+            match view.apply(marks, Some(position)) {
                 Ok(()) => {
                     self.shared.marks.applied(last);
                     self.pending.drain(..batches);
@@ -255,18 +293,24 @@ impl Keeper {
         }
     }
 
-    /// Reads all marks from the mark files and the journal: into the filter, and into an index that lacks some.
+    /// Fills the filter: from the index, or, when that lacks marks, from the mark files and the journal, and then the
+    /// index too.
     fn rebuild(&mut self) {
-        let rebuilt = self.try_rebuild();
-        match rebuilt {
-            Ok(count) => {
+        let was_behind = self.is_behind;
+        match self.try_rebuild() {
+            Ok(()) => {
                 self.is_filter_built = true;
-                if std::mem::take(&mut self.is_behind) {
-                    info!(marks = count, "the buffer's index is up to date again");
+                self.is_behind = false;
+                if was_behind {
+                    info!("the buffer's index is up to date");
                 }
             }
+            Err(RebuildError::View(failure)) if !was_behind => self.lose_view(&failure),
             Err(failure) => {
-                warn!(error = &*failure, "failed to build the buffer's index; trying again");
+                warn!(
+                    error = &failure as &dyn std::error::Error,
+                    "failed to build the buffer's index; trying again"
+                );
                 let jobs = self.inbox.lock();
                 let wait = |jobs: &mut Jobs| !jobs.is_closing;
                 drop(self.inbox.arrived.wait_timeout_while(jobs, FAILURE_PAUSE, wait));
@@ -274,28 +318,36 @@ impl Keeper {
         }
     }
 
-    fn try_rebuild(&self) -> Result<u64, Box<dyn std::error::Error + Send + Sync>> {
+    fn try_rebuild(&mut self) -> Result<(), RebuildError> {
         let view = match self.shared.marks.view() {
             Some(view) => view,
             None => Arc::new(View::open(&self.buffer)?),
         };
         // Repeats are recognized from here on as far as the marks are in.
         self.shared.marks.set_view(Some(Arc::clone(&view)));
+        let count = self.shared.marks.full_filter().unwrap_or(0).max(self.mark_files.count()?);
+        self.shared.marks.begin_filter(count);
+        if self.is_behind {
+            view.forget(u32::MAX)?;
+            self.fill(&view)?;
+        } else {
+            view.visit(&mut |marks| self.shared.marks.extend_filter(marks))?;
+        }
+        self.shared.marks.end_filter();
+        Ok(())
+    }
+
+    /// Brings all marks of the mark files and the journal into an empty index.
+    fn fill(&self, view: &View) -> Result<(), RebuildError> {
         let today = day_of(gateway_runtime::clock::now().as_millisecond());
-        let (mut count, mut failure) = (0, None);
+        let mut failure = None;
         let mut take = |marks: &[(EventId, Mark)]| {
-            count += marks.len() as u64;
             self.shared.marks.extend_filter(marks);
-            if self.is_behind
-                && let Err(error) = view.apply(marks.iter().copied(), None)
-            {
+            if let Err(error) = view.apply(marks.to_vec(), None) {
                 failure.get_or_insert(error);
             }
         };
-        self.shared
-            .marks
-            .begin_filter(self.shared.marks.full_filter().unwrap_or(0).max(self.mark_files.count()?));
-        self.mark_files.read(today, &mut take)?;
+        let unreadable_bytes = self.mark_files.read(today, &mut take)?;
         for number in self.shared.journal.ends().into_keys() {
             match self.shared.journal.read_segment(number) {
                 Ok(segment) => take(&marks_of(&segment)),
@@ -304,11 +356,14 @@ impl Keeper {
                 Err(error) => return Err(error.into()),
             }
         }
-        self.shared.marks.end_filter();
-        match failure {
-            Some(failure) => Err(failure.into()),
-            None => Ok(count),
+        if unreadable_bytes > 0 {
+            error!(
+                unreadable_bytes,
+                "mark files of the buffer are damaged: some repeats will not be recognized"
+            );
+            self.shared.inbox.note(Note::MarksUnreadable { bytes: unreadable_bytes });
         }
+        failure.map_or(Ok(()), |failure| Err(failure.into()))
     }
 
     /// Reads a segment: keeps its marks elsewhere, and sends its records, those that the buffer's thread may
@@ -353,6 +408,12 @@ impl Keeper {
         if number > self.kept {
             self.mark_files.add(&marks_of(&segment))?;
             self.kept = number;
+            // The index must not be behind a segment that is gone.
+            if let Some(view) = self.shared.marks.view()
+                && let Err(failure) = view.flush()
+            {
+                self.lose_view(&failure);
+            }
         }
         Ok(segment)
     }
@@ -368,25 +429,16 @@ impl Keeper {
         self.shared.inbox.note(Note::Records { reading, records });
     }
 
-    fn sweep(&mut self, sweep: &mut Sweep) {
-        sweep.next = Instant::now() + SWEEP_STEP;
-        let Some(view) = self.shared.marks.view() else { return };
-        if sweep.after.is_none() {
-            let today = day_of(gateway_runtime::clock::now().as_millisecond());
-            match self.mark_files.forget(today, self.marks_bytes_max) {
-                Ok(first_kept) => sweep.first_kept = first_kept,
-                Err(error) => {
-                    warn!(error = &error as &dyn std::error::Error, "failed to remove old mark files");
-                }
-            }
-        }
-        match view.sweep(sweep.after.as_deref(), SWEEP_MARKS, sweep.first_kept) {
-            Ok(Some(last)) => sweep.after = Some(last),
-            Ok(None) => {
-                sweep.after = None;
-                sweep.next = Instant::now() + SWEEP_PAUSE;
-            }
-            Err(failure) => self.lose_view(&failure),
+    /// Forgets what has expired.
+    fn sweep(&mut self) {
+        let today = day_of(gateway_runtime::clock::now().as_millisecond());
+        let first_kept = self.mark_files.forget(today, self.marks_bytes_max).unwrap_or_else(|error| {
+            warn!(error = &error as &dyn std::error::Error, "failed to remove old mark files");
+            today
+        });
+        let forgotten = self.shared.marks.view().map_or(Ok(()), |view| view.forget(first_kept));
+        if let Err(failure) = forgotten {
+            self.lose_view(&failure);
         }
     }
 }

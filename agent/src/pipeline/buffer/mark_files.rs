@@ -31,7 +31,7 @@ const BLOCK_BYTES_MAX: usize = HEAD_BYTES + BLOCK_MARKS_MAX * ENTRY_BYTES;
 const READ_BYTES: u64 = 4 * 1024 * 1024;
 
 /// Takes the marks of a block.
-type Visit<'a> = &'a mut dyn FnMut(&[(EventId, Mark)]);
+pub(super) type Visit<'a> = &'a mut dyn FnMut(&[(EventId, Mark)]);
 
 /// What is in one file.
 #[derive(Debug, Default)]
@@ -112,14 +112,16 @@ impl MarkFiles {
         sync_directory(&self.directory)
     }
 
-    /// Visits all marks that expire on this day or later; of an id that comes more than once, the last counts.
-    pub(super) fn read(&self, today: u32, visit: Visit<'_>) -> io::Result<()> {
+    /// Visits all marks that expire on this day or later; of an id that comes more than once, the last counts. Returns how many
+    /// bytes cannot be read.
+    pub(super) fn read(&self, today: u32, visit: Visit<'_>) -> io::Result<u64> {
+        let mut unreadable = 0;
         for (day, path, _) in self.list()? {
             if day >= today {
-                read_blocks(&File::open(path)?, visit)?;
+                unreadable += read_blocks(&File::open(path)?, visit)?;
             }
         }
-        Ok(())
+        Ok(unreadable)
     }
 
     /// Removes what expired before this day, and, oldest first, what is over the budget. Returns the first day
@@ -215,10 +217,10 @@ fn decode_all(bytes: &[u8], visit: Visit<'_>) -> Vec<Range<usize>> {
     gaps
 }
 
-/// Visits the marks of all blocks of a file that can be read. A file can have a day's marks, so only a part of it
+/// Visits the marks of all blocks of a file that can be read. Returns how many bytes cannot. A file can have a day's marks, so only a part of it
 /// is in memory at a time.
-fn read_blocks(file: &File, visit: Visit<'_>) -> io::Result<()> {
-    let (mut bytes, mut at, mut is_end) = (Vec::new(), 0, false);
+fn read_blocks(file: &File, visit: Visit<'_>) -> io::Result<u64> {
+    let (mut bytes, mut at, mut is_end, mut unreadable) = (Vec::new(), 0, false, 0);
     loop {
         if !is_end && bytes.len() - at < BLOCK_BYTES_MAX {
             bytes.drain(..at);
@@ -227,7 +229,7 @@ fn read_blocks(file: &File, visit: Visit<'_>) -> io::Result<()> {
         }
         let rest = &bytes[at..];
         if rest.is_empty() {
-            return Ok(());
+            return Ok(unreadable);
         }
         at += match decode(rest) {
             Some((marks, length)) => {
@@ -238,7 +240,9 @@ fn read_blocks(file: &File, visit: Visit<'_>) -> io::Result<()> {
                 let next = rest[1..].windows(BLOCK.len()).position(|window| window == BLOCK);
                 // A marker can begin in the last bytes and go on in the next part.
                 let end = if rest.len() < BLOCK.len() { rest.len() } else { rest.len() - BLOCK.len() + 1 };
-                next.map_or(end, |next| next + 1)
+                let passed = next.map_or(end, |next| next + 1);
+                unreadable += passed as u64;
+                passed
             }
         };
     }

@@ -24,6 +24,7 @@ impl Engine {
             self.try_again();
         }
         self.look_after_space();
+        self.look_after_budget(stats.bytes);
         self.look_after_shares();
         self.clean();
     }
@@ -49,6 +50,22 @@ impl Engine {
         }
         if !self.is_failing {
             self.shared.set_health(if is_low { Health::DiskFull } else { Health::Good });
+        }
+    }
+
+    /// Says once that the budget is used up, and once that it is not any more.
+    fn look_after_budget(&mut self, bytes: u64) {
+        let is_full = bytes >= self.config.bytes_max;
+        if is_full != self.is_full {
+            self.is_full = is_full;
+            if is_full {
+                warn!(
+                    bytes,
+                    "the buffer has used up its budget; callbacks get 503 until some of it is delivered"
+                );
+            } else {
+                info!(bytes, "the buffer has room again");
+            }
         }
     }
 

@@ -27,7 +27,7 @@ use super::{
     lock::DirectoryLock,
     mark_files::MarkFiles,
     marks::Marks,
-    recover::{Damage, RecoverError, Recovered, recover},
+    recover::{Damage, RecoverError, Recovered, check_versions, recover},
     shared::Shared,
     view::{Position, View},
 };
@@ -36,6 +36,9 @@ use super::{
 /// can on a damaged index, is not tried a third time.
 const OPENING: &str = "index.opening";
 const OPENINGS_MAX: u32 = 2;
+
+/// How far the clock may be behind what was written last.
+const CLOCK_TOLERANCE_MS: i64 = 60_000;
 
 /// Everything that is needed to open.
 pub(super) struct Opening {
@@ -73,11 +76,13 @@ impl Opening {
         let directory = buffer.join("journal");
         private::create_directory(&directory)?;
         sync_directory(&buffer)?;
+        // What a newer program wrote is not touched, the index included.
+        check_versions(&directory)?;
         let mark_files = MarkFiles::open(&buffer)?;
         let mut index = open_index(&buffer);
         let mut recovered = recover(&directory, index.position)?;
         let damage = index.check_against(&buffer, &recovered);
-        let is_behind = index.position.is_none();
+        let is_behind = index.position.is_none_or(|position| recovered.is_behind(position));
         let journal_id = recovered.journal_id;
         let announcements = announce(&damage, &index.quarantined, &self.metrics);
         let last = recovered.last;
@@ -103,7 +108,7 @@ impl Opening {
             recovered.lanes,
             recovered.opt_outs,
         ));
-        shared.hand_out_before(recovered.counters.event);
+        shared.hand_out_before(recovered.counters.event, clock_went_back(recovered.newest_ms));
         shared.reports_planned.store(recovered.unreported.len(), Ordering::Release);
         shared.reports_added.notify_one();
         let keeper_thread = start_keeper(&self.config, &shared, &keeper, mark_files, is_behind)?;
@@ -130,6 +135,7 @@ impl Opening {
             announcements,
             next_tick: now,
             is_low_on_space: false,
+            is_full: false,
             is_failing: false,
             _lock: self.lock,
         })
@@ -147,6 +153,7 @@ fn start_keeper(
     let keeper = Keeper {
         buffer: config.directory.clone(),
         marks_bytes_max: config.marks_bytes_max,
+        gather: config.marks_gather,
         inbox: Arc::clone(inbox),
         shared: Arc::clone(shared),
         mark_files,
@@ -156,6 +163,19 @@ fn start_keeper(
         kept: 0,
     };
     keeper.start()
+}
+
+/// By how much the wall clock was set back while the program did not run; a minute is no matter.
+fn clock_went_back(newest_ms: i64) -> i64 {
+    let back_ms = newest_ms - gateway_runtime::clock::now().as_millisecond();
+    if back_ms < CLOCK_TOLERANCE_MS {
+        return 0;
+    }
+    warn!(
+        seconds = back_ms / 1_000,
+        "the clock was set back; deliveries in the buffer are due as much earlier"
+    );
+    back_ms
 }
 
 impl Recovered {
@@ -168,13 +188,21 @@ impl Recovered {
         self.opt_out_places.values().for_each(|place| journal.hold(place.segment));
     }
 
+    /// Whether the index lacks marks of segments that are gone.
+    fn is_behind(&self, index: Position) -> bool {
+        let first = self.segments.first_key_value().map_or(index.segment, |(first, _)| *first);
+        index.segment < first && (index.segment, first) != (0, 1)
+    }
+
     /// The end of what was read.
     fn position(&self) -> Position {
         let (segment, end) = self.last;
+        let offset = u32::try_from(end).unwrap_or(u32::MAX);
         Position {
             journal: self.journal_id.into_bytes(),
             segment,
-            offset: u32::try_from(end).unwrap_or(u32::MAX),
+            offset,
+            end: (segment, offset),
             next_event: self.counters.event,
         }
     }

@@ -89,12 +89,25 @@ pub(super) struct Recovered {
     /// Marks that the index does not have.
     pub(super) marks: Vec<(EventId, Mark)>,
     pub(super) damage: Damage,
+    /// When the newest record was written, in milliseconds since 1970; 0 when there is none.
+    pub(super) newest_ms: i64,
 }
 
 /// Reads the journal in a directory. `position` is what the index reflects, as far as it belongs to this
 /// journal.
 pub(super) fn recover(directory: &Path, view: Option<Position>) -> Result<Recovered, RecoverError> {
     Replay::default().run(directory, view)
+}
+
+/// The segments of a directory, unless a newer program wrote one.
+pub(super) fn check_versions(directory: &Path) -> Result<Vec<Stored>, RecoverError> {
+    let stored = list(directory)?;
+    for segment in &stored {
+        if let Err(BadHeader::Newer(version)) = segment.header {
+            return Err(RecoverError::Newer { segment: segment.number, version, known: VERSION });
+        }
+    }
+    Ok(stored)
 }
 
 /// The same, with what a crash may have cut off: nobody was answered for it, but it can be read.
@@ -139,6 +152,7 @@ struct Replay {
     /// Bytes before the next record that could not be read.
     gap: Option<u64>,
     is_moved: bool,
+    newest_ms: i64,
     /// The newest segment that left, and the number of the first event behind it.
     left: (u32, u64),
     /// Whether events stay in the index that nothing keeps any more.
@@ -149,12 +163,7 @@ struct Replay {
 
 impl Replay {
     fn run(mut self, directory: &Path, view: Option<Position>) -> Result<Recovered, RecoverError> {
-        let stored = list(directory)?;
-        for segment in &stored {
-            if let Err(BadHeader::Newer(version)) = segment.header {
-                return Err(RecoverError::Newer { segment: segment.number, version, known: VERSION });
-            }
-        }
+        let stored = check_versions(directory)?;
         let headers = || stored.iter().filter_map(|segment| segment.header.as_ref().ok());
         // An index that was made before the first segment has the id already.
         let begun = || view.filter(|view| view.segment == 0).map(|view| view.journal);
@@ -318,6 +327,7 @@ impl Replay {
             }
             self.newest_event = self.newest_event.max(header.number);
         }
+        self.newest_ms = self.newest_ms.max(header.receive_ms);
         if let Some(slot) = self.index.get(header.number) {
             let moved = Slot { place, ..slot.clone() };
             self.index.insert(header.number, moved);
@@ -362,6 +372,7 @@ impl Replay {
 
     fn report(&mut self, place: Place, payload: &[u8]) -> Option<()> {
         let (header, _) = record::read_report(payload)?;
+        self.newest_ms = self.newest_ms.max(header.time_ms);
         let reported = header.has_log.then_some(Reported::Queued);
         self.change(place.segment, header.event, &header.changes, reported);
         if header.has_log {

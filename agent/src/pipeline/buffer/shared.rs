@@ -49,6 +49,8 @@ pub(super) enum Health {
 pub(super) struct Fresh {
     /// The events of those found at start.
     found: Range<u64>,
+    /// How much earlier those are due than was recorded, because the clock was set back.
+    earlier_ms: i64,
     /// Those that came since.
     added: Vec<OpenDelivery>,
 }
@@ -119,9 +121,11 @@ impl Shared {
         self.fresh_added.notify_one();
     }
 
-    /// Hands out, in portions, what is open before this event.
-    pub(super) fn hand_out_before(&self, event: u64) {
-        self.fresh.lock().unwrap_or_else(PoisonError::into_inner).found = 0..event;
+    /// Hands out, in portions, what is open before this event, due so much earlier.
+    pub(super) fn hand_out_before(&self, event: u64, earlier_ms: i64) {
+        let mut fresh = self.fresh.lock().unwrap_or_else(PoisonError::into_inner);
+        (fresh.found, fresh.earlier_ms) = (0..event, earlier_ms);
+        drop(fresh);
         self.fresh_added.notify_one();
     }
 
@@ -140,7 +144,8 @@ impl Shared {
                 self.fresh_added.notify_one();
                 return portion;
             }
-            portion.extend(OpenDelivery::all_of(event, slot));
+            let open = OpenDelivery::all_of(event, slot);
+            portion.extend(open.map(|open| open.due_earlier(fresh.earlier_ms)));
         }
         fresh.found = 0..0;
         portion.append(&mut fresh.added);

@@ -57,6 +57,7 @@ impl Replay {
             unreported,
             marks: self.marks.into(),
             damage: self.damage,
+            newest_ms: self.newest_ms,
         }
     }
 

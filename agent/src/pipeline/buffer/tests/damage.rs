@@ -208,3 +208,52 @@ async fn damaged_somewhere(
     buffer.append(entry([event(10_000, &["sub_a"])])).await.unwrap();
     kill(buffer).await;
 }
+
+/// An index that stopped at a segment that is gone meanwhile lacks marks: it is built again, and repeats are
+/// recognized.
+#[tokio::test]
+async fn index_behind_the_journal_is_built_again() {
+    let directory = tempfile::tempdir().unwrap();
+    backlog(directory.path(), 50).await;
+    let index = config(directory.path()).directory.join("index");
+    let old = directory.path().join("old");
+    fs::rename(&index, &old).unwrap();
+    let buffer = open(directory.path()).await;
+    for delivery in deliveries(&buffer, 50).await {
+        attempt(&buffer, delivery, DeliveryState::Delivered, None).await;
+    }
+    for first in (100..2_000).step_by(100) {
+        buffer.append(entry((first..first + 100).map(|number| event(number, &[])))).await.unwrap();
+    }
+    let is_first_gone = || {
+        let durable = buffer.shared.lane(Lane::Logs).durable;
+        buffer.acked(Lane::Logs, durable);
+        !segments(directory.path())[0].ends_with("0000000000000001.journal")
+    };
+    eventually("the first segment is gone", is_first_gone).await;
+    buffer.close().await;
+    fs::remove_dir_all(&index).unwrap();
+    fs::rename(&old, &index).unwrap();
+    let buffer = open(directory.path()).await;
+    let numbers = (0..50).chain(100..2_000);
+    eventually("the marks are back", || numbers.clone().all(|number| buffer.contains(&event_id(number))))
+        .await;
+}
+
+/// A byte that changed in the index costs no mark: what is missing is noticed, and the index is built again.
+#[tokio::test]
+async fn damaged_index_loses_no_mark() {
+    for at in [1_000, 3_000, 6_000, 12_000, 25_000, 50_000] {
+        let directory = tempfile::tempdir().unwrap();
+        backlog(directory.path(), 2_000).await;
+        let path = config(directory.path()).directory.join("index").join("db");
+        let mut bytes = fs::read(&path).unwrap();
+        let at = at % bytes.len();
+        bytes[at] ^= 0x04;
+        fs::write(&path, bytes).unwrap();
+        let buffer = open(directory.path()).await;
+        eventually("the marks are there", || (0..2_000).all(|number| buffer.contains(&event_id(number))))
+            .await;
+        buffer.close().await;
+    }
+}

@@ -190,7 +190,13 @@ fn committed_group_counts_as_far_as_it_goes() {
     let end = hand.commit();
     hand.change(1, |bytes| bytes.truncate(bytes.len() - 10));
     let offset = u32::try_from(end).unwrap();
-    let position = Position { journal: hand.journal.id().into_bytes(), segment: 1, offset, next_event: 5 };
+    let position = Position {
+        journal: hand.journal.id().into_bytes(),
+        segment: 1,
+        offset,
+        end: (1, offset),
+        next_event: 5,
+    };
     let recovered = recover(hand.directory.path(), Some(position)).unwrap();
     assert_eq!(open_events(&recovered), [1, 2, 3]);
     assert_eq!(recovered.damage.events_lost_max, 1);
@@ -259,7 +265,7 @@ fn loss_at_the_end_is_counted() {
     assert!(recovered.damage.events_lost_max >= 2, "{:?}", recovered.damage);
     let journal = hand.journal.id().into_bytes();
     let offset = u32::try_from(end).unwrap();
-    let position = Position { journal, segment: 1, offset, next_event: 4 };
+    let position = Position { journal, segment: 1, offset, end: (1, offset), next_event: 4 };
     let recovered = recover(hand.directory.path(), Some(position)).unwrap();
     assert_eq!(recovered.damage.events_lost_max, 2, "the index knows better");
 }

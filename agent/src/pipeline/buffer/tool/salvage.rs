@@ -257,7 +257,7 @@ fn copy_marks(
         });
         match read {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            read => read.map_err(ToolError::read(&buffer.directory().join("marks")))?,
+            read => drop(read.map_err(ToolError::read(&buffer.directory().join("marks")))?),
         }
         outcome?;
     }
