@@ -109,7 +109,8 @@ impl Slot {
     }
 }
 
-const CHUNK_SLOTS: u64 = 64;
+/// So many that a chunk fills a size class of the allocator, 4 KiB.
+const CHUNK_SLOTS: u64 = 85;
 
 /// Neighbours in sequence share an allocation: a backlog is dense, and a map entry per event would double
 /// its memory.

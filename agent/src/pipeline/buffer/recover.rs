@@ -2,7 +2,8 @@
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
-    io,
+    fs::File,
+    io::{self, Read as _},
     path::Path,
 };
 
@@ -133,6 +134,8 @@ const EVENT_BYTES_MIN: u64 = 100;
 
 #[derive(Default)]
 struct Replay {
+    /// The segment that is read.
+    bytes: Vec<u8>,
     segments: BTreeMap<u32, Segment>,
     last: (u32, u64),
     counters: Option<Counters>,
@@ -201,17 +204,23 @@ impl Replay {
         }
         let end = next.filter(|next| next.number == number + 1);
         let end = end.and_then(|next| next.header.as_ref().ok()).and_then(|header| header.previous_end);
-        let bytes = match std::fs::read(segment_path(directory, number)) {
+        // One piece of memory for all segments.
+        let mut bytes = std::mem::take(&mut self.bytes);
+        bytes.clear();
+        let read =
+            File::open(segment_path(directory, number)).and_then(|mut file| file.read_to_end(&mut bytes));
+        match read {
             Err(error) if is_bad_sector(&error) => {
                 self.damage.cause("a journal segment cannot be read");
                 self.damage.unreadable_bytes += stored.bytes;
                 self.gap = Some(self.gap.unwrap_or(0) + stored.bytes);
                 segment.is_damaged = true;
-                Vec::new()
+                bytes.clear();
             }
-            read => read?,
-        };
+            read => drop(read?),
+        }
         segment.bytes = self.records(number, &bytes, end.map(u64::from), &mut segment.is_damaged);
+        self.bytes = bytes;
         self.last = (number, segment.bytes);
         self.segments.insert(number, segment);
         Ok(())
