@@ -56,6 +56,10 @@ soak damages="500" backlog="2000000":
     GATEWAY_TESTS_DAMAGES={{damages}} cargo test --release -p gateway-tests --test scenarios damage::
     GATEWAY_TESTS_BACKLOG={{backlog}} cargo test --release -p gateway-tests --test scenarios backlog::
 
+# Fuzzes reading and proving callbacks, SECONDS for each provider and target; needs a nightly and cargo-fuzz.
+fuzz seconds="60" *providers:
+    agent/fuzz/run.sh {{seconds}} {{providers}}
+
 # Shows on system calls that no 200 is written before the fdatasync that covers it returned; needs strace.
 trace *arguments:
     cargo run -p gateway-tests --bin gateway-trace -- {{arguments}}

@@ -1,5 +1,5 @@
-//! From the bytes of a Meta callback to events with their frozen webhook bodies; the signature is checked before and is
-//! not in it.
+//! From the bytes of a callback to events with their frozen webhook bodies: one text message of each provider, and
+//! more of Meta's. The signature is checked before and is not in it.
 //!
 //! `cargo bench -p gateway-agent --bench normalize`
 
@@ -10,86 +10,49 @@ use gateway_agent::{
     pipeline::normalize::{Normalizer, Origin},
     provider::provider,
 };
-use gateway_core::snapshot::Snapshot;
-use gateway_proto::v1::{self, config_resource::Resource};
+use gateway_core::event::Provider;
 use jiff::Timestamp;
 
-/// One route, one number, and one webhook subscription to everything.
-fn snapshot() -> Snapshot {
-    let route = v1::InboundRouteConfig {
-        id: "route-meta".to_owned(),
-        provider: v1::Provider::Meta.into(),
-        callback_token: "token".to_owned(),
-        secrets: vec![v1::InboundRouteSecretValue {
-            id: "secret-1".to_owned(),
-            kind: v1::InboundRouteSecretKind::MetaAppSecret.into(),
-            value: "an app secret".to_owned(),
-        }],
-        ..v1::InboundRouteConfig::default()
-    };
-    let instance = v1::Instance {
-        id: "support-line".to_owned(),
-        tenant_id: "default".to_owned(),
-        display_name: "Support Line".to_owned(),
-        inbound_route_id: "route-meta".to_owned(),
-        provider_number_id: "106540352242922".to_owned(),
-        phone_number: "+15550783881".to_owned(),
-        ..v1::Instance::default()
-    };
-    let subscription = v1::WebhookSubscription {
-        id: "sub-all".to_owned(),
-        instance_id: "support-line".to_owned(),
-        destination_url: "https://hooks.example.com/".to_owned(),
-        events: vec!["*".to_owned()],
-        ..v1::WebhookSubscription::default()
-    };
-    let secret = v1::SigningSecret {
-        value: "whsec_AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=".to_owned(),
-        ..v1::SigningSecret::default()
-    };
-    let subscription = v1::WebhookSubscriptionConfig {
-        webhook_subscription: Some(subscription),
-        signing_secrets: vec![secret],
-        ..v1::WebhookSubscriptionConfig::default()
-    };
-    let resources = [
-        Resource::InboundRoute(route),
-        Resource::Instance(instance),
-        Resource::WebhookSubscription(subscription),
-    ];
-    let upserts = resources.map(|resource| v1::ConfigResource { version: 1, resource: Some(resource) });
-    let response = v1::StreamConfigResponse {
-        snapshot: true,
-        version: 1,
-        upserts: upserts.to_vec(),
-        ..v1::StreamConfigResponse::default()
-    };
-    let (snapshot, refused) = Snapshot::default().apply(&response);
-    assert!(refused.is_empty(), "{refused:?}");
-    snapshot
-}
+#[path = "../fuzz/configuration.rs"]
+mod configuration;
+
+use configuration::{TOKEN, configuration};
+
+/// What of Meta is measured beside a text message.
+const MORE_OF_META: [&str; 3] = ["status_delivered", "image", "batch"];
 
 fn measure(criterion: &mut Criterion) {
-    let snapshot = snapshot();
-    let route = snapshot.route("route-meta").expect("it is in the snapshot");
-    let origin = Origin { agent_id: "agt_bench".to_owned(), region: "here".to_owned() };
-    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/meta");
     let mut group = criterion.benchmark_group("normalize");
-    for name in ["text", "status_delivered", "image", "batch"] {
-        let body = fs::read(fixtures.join(format!("{name}.json"))).expect("it is among the fixtures");
+    let texts = Provider::ALL.map(|name| (name, "text"));
+    let more = MORE_OF_META.map(|fixture| (Provider::Meta, fixture));
+    for (name, fixture) in texts.into_iter().chain(more) {
+        let content = content(name, fixture);
+        let parts = provider(name).normalize(&content).expect("it is a callback");
+        let number = parts[0].target.number.clone().expect("it names a number");
+        let snapshot = configuration(name, &number);
+        let route = snapshot.route_by_token(TOKEN).expect("it is in the snapshot");
+        let origin = Origin { agent_id: "agt_bench".to_owned(), region: "here".to_owned() };
         let normalize = || {
             let receive_time = Timestamp::UNIX_EPOCH;
-            let parts = provider(route.provider).normalize(&body).expect("it is a callback");
+            let parts = provider(name).normalize(&content).expect("it is a callback");
             let normalizer =
                 Normalizer { route, snapshot: &snapshot, origin: &origin, receive_time, replay_time: None };
             normalizer.normalize(parts).entry
         };
-        assert!(!normalize().events.is_empty(), "{name} gives events");
-        group.throughput(Throughput::Bytes(body.len() as u64));
-        group
-            .bench_function(BenchmarkId::from_parameter(name), |bench| bench.iter(|| black_box(normalize())));
+        assert!(!normalize().events.is_empty(), "{fixture} of {} gives events", name.name());
+        group.throughput(Throughput::Bytes(content.len() as u64));
+        let id = BenchmarkId::new(name.name(), fixture);
+        group.bench_function(id, |bench| bench.iter(|| black_box(normalize())));
     }
     group.finish();
+}
+
+/// The content of one of a provider's fixtures.
+fn content(name: Provider, fixture: &str) -> Vec<u8> {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures").join(name.name());
+    let kind = if name == Provider::Twilio { "form" } else { "json" };
+    let content = fs::read(directory.join(fixture).with_extension(kind)).expect("it is among the fixtures");
+    content.trim_ascii_end().to_vec()
 }
 
 criterion_group!(benches, measure);

@@ -115,7 +115,8 @@ pub async fn start(config: Config, stop: CancellationToken) -> anyhow::Result<Ru
     supervisor.spawn("snapshot", OnEnd::Shutdown, |stop| follower.run(config_client, stop));
     let worker = Worker { snapshot: handle, pipeline: pipeline.clone() };
     supervisor.spawn("work", OnEnd::Shutdown, |stop| worker.run(client, stop));
-    supervisor.spawn("callback", OnEnd::Shutdown, |stop| pipeline.serve(callbacks, stop));
+    let public_base_url = config.public_base_url.clone();
+    supervisor.spawn("callback", OnEnd::Shutdown, |stop| pipeline.serve(callbacks, public_base_url, stop));
     info!(%callback_addr, agent_id = identity.agent_id, "taking callbacks");
     Ok(Running { callback_addr, admin_addr, identity, supervisor, buffer, grace: config.shutdown_grace })
 }

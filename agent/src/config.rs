@@ -3,6 +3,7 @@
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -123,7 +124,7 @@ pub struct Config {
     /// Where this agent is meant to run; None for where its join token says.
     pub region: Option<String>,
     /// The address that providers call, if it is not the request's own.
-    pub public_base_url: Option<Url>,
+    pub public_base_url: Option<Arc<str>>,
     /// File with the join token.
     pub join_token_file: Option<PathBuf>,
     /// Networks in which destinations may be private and plain http.
@@ -227,12 +228,24 @@ fn check_control_plane(text: &str, violations: &mut FieldViolations) {
     }
 }
 
-fn base_url(text: &str, violations: &mut FieldViolations) -> Option<Url> {
-    let url = Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
-    if url.is_none() {
-        violations.add("public_base_url", "must be a URL such as https://gateway.example.com");
+/// The text itself, without a slash at its end: providers sign the URL byte for byte as it is written there.
+fn base_url(text: &str, violations: &mut FieldViolations) -> Option<Arc<str>> {
+    let text = text.trim_end_matches('/');
+    let is_base = |url: &Url| {
+        matches!(url.scheme(), "http" | "https")
+            && url.has_host()
+            && url.username().is_empty()
+            && url.query().is_none()
+            && url.fragment().is_none()
+    };
+    if Url::parse(text).is_ok_and(|url| is_base(&url)) {
+        return Some(text.into());
     }
-    url
+    violations.add(
+        "public_base_url",
+        "must be a URL such as https://gateway.example.com, without user, query and fragment",
+    );
+    None
 }
 
 #[cfg(test)]

@@ -24,7 +24,7 @@ use std::sync::Arc;
 use gateway_core::{event::Event, id::WebhookSubscriptionId, time::from_proto};
 use gateway_proto::v1;
 use gateway_runtime::clock;
-use http::{HeaderMap, header};
+use http::{HeaderMap, Method, header};
 use jiff::Timestamp;
 use tokio::{net::TcpListener, sync::Semaphore};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -34,7 +34,7 @@ use crate::{
     control_plane::Identity,
     metrics::Metrics,
     opt_out::{self, OptOuts},
-    provider::{CallbackRequest, NormalizeError, Refusal, Refusals, provider},
+    provider::{CallbackRequest, NormalizeError, Refusal, Refusals, Reply, provider},
     snapshot::SnapshotHandle,
 };
 
@@ -90,13 +90,19 @@ impl Pipeline {
         Self(Arc::new(Inner { origin, snapshot, buffer, opt_outs, metrics, refusals, waiters, tasks }))
     }
 
-    /// Takes callbacks on `listener` until `stop`, then finishes those that have begun.
+    /// Takes callbacks on `listener` until `stop`, then finishes those that have begun. Providers call
+    /// `public_base_url`, or else the listener itself.
     ///
     /// # Errors
     /// Never; the result is for the supervisor.
-    pub async fn serve(self, listener: TcpListener, stop: CancellationToken) -> anyhow::Result<()> {
+    pub async fn serve(
+        self,
+        listener: TcpListener,
+        public_base_url: Option<Arc<str>>,
+        stop: CancellationToken,
+    ) -> anyhow::Result<()> {
         let metrics = self.0.metrics.clone();
-        CallbackServer { listener, accept: self, metrics }.run(stop).await
+        CallbackServer { listener, accept: self, public_base_url, metrics }.run(stop).await
     }
 
     /// Buffers an event that is made here, for these subscriptions.
@@ -181,25 +187,26 @@ impl Pipeline {
     }
 
     /// What a request comes to: authenticate, then normalize.
-    fn examine(&self, address: Address<'_>, request: CallbackRequest) -> Result<Normalized, Answer> {
+    fn examine(&self, address: Address<'_>, request: CallbackRequest) -> Result<(Normalized, Reply), Answer> {
         let now = clock::now();
         let snapshot = self.0.snapshot.load();
-        let callback = authenticate(&snapshot, address, request).map_err(|refused| {
+        let callback = authenticate(&snapshot, address, request, now).map_err(|refused| {
             let route = refused.route.as_ref().map(|route| &route.id);
             self.refuse(route, refused.reason, now);
             Answer::NotAuthenticated
         })?;
         check_media_type(&callback)?;
         let route = callback.route();
-        let parts =
-            provider(route.provider).normalize(&callback.value().body).map_err(|error| match error {
-                NormalizeError::Unreadable => Answer::Unreadable,
-                NormalizeError::TooManyItems => Answer::TooLarge,
-            })?;
+        let provider = provider(route.provider);
+        let content = provider.content(callback.value());
+        let parts = provider.normalize(content).map_err(|error| match error {
+            NormalizeError::Unreadable => Answer::Unreadable,
+            NormalizeError::TooManyItems => Answer::TooLarge,
+        })?;
         let origin = &self.0.origin;
         let normalizer =
             Normalizer { route, snapshot: &snapshot, origin, receive_time: now, replay_time: None };
-        Ok(normalizer.normalize(parts))
+        Ok((normalizer.normalize(parts), provider.reply(content)))
     }
 
     fn refuse(&self, route: Option<&gateway_core::id::InboundRouteId>, reason: Refusal, now: Timestamp) {
@@ -234,25 +241,25 @@ impl Accept for Pipeline {
         let examined = if request.body.len() < BLOCKING_BODY_BYTES {
             self.examine(address, request)
         } else {
-            let (pipeline, segment, token) =
-                (self.clone(), address.provider.to_owned(), address.token.to_owned());
+            let pipeline = self.clone();
+            let [segment, token] = [address.provider, address.token].map(str::to_owned);
             let examining = tokio::task::spawn_blocking(move || {
                 pipeline.examine(Address { provider: &segment, token: &token }, request)
             });
             examining.await.unwrap_or(Err(Answer::NotReady))
         };
-        let normalized = match examined {
-            Ok(normalized) => normalized,
+        let (normalized, reply) = match examined {
+            Ok(examined) => examined,
             Err(answer) => return answer,
         };
         if normalized.entry.events.is_empty()
             && normalized.entry.unrouted.is_empty()
             && normalized.wishes.is_empty()
         {
-            return Answer::Accepted;
+            return Answer::Accepted(reply);
         }
         match self.append(normalized).await {
-            Ok(_on_disk) => Answer::Accepted,
+            Ok(_on_disk) => Answer::Accepted(reply),
             Err(error) => Answer::BufferRefused { reason: reason(&error), retry_after: error.retry_after() },
         }
     }
@@ -282,8 +289,10 @@ fn check_media_type(callback: &Authenticated<CallbackRequest>) -> Result<(), Ans
         .get_all(header::CONTENT_ENCODING)
         .iter()
         .any(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity"));
-    let accepted = media_type(headers)
-        .is_some_and(|media_type| provider(callback.route().provider).accepts(&media_type));
+    // What is in the query has no media type.
+    let accepted = callback.value().method == Method::GET
+        || media_type(headers)
+            .is_some_and(|media_type| provider(callback.route().provider).accepts(&media_type));
     if accepted && !is_encoded { Ok(()) } else { Err(Answer::WrongMediaType) }
 }
 

@@ -2,71 +2,126 @@
 //! nothing of instances, configuration versions or the buffer. Adding one is a file `provider/<name>.rs`, its
 //! fixtures, and a line in [`provider`].
 
-use bytes::Bytes;
+use std::borrow::Cow;
+
 use gateway_core::{
     event::{Contact, EventType, Message, Provider as ProviderName, Status},
+    opt_out::OptOutScope,
     phone::Phone,
     snapshot::RouteConfig,
 };
-use http::{HeaderMap, Uri};
 use jiff::Timestamp;
 use serde_json::value::RawValue;
 
+mod request;
 mod refusal;
+mod credential;
+mod jwt;
 pub mod json;
-pub mod meta;
+mod jid;
+mod login;
+mod meta;
+mod dialog360;
+mod twilio;
+mod vonage;
+mod infobip;
+mod gupshup;
+mod messagebird;
+mod bird;
+mod waha;
+mod evolution;
+#[cfg(test)]
+pub(crate) mod tests;
 
 pub use refusal::{Refusal, Refusals};
+pub use request::CallbackRequest;
 
 /// Most items of one callback. Meta batches at most 1,000 updates
 /// (developers.facebook.com/docs/graph-api/webhooks/getting-started). A callback with more is refused with
 /// 413: nobody sends one, and each item costs far more memory than the bytes that name it.
 pub const ITEMS_MAX: usize = 10_000;
 
-/// One HTTP request of a provider, its body whole and as received.
-pub struct CallbackRequest {
-    /// The request's headers.
-    pub headers: HeaderMap,
-    /// The request's target, for providers that sign it.
-    pub uri: Uri,
-    /// The raw body: what is signed.
-    pub body: Bytes,
-}
-
 /// What a provider's code can do.
 pub trait Provider: Send + Sync {
-    /// Answers the provider's question whether the address is ours: the challenge to send back.
+    /// Answers the provider's question whether the address is ours: the challenge to send back. Most ask none.
     ///
     /// # Errors
     /// Why it is not answered.
-    fn handshake(&self, route: &RouteConfig, query: &str) -> Result<String, Refusal>;
+    fn handshake(&self, _route: &RouteConfig, _query: &str) -> Result<String, Refusal> {
+        Err(Refusal::NoHandshake)
+    }
+
+    /// Whether the provider can be set up to send callbacks by `GET`, their content in the query.
+    fn calls_by_get(&self) -> bool {
+        false
+    }
+
+    /// Whether the provider appends a segment of its own to the path of its callbacks.
+    fn extends_path(&self) -> bool {
+        false
+    }
 
     /// Proves that the route's provider account made the request, over the raw bytes, in constant time.
     ///
     /// # Errors
     /// Why it is not proved.
-    fn authenticate(&self, route: &RouteConfig, request: &CallbackRequest) -> Result<(), Refusal>;
+    fn authenticate(
+        &self,
+        route: &RouteConfig,
+        request: &CallbackRequest,
+        now: Timestamp,
+    ) -> Result<(), Refusal>;
 
     /// Whether the provider sends bodies of this media type (lower case, without parameters).
-    fn accepts(&self, media_type: &str) -> bool;
+    fn accepts(&self, media_type: &str) -> bool {
+        media_type == "application/json"
+    }
 
-    /// What the body says, by number. Odd items are kept raw; only a body that cannot be read at all fails.
+    /// What is normalized of a request.
+    fn content<'a>(&self, request: &'a CallbackRequest) -> &'a [u8] {
+        &request.body
+    }
+
+    /// What the content says, by number. Odd items are kept raw; only a content that cannot be read at all fails.
     ///
     /// # Errors
-    /// When the body is not in the provider's format, or has too many items.
-    fn normalize<'a>(&self, body: &'a [u8]) -> Result<Vec<Part<'a>>, NormalizeError>;
+    /// When the content is not in the provider's format, or has too many items.
+    fn normalize<'a>(&self, content: &'a [u8]) -> Result<Vec<Part<'a>>, NormalizeError>;
+
+    /// What the provider wants to read in the answer to an accepted callback.
+    fn reply(&self, _content: &[u8]) -> Reply {
+        Reply::EMPTY
+    }
 }
 
 /// The code of a provider: the closed list.
 pub fn provider(name: ProviderName) -> &'static dyn Provider {
     match name {
         ProviderName::Meta => &meta::Meta,
+        ProviderName::Dialog360 => &dialog360::Dialog360,
+        ProviderName::Twilio => &twilio::Twilio,
+        ProviderName::Vonage => &vonage::Vonage,
+        ProviderName::Infobip => &infobip::Infobip,
+        ProviderName::Gupshup => &gupshup::Gupshup,
+        ProviderName::MessageBird => &messagebird::MessageBird,
+        ProviderName::Bird => &bird::Bird,
+        ProviderName::Waha => &waha::Waha,
+        ProviderName::Evolution => &evolution::Evolution,
     }
 }
 
-/// The provider of a callback path's segment.
-pub fn from_path_segment(segment: &str) -> Option<ProviderName> {
-    [ProviderName::Meta].into_iter().find(|provider| provider.name() == segment)
+/// The body of an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reply {
+    /// Its media type; empty for none.
+    pub content_type: &'static str,
+    /// The text.
+    pub body: &'static str,
+}
+
+impl Reply {
+    /// Nothing.
+    pub const EMPTY: Self = Self { content_type: "", body: "" };
 }
 
 /// Why a genuine body gives no items.
@@ -86,8 +141,9 @@ pub struct Part<'a> {
     pub target: Target,
     /// What is said, in the provider's order.
     pub items: Vec<Item>,
-    /// The pieces of a callback body with just this part, which gives the same part when it is normalized.
-    pub original: Vec<&'a str>,
+    /// The pieces of a content with just this part, as JSON text, which gives the same part when it is
+    /// normalized.
+    pub original: Vec<Cow<'a, str>>,
 }
 
 /// The number or account that a part of a callback is about.
@@ -95,6 +151,8 @@ pub struct Part<'a> {
 pub struct Target {
     /// The provider's name of the number.
     pub number: Option<Box<str>>,
+    /// Another name of it, which decides when nobody claims the first.
+    pub other_number: Option<Box<str>>,
     /// The number as people write it.
     pub display_phone: Option<Box<str>>,
     /// The provider's account.
@@ -148,11 +206,13 @@ pub struct StatusItem {
     pub time: Option<Timestamp>,
 }
 
-/// A contact's decision about marketing messages.
+/// A contact's decision about messages.
 #[derive(Clone)]
 pub struct PreferenceItem {
     /// The person.
     pub contact: Contact,
+    /// Which messages.
+    pub scope: OptOutScope,
     /// Whether the contact wants no more of them.
     pub opts_out: bool,
     /// Whether a failed send told us; otherwise the contact used the provider's own control.

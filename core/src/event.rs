@@ -2,6 +2,7 @@
 
 use std::{fmt, sync::Arc};
 
+use gateway_proto::v1;
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -16,13 +17,80 @@ use crate::{
 pub enum Provider {
     /// Meta WhatsApp Cloud API.
     Meta,
+    /// 360dialog: Meta's callbacks, relayed.
+    Dialog360,
+    /// Twilio Programmable Messaging.
+    Twilio,
+    /// Vonage Messages API.
+    Vonage,
+    /// Infobip WhatsApp.
+    Infobip,
+    /// Gupshup.
+    Gupshup,
+    /// MessageBird Conversations, the generation before Bird.
+    MessageBird,
+    /// Bird Channels.
+    Bird,
+    /// WAHA (WhatsApp HTTP API), self-hosted.
+    Waha,
+    /// Evolution API, self-hosted.
+    Evolution,
 }
 
 impl Provider {
+    /// Every provider.
+    pub const ALL: [Self; 10] = [
+        Self::Meta,
+        Self::Dialog360,
+        Self::Twilio,
+        Self::Vonage,
+        Self::Infobip,
+        Self::Gupshup,
+        Self::MessageBird,
+        Self::Bird,
+        Self::Waha,
+        Self::Evolution,
+    ];
+
     /// The provider's name in callback paths, event ids and metrics.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Meta => "meta",
+            Self::Dialog360 => "dialog360",
+            Self::Twilio => "twilio",
+            Self::Vonage => "vonage",
+            Self::Infobip => "infobip",
+            Self::Gupshup => "gupshup",
+            Self::MessageBird => "messagebird",
+            Self::Bird => "bird",
+            Self::Waha => "waha",
+            Self::Evolution => "evolution",
+        }
+    }
+
+    /// The provider of this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|provider| provider.name() == name)
+    }
+
+    /// The provider of a protobuf value. None when unspecified or unknown to this build.
+    pub fn from_proto(number: i32) -> Option<Self> {
+        Self::ALL.into_iter().find(|provider| i32::from(provider.to_proto()) == number)
+    }
+
+    /// The protobuf value.
+    pub const fn to_proto(self) -> v1::Provider {
+        match self {
+            Self::Meta => v1::Provider::Meta,
+            Self::Dialog360 => v1::Provider::Dialog360,
+            Self::Twilio => v1::Provider::Twilio,
+            Self::Vonage => v1::Provider::Vonage,
+            Self::Infobip => v1::Provider::Infobip,
+            Self::Gupshup => v1::Provider::Gupshup,
+            Self::MessageBird => v1::Provider::Messagebird,
+            Self::Bird => v1::Provider::Bird,
+            Self::Waha => v1::Provider::Waha,
+            Self::Evolution => v1::Provider::Evolution,
         }
     }
 }
@@ -244,9 +312,16 @@ pub struct Message {
     /// What went wrong on the provider's side.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<ProviderError>,
-    /// `app` for what the business typed in its phone app.
+    /// Of what the business sent: `app` for its phone app, `api` for the provider's API.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source: Option<&'static str>,
+    /// The sender's own text for correlation, where the provider repeats it on the answer (Vonage:
+    /// `client_ref`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub correlation: Option<Box<str>>,
+    /// WhatsApp's own id of the message, where the provider's id is another one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub whatsapp_message_id: Option<Box<str>>,
     /// The whole item, for types that we do not know, and where the other fields do not say all of it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub raw: Option<Box<RawValue>>,
@@ -386,6 +461,9 @@ pub struct Status {
     /// The sender's own text for correlation (Meta: `biz_opaque_callback_data`).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub correlation: Option<Box<str>>,
+    /// WhatsApp's own id of the message, where the provider's id is another one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub whatsapp_message_id: Option<Box<str>>,
     /// The group it was written in.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub group_id: Option<Box<str>>,

@@ -1,84 +1,24 @@
 //! An inbound route: where one provider account calls us, with the secrets that prove it.
 
-use std::fmt;
-
 use gateway_proto::v1;
-use sha2::{Digest as _, Sha256};
 
 use crate::{
     event::Provider,
     id::InboundRouteId,
     instance::{DISPLAY_NAME_CHARS_MAX, check_text},
-    snapshot::RouteSecretKind,
     violation::FieldViolations,
 };
 
-/// Most live secrets of one kind.
-pub const SECRETS_PER_KIND_MAX: usize = 8;
-/// Longest secret, in bytes.
-pub const SECRET_BYTES_MAX: usize = 1_024;
+mod credentials;
+mod secret;
+
+pub use secret::{
+    RouteSecretKind, SECRET_BYTES_MAX, SECRETS_PER_KIND_MAX, SecretValue, basic_authorization,
+    callback_token_can_suffice, header_line,
+};
+
 /// Longest `provider_account_id`, in characters.
 pub const PROVIDER_ACCOUNT_ID_CHARS_MAX: usize = 128;
-
-/// The provider of a protobuf value. None when unspecified or unknown to this build.
-pub fn provider_from_proto(number: i32) -> Option<Provider> {
-    match v1::Provider::try_from(number) {
-        Ok(v1::Provider::Meta) => Some(Provider::Meta),
-        Ok(v1::Provider::Unspecified) | Err(_) => None,
-    }
-}
-
-/// The secret kind of a protobuf value. None when unspecified or unknown to this build.
-pub fn secret_kind_from_proto(number: i32) -> Option<RouteSecretKind> {
-    match v1::InboundRouteSecretKind::try_from(number) {
-        Ok(v1::InboundRouteSecretKind::MetaAppSecret) => Some(RouteSecretKind::MetaAppSecret),
-        Ok(v1::InboundRouteSecretKind::MetaVerifyToken) => Some(RouteSecretKind::MetaVerifyToken),
-        Ok(v1::InboundRouteSecretKind::Unspecified) | Err(_) => None,
-    }
-}
-
-/// The protobuf value of a secret kind.
-pub const fn secret_kind_to_proto(kind: RouteSecretKind) -> v1::InboundRouteSecretKind {
-    match kind {
-        RouteSecretKind::MetaAppSecret => v1::InboundRouteSecretKind::MetaAppSecret,
-        RouteSecretKind::MetaVerifyToken => v1::InboundRouteSecretKind::MetaVerifyToken,
-    }
-}
-
-/// The provider that uses secrets of a kind.
-pub const fn provider_of(kind: RouteSecretKind) -> Provider {
-    match kind {
-        RouteSecretKind::MetaAppSecret | RouteSecretKind::MetaVerifyToken => Provider::Meta,
-    }
-}
-
-/// A secret value, kept exactly as given. Prints masked.
-#[derive(Clone, PartialEq, Eq)]
-pub struct SecretValue(Box<str>);
-
-impl SecretValue {
-    /// Wraps a value.
-    pub fn new(value: &str) -> Self {
-        Self(value.into())
-    }
-
-    /// The value itself.
-    pub fn reveal(&self) -> &str {
-        &self.0
-    }
-
-    /// First 12 hex digits of its SHA-256, to tell secrets apart without showing them.
-    pub fn fingerprint(&self) -> String {
-        let digest = Sha256::digest(self.0.as_bytes());
-        digest[..6].iter().map(|byte| format!("{byte:02x}")).collect()
-    }
-}
-
-impl fmt::Debug for SecretValue {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("••••")
-    }
-}
 
 /// The path to register at the provider: `/callbacks/{provider}/{token}`.
 pub fn callback_path(provider: Provider, token: &str) -> String {
@@ -96,8 +36,11 @@ pub struct InboundRoute {
     pub display_name: String,
     /// The provider's account; empty for any.
     pub provider_account_id: String,
-    /// Secrets, in the order given, at least one of each kind that the provider needs.
+    /// Secrets, in the order given: with `callback_token_suffices` perhaps none, otherwise at least one, and one
+    /// of each indispensable kind.
     pub secrets: Vec<(RouteSecretKind, SecretValue)>,
+    /// Whether the token in the callback path is proof enough.
+    pub callback_token_suffices: bool,
 }
 
 impl TryFrom<&v1::InboundRoute> for InboundRoute {
@@ -109,35 +52,37 @@ impl TryFrom<&v1::InboundRoute> for InboundRoute {
         if let Err(error) = &id {
             violations.add("inbound_route.id", error.to_string());
         }
-        let provider = provider_from_proto(proto.provider);
+        let provider = Provider::from_proto(proto.provider);
         if provider.is_none() {
-            violations.add("inbound_route.provider", "must be PROVIDER_META");
+            violations.add("inbound_route.provider", format!("must be one of {}", provider_names()));
         }
         check_descriptions(&mut violations, proto);
-        let mut secrets = Vec::new();
-        match &proto.credentials {
-            None => violations.add("inbound_route.meta", "must be set: the credentials of the provider"),
-            Some(v1::inbound_route::Credentials::Meta(meta)) => {
-                let mut take = |field: &str, kind, values: &[String]| {
-                    check_secrets(&mut violations, field, values);
-                    secrets.extend(values.iter().map(|value| (kind, SecretValue::new(value))));
-                };
-                take("inbound_route.meta.app_secrets", RouteSecretKind::MetaAppSecret, &meta.app_secrets);
-                take(
-                    "inbound_route.meta.verify_tokens",
-                    RouteSecretKind::MetaVerifyToken,
-                    &meta.verify_tokens,
-                );
-            }
-        }
-        let (Ok(id), Some(provider)) = (id, provider) else { return Err(violations) };
+        let secrets = provider.map(|provider| {
+            check_callback_token(&mut violations, provider, proto.callback_token_suffices);
+            credentials::secrets(&mut violations, provider, proto)
+        });
+        let (Ok(id), Some(provider), Some(secrets)) = (id, provider, secrets) else { return Err(violations) };
         violations.into_result(Self {
             id,
             provider,
             display_name: proto.display_name.clone(),
             provider_account_id: proto.provider_account_id.clone(),
             secrets,
+            callback_token_suffices: proto.callback_token_suffices,
         })
+    }
+}
+
+/// The names of all providers in protobuf, for descriptions of violations.
+pub fn provider_names() -> String {
+    Provider::ALL.map(|provider| provider.to_proto().as_str_name()).join(", ")
+}
+
+/// Notes it when the token in the path is to suffice at a provider that always signs.
+pub fn check_callback_token(violations: &mut FieldViolations, provider: Provider, suffices: bool) {
+    if suffices && !callback_token_can_suffice(provider) {
+        let description = format!("must be false: {} signs its callbacks", provider.to_proto().as_str_name());
+        violations.add("inbound_route.callback_token_suffices", description);
     }
 }
 
@@ -146,30 +91,6 @@ pub fn check_descriptions(violations: &mut FieldViolations, proto: &v1::InboundR
     check_text(violations, "inbound_route.display_name", &proto.display_name, 0, DISPLAY_NAME_CHARS_MAX);
     let field = "inbound_route.provider_account_id";
     check_text(violations, field, &proto.provider_account_id, 0, PROVIDER_ACCOUNT_ID_CHARS_MAX);
-}
-
-fn check_secrets(violations: &mut FieldViolations, field: &str, values: &[String]) {
-    if values.is_empty() {
-        violations.add(field, "must have at least one value");
-    } else if values.len() > SECRETS_PER_KIND_MAX {
-        violations.add(field, format!("must have at most {SECRETS_PER_KIND_MAX} values"));
-    }
-    for (index, value) in values.iter().enumerate().take(SECRETS_PER_KIND_MAX) {
-        check_secret(violations, &format!("{field}[{index}]"), value);
-        if values[..index].contains(value) {
-            violations.add(format!("{field}[{index}]"), "must differ from the values before it");
-        }
-    }
-}
-
-/// Checks one secret value: set, and at most [`SECRET_BYTES_MAX`] bytes. There is no minimum length: it is
-/// the provider's.
-pub fn check_secret(violations: &mut FieldViolations, field: &str, value: &str) {
-    if value.is_empty() {
-        violations.add(field, "must be set");
-    } else if value.len() > SECRET_BYTES_MAX {
-        violations.add(field, format!("must be at most {SECRET_BYTES_MAX} bytes long"));
-    }
 }
 
 #[cfg(test)]
@@ -233,11 +154,5 @@ mod tests {
         let long = "planted-secret".repeat(100);
         let violations = InboundRoute::try_from(&with(&[&long], &["y"])).unwrap_err();
         assert!(!violations.to_string().contains("planted"));
-    }
-
-    /// The fingerprint is the head of the SHA-256 in hex: `printf abc | sha256sum`.
-    #[test]
-    fn fingerprint_is_sha256() {
-        assert_eq!(SecretValue::new("abc").fingerprint(), "ba7816bf8f01");
     }
 }

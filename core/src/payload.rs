@@ -170,7 +170,7 @@ impl<'a> StatusBody<'a> {
             instance_id: event.instance_id.as_str(),
             instance_name: &event.instance_name,
             to: event.contact.phone.as_ref(),
-            status: &status.status,
+            status: status_word(event.event_type, &status.status),
             external_message_id: status.external_message_id.as_deref(),
             timestamp: rfc3339_seconds(event.event_time),
             event_id: event.id.to_string(),
@@ -179,6 +179,18 @@ impl<'a> StatusBody<'a> {
             contact: ContactBody::new(&event.contact),
             rest: status,
         }
+    }
+}
+
+/// An event with a name of its own says in `status` what its name says, whatever word the provider has for it
+/// (`submitted`, `undelivered`, `rejected`, …): that is the contract. `message.status_updated` has the provider's.
+fn status_word(event_type: EventType, word: &str) -> &str {
+    match event_type {
+        EventType::MessageSent => "sent",
+        EventType::MessageDelivered => "delivered",
+        EventType::MessageRead if word != "played" => "read",
+        EventType::MessageFailed => "failed",
+        _ => word,
     }
 }
 

@@ -3,6 +3,7 @@
 //! Webhooks follow Standard Webhooks, <https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md>.
 
 mod asymmetric;
+mod hash;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use hmac::{Hmac, KeyInit as _, Mac as _};
@@ -10,6 +11,10 @@ use sha2::Sha256;
 use subtle::ConstantTimeEq as _;
 
 pub use asymmetric::{InvalidKey, PublicKey, SigningKey};
+pub use hash::{
+    decode_hex, encode_hex, hmac_sha1, hmac_sha1_matches, hmac_sha256, hmac_sha256_matches, hmac_sha512,
+    hmac_sha512_matches, sha256_hex,
+};
 
 /// Header with the event's id: the same in every attempt.
 pub const WEBHOOK_ID: &str = "webhook-id";
@@ -154,20 +159,6 @@ pub struct WebhookHeaders<'a> {
     pub timestamp: &'a str,
     /// `webhook-signature`.
     pub signature: &'a str,
-}
-
-/// Whether `signature` is HMAC-SHA256 of `message` under `key`, in constant time.
-pub fn hmac_sha256_matches(key: &[u8], message: &[u8], signature: &[u8]) -> bool {
-    let mut mac = Hmac::<Sha256>::new_from_slice(key).expect("HMAC takes a key of any length");
-    mac.update(message);
-    mac.verify_slice(signature).is_ok()
-}
-
-/// HMAC-SHA256 of `message` under `key`.
-pub fn hmac_sha256(key: &[u8], message: &[u8]) -> [u8; 32] {
-    let mut mac = Hmac::<Sha256>::new_from_slice(key).expect("HMAC takes a key of any length");
-    mac.update(message);
-    mac.finalize().into_bytes().into()
 }
 
 #[cfg(test)]

@@ -24,6 +24,7 @@ use crate::{
     violation::FieldViolations,
 };
 use convert::policy_config;
+pub use crate::inbound_route::RouteSecretKind;
 pub use destination_settings::{
     Authentication, ClientCertificate, OAuth2, ORDERING_ATTEMPTS_DEFAULT, Ordering,
 };
@@ -45,15 +46,8 @@ pub struct RouteConfig {
     pub provider_account_id: Option<Box<str>>,
     /// Live secrets.
     pub secrets: Vec<RouteSecret>,
-}
-
-/// What a secret of a route is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RouteSecretKind {
-    /// Meta: signs callbacks.
-    MetaAppSecret,
-    /// Meta: proves the handshake.
-    MetaVerifyToken,
+    /// Whether the token in the path is proof enough.
+    pub callback_token_suffices: bool,
 }
 
 /// A secret of a route.

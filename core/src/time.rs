@@ -25,21 +25,27 @@ pub fn from_provider_number(number: i64) -> Option<Timestamp> {
     (time > Timestamp::UNIX_EPOCH).then_some(time)
 }
 
-/// A provider's epoch time as an integer, a float or a decimal string, seconds or milliseconds.
+/// A provider's time as an integer, a float or a text, see [`from_provider_text`].
 pub fn from_provider_json(value: &serde_json::Value) -> Option<Timestamp> {
     match value {
         serde_json::Value::Number(number) => {
             number.as_i64().or_else(|| number.as_f64().and_then(whole)).and_then(from_provider_number)
         }
-        serde_json::Value::String(text) => {
-            let text = text.trim();
-            text.parse::<i64>()
-                .ok()
-                .or_else(|| text.parse::<f64>().ok().and_then(whole))
-                .and_then(from_provider_number)
-        }
+        serde_json::Value::String(text) => from_provider_text(text),
         _ => None,
     }
+}
+
+/// A provider's time as text: a decimal number of seconds or milliseconds, or a date and time with an offset
+/// (RFC 3339, and ISO 8601 with `+0000`), with or without fractions. None without an offset: it could mean any
+/// of 26 hours.
+pub fn from_provider_text(text: &str) -> Option<Timestamp> {
+    let text = text.trim();
+    if text.contains('T') || text.contains('-') && text.contains(':') {
+        return text.parse::<Timestamp>().ok().filter(|time| *time > Timestamp::UNIX_EPOCH);
+    }
+    let number = text.parse::<i64>().ok().or_else(|| text.parse::<f64>().ok().and_then(whole));
+    number.and_then(from_provider_number)
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "the range is checked first")]
@@ -110,6 +116,27 @@ mod tests {
             json!([1]),
         ] {
             assert_eq!(from_provider_json(&value), None, "{value}");
+        }
+    }
+
+    /// Dates with any form of offset and any fraction give the same second; without an offset there is no time.
+    #[test]
+    fn provider_dates_are_understood() {
+        for text in [
+            "2025-06-08T20:59:43Z",
+            "2025-06-08T20:59:43.999Z",
+            "2025-06-08T20:59:43.123456789Z",
+            "2025-06-08T22:59:43.1+02:00",
+            "2025-06-08T20:59:43.000+0000",
+            "2025-06-08T20:59:43+00:00",
+            "2025-06-08 20:59:43Z",
+            " 2025-06-08T15:29:43-0530 ",
+        ] {
+            let time = from_provider_text(text).map(rfc3339_seconds);
+            assert_eq!(time.as_deref(), Some("2025-06-08T20:59:43Z"), "{text}");
+        }
+        for text in ["2025-06-08T20:59:43", "2025-06-08", "20:59:43", "T", "1969-12-31T23:59:59Z", "-:"] {
+            assert_eq!(from_provider_text(text), None, "{text}");
         }
     }
 

@@ -11,7 +11,8 @@
 //! - [`meta`]: callbacks as Meta sends them
 //! - [`receiver`]: the customer's side: records webhooks and answers as scripted
 //! - [`schemas`]: the published JSON Schemas
-//! - [`python`]: a virtual environment with what customers use
+//! - [`python`]: a virtual environment with what customers and providers use
+//! - [`signer`]: proves callbacks as any provider does, with the providers' own libraries
 //! - [`http`]: requests that no well-behaved client would send
 //! - [`faults`]: a disk that fails when asked to
 //! - [`random`]: repeatable chance
@@ -28,6 +29,7 @@ pub mod meta;
 pub mod receiver;
 pub mod schemas;
 pub mod python;
+pub mod signer;
 pub mod http;
 pub mod faults;
 pub mod random;
@@ -39,4 +41,5 @@ pub use control_plane::ControlPlane;
 pub use figure::figure;
 pub use meta::MetaProvider;
 pub use receiver::{Receiver, Reply, Webhook};
+pub use signer::Signer;
 pub use world::World;

@@ -208,7 +208,11 @@ impl MetaProvider {
     }
 }
 
-async fn answer(request: reqwest::RequestBuilder) -> anyhow::Result<Answer> {
+/// Sends a request and reads its answer.
+///
+/// # Errors
+/// When there is none.
+pub async fn answer(request: reqwest::RequestBuilder) -> anyhow::Result<Answer> {
     let start = Instant::now();
     let answer = request.send().await?;
     let (status, headers) = (answer.status().as_u16(), answer.headers().clone());

@@ -264,7 +264,7 @@ async fn python_accepts(world: &World, webhooks: &[serde_json::Value]) -> anyhow
     let file = world.directory().join("webhooks.json");
     fs::write(&file, serde_json::to_vec(webhooks)?)?;
     let python = python::python_env().await?.join("python");
-    let script = python::scripts().join("verify.py");
+    let script = python::script("webhook_verify/verify.py");
     let verified = python::run(python, [script.as_os_str(), file.as_os_str()]).await?;
     ensure!(verified.trim() == webhooks.len().to_string(), "{verified}");
     Ok(())

@@ -5,6 +5,7 @@
 mod layering;
 mod first_event;
 mod authenticity;
+mod providers;
 mod duplicates;
 mod unrouted;
 mod opt_out;

@@ -7,8 +7,9 @@ use gateway_core::{
     event::Provider,
     snapshot::{RouteConfig, RouteSecret, RouteSecretKind, Snapshot},
 };
+use jiff::Timestamp;
 
-use crate::provider::{CallbackRequest, Refusal, from_path_segment, provider};
+use crate::provider::{CallbackRequest, Refusal, provider};
 
 /// A value that was proved to come from the provider account of a route.
 pub struct Authenticated<T> {
@@ -54,14 +55,15 @@ pub fn authenticate(
     snapshot: &Snapshot,
     address: Address<'_>,
     request: CallbackRequest,
+    now: Timestamp,
 ) -> Result<Authenticated<CallbackRequest>, Refused> {
     let Some(route) = route(snapshot, address) else {
-        let name = from_path_segment(address.provider).unwrap_or(Provider::Meta);
+        let name = Provider::from_name(address.provider).unwrap_or(Provider::Meta);
         // The verdict does not matter, the time it takes does.
-        let _verdict = std::hint::black_box(provider(name).authenticate(&DECOY, &request));
+        let _verdict = std::hint::black_box(provider(name).authenticate(&DECOY, &request, now));
         return Err(Refused { route: None, reason: Refusal::UnknownToken });
     };
-    match provider(route.provider).authenticate(&route, &request) {
+    match provider(route.provider).authenticate(&route, &request, now) {
         Ok(()) => Ok(Authenticated { value: request, route }),
         Err(reason) => Err(Refused { route: Some(route), reason }),
     }
@@ -79,7 +81,7 @@ pub fn handshake(snapshot: &Snapshot, address: Address<'_>, query: &str) -> Resu
 }
 
 fn route(snapshot: &Snapshot, address: Address<'_>) -> Option<Arc<RouteConfig>> {
-    let name = from_path_segment(address.provider)?;
+    let name = Provider::from_name(address.provider)?;
     snapshot.route_by_token(address.token).filter(|route| route.provider == name).cloned()
 }
 
@@ -89,8 +91,18 @@ static DECOY: LazyLock<RouteConfig> = LazyLock::new(|| RouteConfig {
     provider: Provider::Meta,
     callback_token: "".into(),
     provider_account_id: None,
-    secrets: vec![RouteSecret {
-        kind: RouteSecretKind::MetaAppSecret,
-        value: "0123456789abcdef0123456789abcdef".into(),
-    }],
+    secrets: [
+        (RouteSecretKind::MetaAppSecret, "0123456789abcdef0123456789abcdef"),
+        (RouteSecretKind::BasicCredential, "0123456789abcdef:0123456789abcdef"),
+        (RouteSecretKind::Header, "x-decoy: 0123456789abcdef0123456789abcdef"),
+        (RouteSecretKind::TwilioAuthToken, "0123456789abcdef0123456789abcdef"),
+        (RouteSecretKind::VonageSignatureSecret, "0123456789abcdef0123456789abcdef"),
+        (RouteSecretKind::MessageBirdSigningKey, "0123456789abcdef0123456789abcdef"),
+        (RouteSecretKind::BirdSigningKey, "0123456789abcdef0123456789abcdef"),
+        (RouteSecretKind::WahaHmacKey, "0123456789abcdef0123456789abcdef"),
+        (RouteSecretKind::EvolutionJwtKey, "0123456789abcdef0123456789abcdef"),
+    ]
+    .map(|(kind, value)| RouteSecret { kind, value: value.into() })
+    .into(),
+    callback_token_suffices: false,
 });

@@ -7,7 +7,7 @@
 use std::{convert::Infallible, future::Future, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use gateway_core::event::Provider;
+use gateway_core::event::Provider as ProviderName;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
@@ -22,7 +22,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, debug, debug_span, warn};
 
 use super::authenticate::Address;
-use crate::{metrics::Metrics, provider::CallbackRequest};
+use crate::{
+    metrics::Metrics,
+    provider::{CallbackRequest, Provider, Reply, provider},
+};
 
 mod body;
 #[cfg(test)]
@@ -44,8 +47,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// What became of a callback, and so the answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
-    /// Everything is on disk, or there was nothing to keep: 200. Meta counts anything but 200 as failure.
-    Accepted,
+    /// Everything is on disk, or there was nothing to keep: 200, with what the provider wants to read. Meta
+    /// counts anything but 200 as failure.
+    Accepted(Reply),
     /// The handshake is answered: 200 with the challenge as the whole body.
     Challenge(String),
     /// The handshake is refused: 403.
@@ -81,7 +85,7 @@ impl Answer {
     /// The outcome in metrics.
     pub const fn outcome(&self) -> &'static str {
         match self {
-            Self::Accepted => "accepted",
+            Self::Accepted(_) => "accepted",
             Self::Challenge(_) => "handshake_accepted",
             Self::HandshakeRefused => "handshake_refused",
             Self::NotAuthenticated => "not_authenticated",
@@ -99,7 +103,7 @@ impl Answer {
 
     const fn status(&self) -> StatusCode {
         match self {
-            Self::Accepted | Self::Challenge(_) => StatusCode::OK,
+            Self::Accepted(_) | Self::Challenge(_) => StatusCode::OK,
             Self::HandshakeRefused => StatusCode::FORBIDDEN,
             Self::NotAuthenticated => StatusCode::UNAUTHORIZED,
             Self::Unreadable => StatusCode::BAD_REQUEST,
@@ -131,6 +135,10 @@ impl Answer {
                     .header(header::X_CONTENT_TYPE_OPTIONS, "nosniff");
                 Bytes::from(challenge)
             }
+            Self::Accepted(reply) if !reply.body.is_empty() => {
+                response = response.header(header::CONTENT_TYPE, reply.content_type);
+                Bytes::from_static(reply.body.as_bytes())
+            }
             _ => Bytes::new(),
         };
         response.body(Full::new(body)).expect("constant headers and numbers are valid")
@@ -159,6 +167,8 @@ pub struct CallbackServer<A> {
     pub listener: TcpListener,
     /// What they are handed to.
     pub accept: A,
+    /// The address that providers call, without a slash at its end, when a proxy stands before the agent.
+    pub public_base_url: Option<Arc<str>>,
     /// Counts them.
     pub metrics: Metrics,
 }
@@ -169,8 +179,9 @@ impl<A: Accept> CallbackServer<A> {
     /// # Errors
     /// Never; the result is for the supervisor.
     pub async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
-        let Self { listener, accept, metrics } = self;
-        let handler = Handler { accept, metrics, budget: BodyBudget::default(), stop: stop.clone() };
+        let Self { listener, accept, public_base_url, metrics } = self;
+        let (budget, stopping) = (BodyBudget::default(), stop.clone());
+        let handler = Handler { accept, public_base_url, metrics, budget, stop: stopping };
         let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
         let mut connections = JoinSet::new();
         while let Some((stream, slot)) = next_connection(&listener, &slots, &stop).await {
@@ -241,6 +252,7 @@ async fn serve<A: Accept>(
 #[derive(Clone)]
 struct Handler<A> {
     accept: A,
+    public_base_url: Option<Arc<str>>,
     metrics: Metrics,
     budget: BodyBudget,
     stop: CancellationToken,
@@ -266,20 +278,29 @@ impl<A: Accept> Handler<A> {
 
     async fn answer(&self, address: Address<'_>, parts: http::request::Parts, body: Incoming) -> Answer {
         match parts.method {
-            Method::GET if self.is_ready() => {
-                self.accept.handshake(address, parts.uri.query().unwrap_or_default())
+            Method::GET if !self.is_ready() => Answer::NotReady,
+            Method::GET if code(address.provider).is_some_and(Provider::calls_by_get) => {
+                match self.callback(address, parts, body).await {
+                    // Every failure of a GET is the same, whatever it was to be.
+                    Answer::NotAuthenticated => Answer::HandshakeRefused,
+                    answer => answer,
+                }
             }
-            Method::GET => Answer::NotReady,
-            Method::POST => match timeout(REQUEST_TIMEOUT, self.post(address, parts, body)).await {
-                Ok(answer) => answer,
-                Err(_elapsed) => Answer::TimedOut,
-            },
+            Method::GET => self.accept.handshake(address, parts.uri.query().unwrap_or_default()),
+            Method::POST => self.callback(address, parts, body).await,
             _ => Answer::WrongMethod,
         }
     }
 
+    async fn callback(&self, address: Address<'_>, parts: http::request::Parts, body: Incoming) -> Answer {
+        match timeout(REQUEST_TIMEOUT, self.take(address, parts, body)).await {
+            Ok(answer) => answer,
+            Err(_elapsed) => Answer::TimedOut,
+        }
+    }
+
     /// Cancel safe: everything before [`Accept::accept`] only reads.
-    async fn post(&self, address: Address<'_>, parts: http::request::Parts, body: Incoming) -> Answer {
+    async fn take(&self, address: Address<'_>, parts: http::request::Parts, body: Incoming) -> Answer {
         if !self.is_ready() {
             body::discard(body).await;
             return Answer::NotReady;
@@ -291,7 +312,13 @@ impl<A: Accept> Handler<A> {
             // Nobody is there to read the answer.
             Err(ReadBodyError::Broken) => return Answer::TimedOut,
         };
-        let request = CallbackRequest { headers: parts.headers, uri: parts.uri, body };
+        let request = CallbackRequest {
+            method: parts.method,
+            headers: parts.headers,
+            uri: parts.uri,
+            body,
+            public_base_url: self.public_base_url.clone(),
+        };
         self.accept.accept(address, request).await
     }
 
@@ -300,12 +327,25 @@ impl<A: Accept> Handler<A> {
     }
 }
 
-/// Provider and token of `/callbacks/{provider}/{token}`. Tokens need no percent-escapes, so none are read.
+/// Provider and token of `/callbacks/{provider}/{token}`, or of `/callbacks/{provider}/{token}/{segment}` of
+/// providers that append one. Tokens need no percent-escapes, so none are read.
 fn address(path: &str) -> Option<Address<'_>> {
-    let (provider, token) = path.strip_prefix("/callbacks/")?.split_once('/')?;
-    (!provider.is_empty() && !token.is_empty() && !token.contains('/')).then_some(Address { provider, token })
+    let (provider, rest) = path.strip_prefix("/callbacks/")?.split_once('/')?;
+    let token = match rest.split_once('/') {
+        None => rest,
+        Some((token, appended)) => {
+            let is_segment = !appended.is_empty() && !appended.contains('/');
+            (is_segment && code(provider).is_some_and(Provider::extends_path)).then_some(token)?
+        }
+    };
+    (!provider.is_empty() && !token.is_empty()).then_some(Address { provider, token })
+}
+
+/// The code of the provider of a path segment.
+fn code(segment: &str) -> Option<&'static dyn Provider> {
+    ProviderName::from_name(segment).map(provider)
 }
 
 fn provider_label(segment: &str) -> &'static str {
-    crate::provider::from_path_segment(segment).map_or("unknown", Provider::name)
+    ProviderName::from_name(segment).map_or("unknown", ProviderName::name)
 }

@@ -103,8 +103,8 @@ impl Normalizer<'_> {
     /// number goes to every instance of the route, if the route is for that account and all its instances
     /// belong to one tenant: what one customer's account does is none of another's business.
     fn instances(&self, part: &Part<'_>) -> Vec<Arc<InstanceConfig>> {
-        let Target { number, display_phone, account_id } = &part.target;
-        if let Some(instance) = self.by_number(number.as_deref(), display_phone.as_deref()) {
+        let Target { number, account_id, .. } = &part.target;
+        if let Some(instance) = self.by_number(&part.target) {
             return vec![instance];
         }
         let of_route = self.snapshot.instances_of(&self.route.id);
@@ -121,13 +121,18 @@ impl Normalizer<'_> {
         }
     }
 
-    /// The instance that claims a number. The display phone decides only where a callback carries no number:
-    /// a number that nobody claims stays unrouted, whatever is displayed with it.
-    fn by_number(&self, number: Option<&str>, display_phone: Option<&str>) -> Option<Arc<InstanceConfig>> {
-        if let Some(number) = number {
-            return self.snapshot.instance_by_number(&self.route.id, number).cloned();
+    /// The instance that claims a number. The display phone decides only where a callback carries no number, or
+    /// two names of it, of which an instance can have a third (Gupshup's two versions name a number differently).
+    /// Otherwise a number that nobody claims stays unrouted, whatever is displayed with it.
+    fn by_number(&self, target: &Target) -> Option<Arc<InstanceConfig>> {
+        let by_name = [&target.number, &target.other_number]
+            .into_iter()
+            .flatten()
+            .find_map(|number| self.snapshot.instance_by_number(&self.route.id, number));
+        if by_name.is_some() || (target.number.is_some() && target.other_number.is_none()) {
+            return by_name.cloned();
         }
-        let phone = normalize_phone(display_phone?)?;
+        let phone = normalize_phone(target.display_phone.as_deref()?)?;
         let claims = |instance: &&Arc<InstanceConfig>| {
             instance.phone.as_ref() == Some(&phone)
                 || canonical_number(&instance.provider_number_id) == phone.digits()
@@ -244,7 +249,7 @@ impl OfInstance<'_> {
         };
         let decision = Decision {
             external_message_id: item.external_message_id.clone(),
-            ..self.decision(&item.contact, direction, OptOutScope::Marketing, reason, item.time)
+            ..self.decision(&item.contact, direction, item.scope, reason, item.time)
         };
         let wish = self.wish_of(item.contact.clone(), WishKind::Decide(decision), item.time);
         self.wish(Wish { mark, ..wish });

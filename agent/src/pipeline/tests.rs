@@ -1,13 +1,16 @@
 //! What the tests of the stages share: a configuration, and callbacks signed as Meta signs them.
 
-use std::path::PathBuf;
-
-use gateway_core::{signature::hmac_sha256, snapshot::Snapshot};
+use gateway_core::{
+    event::Provider,
+    signature::{encode_hex, hmac_sha256},
+    snapshot::{RouteSecretKind, Snapshot},
+};
 use gateway_proto::v1;
 
 use crate::{
     metrics::Metrics,
     pipeline::{buffer::Buffer, normalize::Origin},
+    provider::tests::fixtures,
 };
 
 /// The app secret of the route.
@@ -17,34 +20,50 @@ pub const TOKEN: &str = "token-of-the-route";
 /// The account of the route.
 pub const ACCOUNT: &str = "102290129340398";
 
-/// One route for one account, with two numbers.
+/// One Meta route for one account, with two numbers.
 pub fn configuration(subscriptions: &[(&str, &[&str])]) -> Snapshot {
+    let secrets = [
+        (RouteSecretKind::MetaAppSecret, "an older secret"),
+        (RouteSecretKind::MetaAppSecret, APP_SECRET),
+        (RouteSecretKind::MetaVerifyToken, "verify me"),
+    ];
+    let numbers = [("106540352242922", "+15550783881"), ("106540352242923", "+15550783882")];
+    configuration_of(Provider::Meta, ACCOUNT, &secrets, &numbers, subscriptions)
+}
+
+/// One route for one account, with up to two numbers: names at the provider, and phone numbers.
+pub fn configuration_of(
+    provider: Provider,
+    account: &str,
+    secrets: &[(RouteSecretKind, &str)],
+    numbers: &[(&str, &str)],
+    subscriptions: &[(&str, &[&str])],
+) -> Snapshot {
     use v1::config_resource::Resource;
-    let secret = |id: &str, kind: v1::InboundRouteSecretKind, value: &str| v1::InboundRouteSecretValue {
-        id: id.to_owned(),
-        kind: kind.into(),
-        value: value.to_owned(),
-    };
+    let secrets = secrets.iter().enumerate().map(|(index, (kind, value))| v1::InboundRouteSecretValue {
+        id: format!("secret-{index}"),
+        kind: kind.to_proto().into(),
+        value: (*value).to_owned(),
+    });
     let route = v1::InboundRouteConfig {
-        id: "route-meta".to_owned(),
-        provider: v1::Provider::Meta.into(),
+        id: format!("route-{}", provider.name()),
+        provider: provider.to_proto().into(),
         callback_token: TOKEN.to_owned(),
-        provider_account_id: ACCOUNT.to_owned(),
-        secrets: vec![
-            secret("secret-1", v1::InboundRouteSecretKind::MetaAppSecret, "an older secret"),
-            secret("secret-2", v1::InboundRouteSecretKind::MetaAppSecret, APP_SECRET),
-            secret("secret-3", v1::InboundRouteSecretKind::MetaVerifyToken, "verify me"),
-        ],
+        provider_account_id: account.to_owned(),
+        secrets: secrets.collect(),
+        callback_token_suffices: false,
     };
-    let instance = |id: &str, name: &str, number: &str, phone: &str| v1::Instance {
-        id: id.to_owned(),
+    let names = [("support-line", "Support Line"), ("sales-line", "Sales Line")];
+    let instances = names.iter().zip(numbers).map(|((id, name), (number, phone))| v1::Instance {
+        id: (*id).to_owned(),
         tenant_id: "default".to_owned(),
-        display_name: name.to_owned(),
-        inbound_route_id: "route-meta".to_owned(),
-        provider_number_id: number.to_owned(),
-        phone_number: phone.to_owned(),
+        display_name: (*name).to_owned(),
+        inbound_route_id: route.id.clone(),
+        provider_number_id: (*number).to_owned(),
+        phone_number: (*phone).to_owned(),
         ..v1::Instance::default()
-    };
+    });
+    let instances: Vec<_> = instances.map(Resource::Instance).collect();
     let subscriptions = subscriptions.iter().map(|(id, events)| {
         let subscription = v1::WebhookSubscription {
             id: (*id).to_owned(),
@@ -63,12 +82,7 @@ pub fn configuration(subscriptions: &[(&str, &[&str])]) -> Snapshot {
             ..Default::default()
         })
     });
-    let resources = [
-        Resource::InboundRoute(route),
-        Resource::Instance(instance("support-line", "Support Line", "106540352242922", "+15550783881")),
-        Resource::Instance(instance("sales-line", "Sales Line", "106540352242923", "+15550783882")),
-    ];
-    let upserts = resources.into_iter().chain(subscriptions);
+    let upserts = std::iter::once(Resource::InboundRoute(route)).chain(instances).chain(subscriptions);
     let response = v1::StreamConfigResponse {
         snapshot: true,
         version: 1,
@@ -89,26 +103,12 @@ pub fn origin() -> Origin {
 
 /// A body as Meta signs it.
 pub fn signature(body: &[u8]) -> String {
-    let digits: Vec<String> =
-        hmac_sha256(APP_SECRET.as_bytes(), body).iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("sha256={}", digits.concat())
+    format!("sha256={}", encode_hex(&hmac_sha256(APP_SECRET.as_bytes(), body)))
 }
 
-/// The fixtures' names and bodies, in the order of the names.
-pub fn fixtures() -> Vec<(String, Vec<u8>)> {
-    let directory = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/meta");
-    let paths = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
-    let mut fixtures: Vec<_> = paths
-        .filter(|path| path.extension().is_some_and(|extension| extension == "json"))
-        .map(|path| (path.file_stem().unwrap().to_str().unwrap().to_owned(), std::fs::read(&path).unwrap()))
-        .collect();
-    fixtures.sort();
-    fixtures
-}
-
-/// A fixture's body.
+/// The body of one of Meta's fixtures.
 pub fn fixture(name: &str) -> Vec<u8> {
-    fixtures().into_iter().find(|(fixture, _)| fixture == name).unwrap().1
+    fixtures(Provider::Meta).into_iter().find(|fixture| fixture.name == name).unwrap().content
 }
 
 /// A buffer in a directory of its own.

@@ -5,19 +5,21 @@
 //! own preferences, and for `history`, which is the past.
 
 use gateway_core::snapshot::RouteConfig;
+use jiff::Timestamp;
 
 use super::{CallbackRequest, NormalizeError, Part, Provider, Refusal};
 
 mod handshake;
 mod authenticate;
-mod envelope;
-mod value;
-mod contact;
-mod message;
-mod content;
-mod error;
-mod status;
-mod preference;
+pub(super) mod envelope;
+pub(super) mod relay;
+pub(super) mod value;
+pub(super) mod contact;
+pub(super) mod message;
+pub(super) mod content;
+pub(super) mod error;
+pub(super) mod status;
+pub(super) mod preference;
 #[cfg(test)]
 mod tests;
 
@@ -29,15 +31,16 @@ impl Provider for Meta {
         handshake::answer(route, query)
     }
 
-    fn authenticate(&self, route: &RouteConfig, request: &CallbackRequest) -> Result<(), Refusal> {
-        authenticate::verify(route, &request.headers, &request.body)
+    fn authenticate(
+        &self,
+        route: &RouteConfig,
+        request: &CallbackRequest,
+        _now: Timestamp,
+    ) -> Result<(), Refusal> {
+        authenticate::verify(route, request)
     }
 
-    fn accepts(&self, media_type: &str) -> bool {
-        media_type == "application/json"
-    }
-
-    fn normalize<'a>(&self, body: &'a [u8]) -> Result<Vec<Part<'a>>, NormalizeError> {
-        envelope::parts(body)
+    fn normalize<'a>(&self, content: &'a [u8]) -> Result<Vec<Part<'a>>, NormalizeError> {
+        envelope::parts(content)
     }
 }

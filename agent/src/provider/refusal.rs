@@ -31,6 +31,24 @@ pub enum Refusal {
     WrongMode,
     /// The handshake's token is none of the route's.
     WrongVerifyToken,
+    /// The provider asks no handshake.
+    NoHandshake,
+    /// Neither a header nor a credential that the route expects is there.
+    MissingCredential,
+    /// The header or credential is none of the route's.
+    WrongCredential,
+    /// The signature is made with an algorithm that the provider does not use.
+    WrongAlgorithm,
+    /// The signature was made too long ago, or its time is yet to come.
+    Expired,
+    /// The signature is for another body.
+    WrongBodyHash,
+    /// The signature is for another URL: see the agent's public base URL.
+    WrongUrlHash,
+    /// The signature is for another account of the provider.
+    WrongAccount,
+    /// The request does not say which host it calls, and the agent has no public base URL.
+    MissingHost,
 }
 
 impl Refusal {
@@ -45,6 +63,15 @@ impl Refusal {
             Self::MissingParameter => "missing_parameter",
             Self::WrongMode => "wrong_mode",
             Self::WrongVerifyToken => "wrong_verify_token",
+            Self::NoHandshake => "no_handshake",
+            Self::MissingCredential => "missing_credential",
+            Self::WrongCredential => "wrong_credential",
+            Self::WrongAlgorithm => "wrong_algorithm",
+            Self::Expired => "expired",
+            Self::WrongBodyHash => "wrong_body_hash",
+            Self::WrongUrlHash => "wrong_url_hash",
+            Self::WrongAccount => "wrong_account",
+            Self::MissingHost => "missing_host",
         }
     }
 }

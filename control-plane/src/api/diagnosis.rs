@@ -125,17 +125,44 @@ fn findings(facts: &Facts<'_>) -> Vec<v1::DiagnosisFinding> {
 }
 
 fn refused(refusal: &v1::CallbackRefusal) -> v1::DiagnosisFinding {
-    let advice = match refusal.reason.as_str() {
-        "wrong_signature" | "missing_signature" => {
-            "compare the app secret at the provider with the fingerprints of the inbound route's secrets"
-        }
-        "wrong_verify_token" => "compare the verify token at the provider with that of the inbound route",
-        _ => "look at the callbacks that the provider sends to this inbound route",
-    };
     let callbacks = if refusal.count == 1 { "callback was" } else { "callbacks were" };
     let description =
         format!("{} {callbacks} refused on the inbound route: {}", refusal.count, refusal.reason);
-    finding("CALLBACKS_REFUSED", description, advice)
+    finding("CALLBACKS_REFUSED", description, advice(&refusal.reason))
+}
+
+/// What to do when callbacks are refused for a reason that an agent gives.
+fn advice(reason: &str) -> &'static str {
+    match reason {
+        "missing_signature" => {
+            "switch signing on at the provider, or remove the signing key from the inbound route if the provider \
+             cannot sign"
+        }
+        "wrong_signature" => {
+            "compare the secret at the provider with the fingerprints of the inbound route's secrets; if the \
+             provider signs its URL, `--public-base-url` of the agents must be the address registered there"
+        }
+        "wrong_verify_token" => "compare the verify token at the provider with that of the inbound route",
+        "missing_credential" => {
+            "make the provider send one of the inbound route's headers or Basic credentials with every callback"
+        }
+        "wrong_credential" => {
+            "compare the header or Basic credential at the provider with the fingerprints of the inbound route's \
+             secrets"
+        }
+        "missing_secret" => "add a secret to the inbound route with AddInboundRouteSecret",
+        "wrong_url_hash" | "missing_host" => {
+            "start the agents with `--public-base-url`, the address that is registered at the provider"
+        }
+        "wrong_body_hash" => "look for a proxy before the agents that changes the body of requests",
+        "expired" => {
+            "compare the clocks of the agents with the provider's, and look for callbacks sent again"
+        }
+        "wrong_account" => {
+            "compare the inbound route's `provider_account_id` with the account at the provider, or empty it"
+        }
+        _ => "look at the callbacks that the provider sends to this inbound route",
+    }
 }
 
 #[cfg(test)]
@@ -148,6 +175,27 @@ mod tests {
         for (count, wanted) in [(1, "1 callback was refused on "), (2, "2 callbacks were refused on ")] {
             let refusal = v1::CallbackRefusal { reason: "wrong_signature".into(), count, last_time: None };
             assert!(refused(&refusal).description.starts_with(wanted));
+        }
+    }
+
+    /// Each reason that somebody can do something about has advice of its own.
+    #[test]
+    fn refusals_come_with_advice() {
+        let reasons = [
+            "missing_signature",
+            "wrong_signature",
+            "wrong_verify_token",
+            "missing_credential",
+            "wrong_credential",
+            "missing_secret",
+            "wrong_url_hash",
+            "wrong_body_hash",
+            "expired",
+            "wrong_account",
+        ];
+        for (index, reason) in reasons.iter().enumerate() {
+            assert_ne!(advice(reason), advice("anything else"), "{reason}");
+            assert!(reasons[..index].iter().all(|other| advice(other) != advice(reason)), "{reason}");
         }
     }
 

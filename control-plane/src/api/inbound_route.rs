@@ -1,18 +1,18 @@
 //! `InboundRouteService`.
 
+mod secrets;
+
 use gateway_core::{
+    event::Provider,
     id::TenantId,
     inbound_route::{
-        InboundRoute, SECRETS_PER_KIND_MAX, SecretValue, callback_path, check_descriptions, check_secret,
-        provider_from_proto, provider_of, secret_kind_from_proto, secret_kind_to_proto,
+        InboundRoute, SecretValue, callback_path, check_callback_token, check_descriptions, provider_names,
     },
-    snapshot::RouteSecretKind,
     time,
     violation::FieldViolations,
 };
 use gateway_proto::v1::{self, inbound_route_service_server::InboundRouteService};
 use gateway_runtime::clock;
-use jiff::Timestamp;
 use prost::Message as _;
 use sqlx::SqliteConnection;
 use tonic::{Request, Response, Status};
@@ -27,7 +27,7 @@ use crate::{
     },
 };
 
-const FIELDS: [&str; 2] = ["display_name", "provider_account_id"];
+const FIELDS: [&str; 3] = ["display_name", "provider_account_id", "callback_token_suffices"];
 
 /// Where providers call us.
 pub struct InboundRouteApi {
@@ -83,8 +83,9 @@ impl InboundRouteService for InboundRouteApi {
         let filters = request.provider.to_string();
         let page = Page::read("ListInboundRoutes", &[&filters], request.page_size, &request.page_token)?;
         let is_any = request.provider == i32::from(v1::Provider::Unspecified);
-        if !is_any && provider_from_proto(request.provider).is_none() {
-            return Err(status::invalid_field("provider", "must be PROVIDER_META, or unset for all"));
+        if !is_any && Provider::from_proto(request.provider).is_none() {
+            let description = format!("must be one of {}, or unset for all", provider_names());
+            return Err(status::invalid_field("provider", description));
         }
         let provider = (!is_any).then_some(request.provider);
         let mut connection = self.state.store.reader().await?;
@@ -106,16 +107,7 @@ impl InboundRouteService for InboundRouteApi {
         let mut stored = find(&mut transaction, &tenant_id, "inbound_route.id", &wanted.id).await?;
         let fields = field_mask::read(request.update_mask.as_ref(), &FIELDS)?;
         status::check_etag("inbound route", &wanted.id, &wanted.etag, &stored.route.etag)?;
-        if fields.contains(&"display_name") {
-            stored.route.display_name = wanted.display_name;
-        }
-        if fields.contains(&"provider_account_id") {
-            stored.config.provider_account_id.clone_from(&wanted.provider_account_id);
-            stored.route.provider_account_id = wanted.provider_account_id;
-        }
-        let mut violations = FieldViolations::new();
-        check_descriptions(&mut violations, &stored.route);
-        violations.into_result(()).map_err(status::invalid)?;
+        apply(&mut stored, &wanted, &fields)?;
         put_changed(&mut transaction, &mut stored).await?;
         transaction.commit().await?;
         Ok(Response::new(v1::UpdateInboundRouteResponse { inbound_route: Some(stored.route) }))
@@ -147,20 +139,9 @@ impl InboundRouteService for InboundRouteApi {
         let v1::AddInboundRouteSecretRequest { id, kind, value } = request.into_inner();
         let mut transaction = self.state.store.begin_write().await?;
         let mut stored = find(&mut transaction, &tenant_id, "id", &id).await?;
-        let mut violations = FieldViolations::new();
-        let provider = provider_from_proto(stored.route.provider);
-        let kind = secret_kind_from_proto(kind).filter(|kind| Some(provider_of(*kind)) == provider);
-        if kind.is_none() {
-            let description = "must be INBOUND_ROUTE_SECRET_KIND_META_APP_SECRET or \
-                               INBOUND_ROUTE_SECRET_KIND_META_VERIFY_TOKEN for this route's provider";
-            violations.add("kind", description);
-        }
-        check_secret(&mut violations, "value", &value);
-        let (Some(kind), true) = (kind, violations.0.is_empty()) else {
-            return Err(status::invalid(violations));
-        };
-        refuse_superfluous(&stored, kind, &value)?;
-        let secret = add_secret(&mut stored, kind, &SecretValue::new(&value), clock::now());
+        let kind = secrets::check(&stored, kind, &value)?;
+        secrets::refuse_superfluous(&stored, kind, &value)?;
+        let secret = secrets::add(&mut stored, kind, &SecretValue::new(&value), clock::now());
         put_changed(&mut transaction, &mut stored).await?;
         transaction.commit().await?;
         let response =
@@ -179,16 +160,7 @@ impl InboundRouteService for InboundRouteApi {
         if secret_id.is_empty() {
             return Err(status::missing_field("secret_id"));
         }
-        let secret = stored.config.secrets.iter().find(|secret| secret.id == secret_id);
-        let kind = secret.ok_or_else(|| status::not_found("inbound route secret", &secret_id))?.kind;
-        if stored.config.secrets.iter().filter(|secret| secret.kind == kind).count() == 1 {
-            let message = format!(
-                "secret `{secret_id}` is the last one of its kind; add another with AddInboundRouteSecret first"
-            );
-            return Err(status::failed_precondition("LAST_SECRET", message));
-        }
-        stored.config.secrets.retain(|secret| secret.id != secret_id);
-        stored.route.secrets.retain(|secret| secret.id != secret_id);
+        secrets::remove(&mut stored, &secret_id)?;
         put_changed(&mut transaction, &mut stored).await?;
         transaction.commit().await?;
         Ok(Response::new(v1::RemoveInboundRouteSecretResponse { inbound_route: Some(stored.route) }))
@@ -234,6 +206,32 @@ async fn put_changed(transaction: &mut WriteTx, stored: &mut StoredRoute) -> Res
     Ok(inbound_routes::put(transaction, stored).await?)
 }
 
+/// Changes the fields of the mask.
+fn apply(stored: &mut StoredRoute, wanted: &v1::InboundRoute, fields: &[&str]) -> Result<(), Status> {
+    let StoredRoute { route, config } = stored;
+    for field in fields {
+        match *field {
+            "display_name" => route.display_name.clone_from(&wanted.display_name),
+            "provider_account_id" => {
+                route.provider_account_id.clone_from(&wanted.provider_account_id);
+                config.provider_account_id.clone_from(&wanted.provider_account_id);
+            }
+            "callback_token_suffices" => {
+                route.callback_token_suffices = wanted.callback_token_suffices;
+                config.callback_token_suffices = wanted.callback_token_suffices;
+            }
+            other => unreachable!("the mask allows only known fields, not `{other}`"),
+        }
+    }
+    let mut violations = FieldViolations::new();
+    check_descriptions(&mut violations, route);
+    if let Some(provider) = Provider::from_proto(route.provider) {
+        check_callback_token(&mut violations, provider, route.callback_token_suffices);
+    }
+    violations.into_result(()).map_err(status::invalid)?;
+    secrets::require_proof(stored)
+}
+
 /// Validates and writes a new route, with a callback token of its own.
 pub(super) async fn create(
     transaction: &mut WriteTx,
@@ -258,6 +256,7 @@ pub(super) async fn create(
         display_name: checked.display_name,
         provider_account_id: checked.provider_account_id.clone(),
         callback_path: callback_path(checked.provider, &token),
+        callback_token_suffices: checked.callback_token_suffices,
         create_time: Some(time::to_proto(now)),
         update_time: Some(time::to_proto(now)),
         ..Default::default()
@@ -268,48 +267,12 @@ pub(super) async fn create(
         callback_token: token,
         provider_account_id: checked.provider_account_id,
         secrets: Vec::new(),
+        callback_token_suffices: checked.callback_token_suffices,
     };
     let mut stored = StoredRoute { route, config };
     for (kind, value) in &checked.secrets {
-        add_secret(&mut stored, *kind, value, now);
+        secrets::add(&mut stored, *kind, value, now);
     }
     inbound_routes::put(transaction, &mut stored).await?;
     Ok(stored)
-}
-
-/// A secret that is live already, or one too many, is refused.
-fn refuse_superfluous(stored: &StoredRoute, kind: RouteSecretKind, value: &str) -> Result<(), Status> {
-    let kind = i32::from(secret_kind_to_proto(kind));
-    let mut live = stored.config.secrets.iter().filter(|secret| secret.kind == kind);
-    if let Some(same) = live.clone().find(|secret| secret.value == value) {
-        let message = format!("this value is live already as secret `{}`", same.id);
-        return Err(status::conflict("SECRET_EXISTS", message));
-    }
-    if live.nth(SECRETS_PER_KIND_MAX - 1).is_some() {
-        let message = format!(
-            "the route has {SECRETS_PER_KIND_MAX} live secrets of this kind; remove one with \
-             RemoveInboundRouteSecret first"
-        );
-        return Err(status::failed_precondition("TOO_MANY_SECRETS", message));
-    }
-    Ok(())
-}
-
-fn add_secret(
-    stored: &mut StoredRoute,
-    kind: RouteSecretKind,
-    value: &SecretValue,
-    now: Timestamp,
-) -> v1::InboundRouteSecret {
-    let (id, kind) = (new_id("key_"), secret_kind_to_proto(kind).into());
-    let shown = v1::InboundRouteSecret {
-        id: id.clone(),
-        kind,
-        fingerprint: value.fingerprint(),
-        create_time: Some(time::to_proto(now)),
-    };
-    let value = value.reveal().to_owned();
-    stored.config.secrets.push(v1::InboundRouteSecretValue { id, kind, value });
-    stored.route.secrets.push(shown.clone());
-    shown
 }

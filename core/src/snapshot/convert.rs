@@ -56,28 +56,19 @@ impl TryFrom<&v1::InboundRouteConfig> for RouteConfig {
     fn try_from(route: &v1::InboundRouteConfig) -> Result<Self, FieldViolations> {
         let mut violations = FieldViolations::new();
         let id = parsed(&route.id, "id", &mut violations);
-        let provider = match route.provider() {
-            v1::Provider::Meta => Some(Provider::Meta),
-            v1::Provider::Unspecified => {
-                violations.add("provider", "is not known to this agent; update the agent");
-                None
-            }
-        };
+        let provider = Provider::from_proto(route.provider);
+        if provider.is_none() {
+            violations.add("provider", "is not known to this agent; update the agent");
+        }
         if route.callback_token.is_empty() {
             violations.add("callback_token", "must not be empty");
         }
         let mut secrets = Vec::with_capacity(route.secrets.len());
         for (index, secret) in route.secrets.iter().enumerate() {
-            let kind = match secret.kind() {
-                v1::InboundRouteSecretKind::MetaAppSecret => RouteSecretKind::MetaAppSecret,
-                v1::InboundRouteSecretKind::MetaVerifyToken => RouteSecretKind::MetaVerifyToken,
-                v1::InboundRouteSecretKind::Unspecified => {
-                    violations.add(
-                        format!("secrets[{index}].kind"),
-                        "is not known to this agent; update the agent",
-                    );
-                    continue;
-                }
+            let Some(kind) = RouteSecretKind::from_proto(secret.kind) else {
+                let description = "is not known to this agent; update the agent";
+                violations.add(format!("secrets[{index}].kind"), description);
+                continue;
             };
             secrets.push(RouteSecret { kind, value: secret.value.as_str().into() });
         }
@@ -88,6 +79,7 @@ impl TryFrom<&v1::InboundRouteConfig> for RouteConfig {
             callback_token: route.callback_token.as_str().into(),
             provider_account_id: optional(&route.provider_account_id),
             secrets,
+            callback_token_suffices: route.callback_token_suffices,
         })
     }
 }

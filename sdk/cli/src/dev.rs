@@ -1,18 +1,18 @@
 //! `gateway dev`: a control plane and an agent in one process.
 //!
-//! In order: a data directory ([`data`]), both programs ([`programs`]), what the demo needs ([`demo`]), a
+//! In order: a data directory ([`data`]), both programs ([`programs`]), what stands in them ([`standing`]), a
 //! receiver of webhooks ([`receiver`]), and a text that says what to do with it ([`welcome`]).
 
 mod data;
 mod programs;
-mod demo;
+mod standing;
 mod receiver;
 mod welcome;
 
 use std::{
     io::{self, Write as _},
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     pin::pin,
 };
 
@@ -27,13 +27,14 @@ use tokio::sync::mpsc;
 
 use crate::{
     BadConfig,
+    demo::PHONE_NUMBER,
     output::{Look, Output},
     session::{Session, SessionFile},
 };
 use data::DataDir;
-use demo::Demo;
 use programs::Programs;
 use receiver::Receiver;
+use standing::Standing;
 
 /// Lines about webhooks that wait for standard output. When full, a line is left out; the webhook itself is
 /// kept by the receiver.
@@ -96,7 +97,7 @@ impl DevArgs {
 /// A running `gateway dev`.
 struct Dev {
     programs: Programs,
-    demo: Demo,
+    standing: Standing,
     receiver: Receiver,
     session: Session,
     data_dir: DataDir,
@@ -145,12 +146,13 @@ impl Dev {
         let receiver_url = receiver::url(&listener)?;
         let control_plane = programs::ControlPlane::start(args, data_dir.path()).await?;
         let client = control_plane.client().await?;
-        let demo = Demo::ensure(&client, data_dir.path(), &receiver_url).await.context("set up the demo")?;
+        let standing =
+            Standing::ensure(&client, data_dir.path(), &receiver_url).await.context("set up the demo")?;
         let receiver = Receiver::serve(listener, client.clone(), lines)?;
         let programs = control_plane.with_agent(args, data_dir.path(), &client).await?;
-        let session = session(&programs, &demo, &receiver);
+        let session = session(&programs, &standing, &receiver, data_dir.path());
         let session_file = SessionFile::write(&session)?;
-        Ok(Self { programs, demo, receiver, session, data_dir, _session_file: session_file })
+        Ok(Self { programs, standing, receiver, session, data_dir, _session_file: session_file })
     }
 
     /// Agent first, so that it can still report, then the control plane; the receiver takes webhooks until
@@ -161,17 +163,18 @@ impl Dev {
     }
 }
 
-fn session(programs: &Programs, demo: &Demo, receiver: &Receiver) -> Session {
+fn session(programs: &Programs, standing: &Standing, receiver: &Receiver, data_dir: &Path) -> Session {
     Session {
         process: std::process::id(),
+        data_dir: std::path::absolute(data_dir).unwrap_or_else(|_| data_dir.to_owned()),
         control_plane_url: programs.control_plane_url(),
         api_key: programs.admin_key().to_owned(),
-        callback_url: format!("http://{}{}", programs.callback_addr(), demo.callback_path),
-        app_secret: demo.secrets.app_secret.clone(),
+        callback_url: format!("http://{}{}", programs.callback_addr(), standing.callback_path),
+        app_secret: standing.secrets.app_secret.clone(),
         receiver_url: receiver.url().to_owned(),
-        instance_id: demo::INSTANCE_ID.to_owned(),
-        provider_number_id: demo::PROVIDER_NUMBER_ID.to_owned(),
-        phone_number: demo::PHONE_NUMBER.to_owned(),
+        instance_id: standing.demo.instance_id.clone(),
+        provider_number_id: standing.demo.provider_number_id.to_owned(),
+        phone_number: PHONE_NUMBER.to_owned(),
     }
 }
 
@@ -181,7 +184,7 @@ async fn connect(url: &str, admin_key: &str) -> anyhow::Result<Client> {
 }
 
 /// Progress goes to standard error, so that standard output can be piped.
-fn progress(text: &str) {
+pub fn progress(text: &str) {
     // Nothing can be done when standard error is closed.
     drop(writeln!(io::stderr().lock(), "{text}"));
 }

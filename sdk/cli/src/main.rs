@@ -2,11 +2,13 @@
 //!
 //! - [`dev`]: a control plane and an agent in one process, with a demo instance and a receiver.
 //! - [`trigger`]: a genuine sample callback through the agent's front door, and what became of it.
+//! - [`demo`]: demo numbers, which both of them use.
 //! - [`signature`]: signing and verifying by hand, for support.
 
 mod output;
 mod json;
 mod session;
+mod demo;
 mod dev;
 mod trigger;
 mod signature;

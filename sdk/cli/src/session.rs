@@ -16,6 +16,8 @@ use serde::{Deserialize, Serialize};
 pub struct Session {
     /// The process of `gateway dev`.
     pub process: u32,
+    /// Where it keeps its state.
+    pub data_dir: PathBuf,
     /// gRPC of the control plane.
     pub control_plane_url: String,
     /// The admin key.

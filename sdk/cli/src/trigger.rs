@@ -1,8 +1,9 @@
 //! `gateway trigger`: a genuine sample callback through the agent's front door, and what became of it.
 //!
-//! In order: whom to call ([`target`]), what to send ([`mod@sample`]), following its events through logs,
-//! deliveries and the receiver ([`follow`]), and showing it ([`show`]).
+//! In order: as whom ([`provider`]), whom to call ([`target`]), what to send ([`mod@sample`]), following its events through
+//! logs, deliveries and the receiver ([`follow`]), and showing it ([`show`]).
 
+mod provider;
 mod target;
 mod sample;
 mod follow;
@@ -12,8 +13,8 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
-use gateway_core::{phone::normalize_phone, signature::hmac_sha256};
-use gateway_sdk::{Client, ClientOptions, Error, v1};
+use gateway_core::{event::Provider, phone::normalize_phone};
+use gateway_sdk::{Client, Error, v1};
 use serde::Serialize;
 use tokio::time::Instant;
 
@@ -22,7 +23,8 @@ use crate::{
     output::{Look, Output},
 };
 use follow::{EventReport, Expected};
-use sample::Sample;
+use provider::{ProofArg, ProviderArg};
+use sample::{Happening, Sample, Scene};
 use target::Target;
 
 /// How long each step may take.
@@ -55,9 +57,15 @@ pub enum Status {
 
 /// Settings of `gateway trigger`.
 #[derive(Args)]
+#[command(after_help = "\
+With a running `gateway dev`, the first callback of a provider other than meta makes an instance, an inbound route \
+and a subscription for it: demo-<provider>-line, demo-<provider>-route, demo-<provider>-subscription.")]
 pub struct TriggerArgs {
     /// What happens at the provider
     kind: Kind,
+    /// The provider whose callback is made
+    #[arg(long, value_enum, value_name = "NAME", default_value = "meta")]
+    provider: ProviderArg,
     /// The text of the message [default: a greeting, or STOP]
     #[arg(long)]
     text: Option<String>,
@@ -90,6 +98,7 @@ pub struct Report {
 #[derive(Serialize)]
 pub struct CallbackReport {
     url: String,
+    /// JSON as it is; a form as a text.
     body: Box<serde_json::value::RawValue>,
     status_code: u16,
     accepted_ms: f64,
@@ -105,11 +114,8 @@ pub struct SuppressionReport {
 
 /// Sends the callback and follows it.
 pub async fn run(args: TriggerArgs, output: &Output) -> anyhow::Result<()> {
-    let target = Target::resolve(&args.target)?;
+    let (target, client) = Target::resolve(&args.target, args.provider.0).await?;
     let sample = sample(&args, &target)?;
-    let options = ClientOptions::new(&target.control_plane_url, &target.api_key);
-    let client =
-        Client::connect(options).await.with_context(|| target.help("the control plane does not answer"))?;
     let known = match args.kind {
         Kind::OptOut => known_opt_out(&client, &target, &sample).await?,
         _ => None,
@@ -118,10 +124,10 @@ pub async fn run(args: TriggerArgs, output: &Output) -> anyhow::Result<()> {
     let start = Instant::now();
     let callback = send(&http, &target, &sample).await?;
     let show = show::Show { output, json: args.json };
-    show.callback(&callback)?;
+    show.callback(&callback, &sample, target.proof)?;
     let mut report = Report { callback, events: Vec::new(), suppression: None };
     let follower = follow::Follower { client: &client, http: &http, target: &target, start };
-    for expected in expected(&args, &sample, known.as_ref()) {
+    for expected in expected(&args, &target, &sample, known.as_ref()) {
         let event = follower.follow(&expected).await?;
         show.event(&event)?;
         report.events.push(event);
@@ -146,30 +152,35 @@ fn sample(args: &TriggerArgs, target: &Target) -> anyhow::Result<Sample> {
         (None, Kind::OptOut) => sample::random_phone(),
         (None, _) => sample::default_phone(),
     };
-    let number =
-        sample::Number { provider_number_id: &target.provider_number_id, phone_number: &target.phone_number };
-    let now = gateway_runtime::clock::now();
-    Ok(match args.kind {
-        Kind::MessageReceived => Sample::message(
-            number,
-            contact,
-            args.text.as_deref().unwrap_or("Hello from `gateway trigger`"),
-            now,
-        ),
-        Kind::OptOut => Sample::message(number, contact, args.text.as_deref().unwrap_or("STOP"), now),
-        Kind::Status => Sample::status(number, contact, args.status, now),
-    })
+    let happening = match args.kind {
+        Kind::MessageReceived => {
+            Happening::Text(args.text.as_deref().unwrap_or("Hello from `gateway trigger`"))
+        }
+        Kind::OptOut => Happening::Text(args.text.as_deref().unwrap_or("STOP")),
+        Kind::Status => Happening::Status(args.status),
+    };
+    let scene = Scene { number: target.number(), contact, now: gateway_runtime::clock::now() };
+    Ok(Sample::new(target.provider, scene, happening))
 }
 
 /// The events that the callback gives at a subscription to `*`.
-fn expected(args: &TriggerArgs, sample: &Sample, known: Option<&v1::OptOut>) -> Vec<Expected> {
-    let of_message = |event: &'static str| Expected::of_message(event, &sample.message_id);
+fn expected(
+    args: &TriggerArgs,
+    target: &Target,
+    sample: &Sample,
+    known: Option<&v1::OptOut>,
+) -> Vec<Expected> {
+    let instance_id = target.instance_id.as_deref().unwrap_or_default();
+    let of_message = |event: &'static str| Expected::of_message(event, instance_id, &sample.message_id);
     match args.kind {
         Kind::MessageReceived => vec![of_message("message.received")],
         Kind::Status => vec![of_message(args.status.event()), of_message("message.status_updated")],
         Kind::OptOut if known.is_some() => vec![of_message("message.received")],
         Kind::OptOut => {
-            vec![of_message("message.received"), Expected::of_contact("recipient.opted_out", sample)]
+            vec![
+                of_message("message.received"),
+                Expected::of_contact("recipient.opted_out", instance_id, sample),
+            ]
         }
     }
 }
@@ -201,13 +212,20 @@ fn http_client(target: &Target) -> anyhow::Result<reqwest::Client> {
 }
 
 async fn send(http: &reqwest::Client, target: &Target, sample: &Sample) -> anyhow::Result<CallbackReport> {
-    let signature = hmac_sha256(target.app_secret.as_bytes(), sample.body.as_bytes());
-    let signature: String = signature.iter().map(|byte| format!("{byte:02x}")).collect();
+    let proof = target.proof.with(&target.secret);
+    let now = gateway_runtime::clock::now();
+    let headers = sample.headers(target.provider, proof, target.number(), &target.signed_url, now);
+    let headers = headers.ok_or_else(|| {
+        BadConfig(
+            "--secret must be `user:password` for --proof basic, `name: value` for --proof header".into(),
+        )
+    })?;
+    let mut request = http.post(target.callback_url.clone()).header("content-type", sample.content_type);
+    for (name, value) in headers {
+        request = request.header(name, value);
+    }
     let start = Instant::now();
-    let answer = http
-        .post(&target.callback_url)
-        .header("content-type", "application/json")
-        .header("x-hub-signature-256", format!("sha256={signature}"))
+    let answer = request
         .body(sample.body.clone())
         .send()
         .await
@@ -215,21 +233,40 @@ async fn send(http: &reqwest::Client, target: &Target, sample: &Sample) -> anyho
         .with_context(|| target.help("the agent does not answer at the callback URL"))?;
     let accepted_ms = milliseconds(start);
     let status_code = answer.status().as_u16();
-    let advice = match status_code {
-        200 => {
-            return Ok(CallbackReport {
-                url: target.callback_url.clone(),
-                body: serde_json::value::RawValue::from_string(sample.body.clone())?,
-                status_code,
-                accepted_ms,
-            });
+    if status_code != 200 {
+        anyhow::bail!("the agent answered {status_code} instead of 200: {}", advice(status_code, target));
+    }
+    Ok(CallbackReport {
+        url: target.callback_url.as_str().to_owned(),
+        body: sample.json()?,
+        status_code,
+        accepted_ms,
+    })
+}
+
+/// What to do about an answer.
+fn advice(status_code: u16, target: &Target) -> String {
+    let what = match (target.provider, target.proof) {
+        (Provider::Meta, _) => "the app secret is not the route's",
+        (_, ProofArg::Signature) => {
+            "the secret is not the route's, or the agent takes another URL than this one for the signed one (see \
+             --public-base-url of the agent, --signed-url here)"
         }
-        401 => "the agent does not know the callback URL's token, or the app secret is not the route's",
-        503 => "the agent cannot store events now: its buffer or its disk is full",
-        404 => "this is not a callback URL; it ends in /callbacks/meta/{token}",
-        _ => "the agent's log lines say why",
+        (_, ProofArg::Basic | ProofArg::Header) => "the route has no such credential, or wants a signature",
+        (_, ProofArg::Token) => {
+            "the route wants more than the token (its `callback_token_suffices` is false)"
+        }
     };
-    anyhow::bail!("the agent answered {status_code} instead of 200: {advice}")
+    match status_code {
+        401 => format!(
+            "the agent does not know the callback URL's token, or {what}; InstanceService/DiagnoseInstance says why"
+        ),
+        503 => "the agent cannot store events now: its buffer or its disk is full".to_owned(),
+        404 => {
+            format!("this is not a callback URL; it ends in /callbacks/{}/{{token}}", target.provider.name())
+        }
+        _ => "the agent's log lines say why".to_owned(),
+    }
 }
 
 /// Milliseconds since `start`, to a tenth.

@@ -13,6 +13,9 @@ use tokio::{
     time::timeout,
 };
 
+#[path = "dev/providers.rs"]
+mod providers;
+
 const DEADLINE: Duration = Duration::from_secs(60);
 const LISTENS: [&str; 5] = [
     "--grpc-listen",

@@ -54,7 +54,7 @@ impl FrontDoor {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let mut server = JoinSet::new();
-        server.spawn(pipeline.clone().serve(listener, stop.clone()));
+        server.spawn(pipeline.clone().serve(listener, None, stop.clone()));
         let client = reqwest::Client::builder().no_proxy().timeout(DEADLINE).build().unwrap();
         Self { address, buffer, refusals, pipeline, snapshot, stop, server, client, _directory: directory }
     }
@@ -296,6 +296,9 @@ async fn other_paths_and_methods_are_refused() {
         "/callbacks/meta/",
         "/callbacks//x",
         "/callbacks/meta/a/b",
+        "/callbacks/unknown/a/b",
+        "/callbacks/evolution/a/",
+        "/callbacks/evolution/a/b/c",
         "/metrics",
     ] {
         assert_eq!(status(door.client.get(door.url(path))).await, 404, "{path}");
@@ -354,7 +357,8 @@ async fn drains_at_the_stop() {
 async fn slow_callers_are_cut_off() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let server = CallbackServer { listener, accept: Nobody, metrics: Metrics::new() };
+    let metrics = Metrics::new();
+    let server = CallbackServer { listener, accept: Nobody, public_base_url: None, metrics };
     let mut tasks = JoinSet::new();
     tasks.spawn(server.run(CancellationToken::new()));
     for (sent, answer) in [
@@ -402,7 +406,7 @@ impl Accept for Nobody {
     }
 
     async fn accept(&self, _: Address<'_>, _: CallbackRequest) -> Answer {
-        Answer::Accepted
+        Answer::Accepted(Reply::EMPTY)
     }
 
     async fn drain(&self) {}

@@ -1,23 +1,12 @@
-use std::fmt::Write as _;
-
 use gateway_core::{event::Provider, snapshot::Snapshot};
 use jiff::Timestamp;
 use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    pipeline::tests::{TOKEN, configuration, fixture, fixtures, origin},
+    pipeline::tests::{TOKEN, configuration, fixture, origin},
     provider::{NormalizeError, provider},
 };
-
-const EVERYTHING_BUT_UPDATES: &[&str] = &[
-    "message.received",
-    "message.sent",
-    "message.delivered",
-    "message.read",
-    "recipient.*",
-    "provider.event",
-];
 
 fn receive_time() -> Timestamp {
     "2026-05-07T10:00:00.5Z".parse().unwrap()
@@ -29,128 +18,6 @@ fn normalize(snapshot: &Snapshot, body: &[u8]) -> Result<Normalized, NormalizeEr
     let normalizer =
         Normalizer { route, snapshot, origin: &origin, receive_time: receive_time(), replay_time: None };
     Ok(normalizer.normalize(provider(Provider::Meta).normalize(body)?))
-}
-
-fn describe(normalized: &Normalized) -> String {
-    let mut text = String::new();
-    for event in &normalized.entry.events {
-        let log = &event.log;
-        assert_eq!(
-            (log.event_id.as_str(), log.event.as_str()),
-            (&*event.id.to_string(), event.event_type.name())
-        );
-        writeln!(text, "{}", log.payload_json).unwrap();
-        writeln!(
-            text,
-            "    log: {} | from {:?} to {:?} user {:?} | {:?} {:?} {:?} | for {:?}",
-            log.instance_id,
-            log.from_phone,
-            log.to_phone,
-            log.contact_user_id,
-            log.message_type,
-            log.message_text,
-            log.external_message_id,
-            event.subscriptions
-        )
-        .unwrap();
-    }
-    for NewUnrouted { callback, .. } in &normalized.entry.unrouted {
-        let v1::UnroutedCallback { provider_number_id, provider_account_id, payload_json, .. } = callback;
-        writeln!(
-            text,
-            "unrouted: number {provider_number_id:?}, account {provider_account_id:?}: {payload_json}"
-        )
-        .unwrap();
-    }
-    for wish in &normalized.wishes {
-        let keys = |contact: &ContactRef| {
-            format!("{:?}/{:?}", contact.phone.as_ref().map(Phone::as_str), contact.user_id)
-        };
-        let kind = match &wish.kind {
-            WishKind::Decide(decision) => format!(
-                "{:?} of {:?} by {} at {}, {:?}, keyword {:?}",
-                decision.direction,
-                decision.scope,
-                keys(&decision.contact),
-                decision.event_time,
-                decision.reason,
-                decision.keyword
-            ),
-            WishKind::Follow { from, to } => format!("{} is now {}", keys(from), keys(to)),
-        };
-        writeln!(
-            text,
-            "wish: {} {kind} (text {:?}, with an event: {})",
-            wish.instance.id,
-            wish.message_text,
-            normalized.entry.events.iter().any(|event| Some(event.id) == wish.mark)
-        )
-        .unwrap();
-    }
-    for mark in &normalized.entry.marks {
-        writeln!(text, "mark: {mark}").unwrap();
-    }
-    if text.is_empty() { "nothing\n".to_owned() } else { text }
-}
-
-/// What becomes of every message type, status, field and oddity: bodies byte for byte, logs, unrouted parts
-/// and wishes.
-#[test]
-fn every_fixture_gives_its_events() {
-    let snapshot = configuration(&[("sub-one", EVERYTHING_BUT_UPDATES)]);
-    let mut settings = insta::Settings::clone_current();
-    settings.set_prepend_module_to_snapshot(false);
-    settings.set_omit_expression(true);
-    settings.set_snapshot_path("../snapshots");
-    settings.bind(|| {
-        for (name, body) in fixtures() {
-            let normalized = normalize(&snapshot, &body).unwrap_or_else(|error| panic!("{name}: {error}"));
-            insta::assert_snapshot!(name.as_str(), describe(&normalized));
-        }
-    });
-}
-
-/// Every webhook body can be parsed by an ordinary parser, whatever the provider sent.
-#[test]
-fn every_body_is_json_for_everybody() {
-    let snapshot = configuration(&[]);
-    for (name, body) in fixtures() {
-        for event in normalize(&snapshot, &body).unwrap().entry.events {
-            let parsed = serde_json::from_str::<serde_json::Value>(&event.log.payload_json);
-            assert!(parsed.is_ok_and(|body| body.is_object()), "{name}");
-        }
-    }
-}
-
-/// A part that was kept because nobody claimed its number gives, once claimed, the very events it would have
-/// given at first.
-#[test]
-fn kept_parts_give_the_same_events() {
-    let nobody = Snapshot::default();
-    let snapshot = configuration(&[]);
-    let route = snapshot.route_by_token(TOKEN).unwrap();
-    let origin = origin();
-    for (name, body) in fixtures() {
-        let at_once = normalize(&snapshot, &body).unwrap();
-        let normalizer = Normalizer {
-            route,
-            snapshot: &nobody,
-            origin: &origin,
-            receive_time: receive_time(),
-            replay_time: None,
-        };
-        let kept = normalizer.normalize(provider(Provider::Meta).normalize(&body).unwrap());
-        assert!(kept.entry.events.is_empty() && kept.wishes.is_empty(), "{name}");
-        let mut later = Normalized::default();
-        for unrouted in &kept.entry.unrouted {
-            let again = normalize(&snapshot, unrouted.callback.payload_json.as_bytes()).unwrap();
-            later.entry.events.extend(again.entry.events);
-            later.entry.unrouted.extend(again.entry.unrouted);
-            later.entry.marks.extend(again.entry.marks);
-            later.wishes.extend(again.wishes);
-        }
-        assert_eq!(describe(&later), describe(&at_once), "{name}");
-    }
 }
 
 /// A provider's retry names the same events, also with its JSON written in another way.

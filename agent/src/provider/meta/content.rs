@@ -4,11 +4,12 @@
 use gateway_core::event::{Location, Media, Message, MessageContext, Reaction, Reply};
 use serde_json::value::RawValue;
 
+use super::relay::Relay;
 use crate::provider::json::{self, Fields, kept};
 
 /// Reads the content of a message of this type into `message`. None when the type is not known or the
 /// content is not what the type says.
-pub fn read(kind: &str, fields: &Fields<'_>, message: &mut Message) -> Option<()> {
+pub fn read(kind: &str, fields: &Fields<'_>, relay: Relay<'_>, message: &mut Message) -> Option<()> {
     match kind {
         "location" => {
             let location = location(&fields.object(kind)?);
@@ -41,7 +42,7 @@ pub fn read(kind: &str, fields: &Fields<'_>, message: &mut Message) -> Option<()
             message.text = fields.object(kind)?.name("body");
             message.system = fields.get(kind).map(kept);
         }
-        "edit" => edit(&fields.object(kind)?, message)?,
+        "edit" => edit(&fields.object(kind)?, relay, message)?,
         "revoke" => message.original_message_id = fields.object(kind)?.name("original_message_id"),
         // The contact opened the chat for the first time; there is no content.
         "request_welcome" => {}
@@ -74,7 +75,8 @@ fn plain(kind: &str, fields: &Fields<'_>, message: &mut Message) -> Option<()> {
     Some(())
 }
 
-fn location(object: &Fields<'_>) -> Location {
+/// A place.
+pub fn location(object: &Fields<'_>) -> Location {
     Location {
         latitude: object.number("latitude"),
         longitude: object.number("longitude"),
@@ -123,19 +125,21 @@ fn response(raw: &RawValue) -> Option<Box<RawValue>> {
     }
 }
 
-fn edit(object: &Fields<'_>, message: &mut Message) -> Option<()> {
+fn edit(object: &Fields<'_>, relay: Relay<'_>, message: &mut Message) -> Option<()> {
     let inner = object.object("message")?;
     message.original_message_id = object.name("original_message_id");
-    if let Some(context) = inner.object("context").and_then(|inner| context(&inner)) {
+    let answered = inner.object("context");
+    if let Some(context) = answered.and_then(|answered| context(&answered, relay.message_id(&answered))) {
         message.context = Some(context);
     }
     plain(&inner.name("type")?, &inner, message)
 }
 
-/// What a message answers or forwards; None when nothing is said.
-pub fn context(object: &Fields<'_>) -> Option<MessageContext> {
+/// What a message answers or forwards; None when nothing is said. `own_id` is a relay's own id of the message
+/// answered: the one that its sender knows.
+pub fn context(object: &Fields<'_>, own_id: Option<Box<str>>) -> Option<MessageContext> {
     let context = MessageContext {
-        id: object.name("id"),
+        id: own_id.or_else(|| object.name("id")),
         from: object.name("from"),
         forwarded: object.truth("forwarded"),
         frequently_forwarded: object.truth("frequently_forwarded"),

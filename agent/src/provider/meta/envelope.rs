@@ -1,10 +1,12 @@
 //! `object` × `entry[]` × `changes[]`. The documented shape is read in one pass; whatever else is JSON is
 //! taken apart piece by piece, so that one odd piece does not hide the good ones beside it.
 
+use std::borrow::Cow;
+
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::value::change_part;
+use super::{relay::Relay, value::change_part};
 use crate::provider::{
     ITEMS_MAX, Item, NormalizeError, NoticeItem, Part, Target,
     json::{self, Fields, elements, identity, kept},
@@ -14,7 +16,6 @@ const OBJECT: &str = "whatsapp_business_account";
 /// The field name of what has none.
 pub const UNKNOWN_FIELD: &str = "unknown";
 const HEAD: &str = r#"{"object":"whatsapp_business_account","entry":["#;
-const TAIL: &str = "]}";
 
 /// One `changes[]` element, with what its `entry[]` element says.
 pub struct Change<'a> {
@@ -28,6 +29,8 @@ pub struct Change<'a> {
     pub value: Option<&'a RawValue>,
     /// The element itself, when it has no `value` or says more than `field` and `value`.
     pub whole: Option<&'a RawValue>,
+    /// Who relayed it.
+    pub relay: Relay<'a>,
 }
 
 #[derive(Deserialize)]
@@ -38,8 +41,9 @@ struct Envelope<'a> {
     entry: Vec<Entry<'a>>,
 }
 
+/// One `entry[]` element of the documented shape.
 #[derive(Deserialize)]
-struct Entry<'a> {
+pub struct Entry<'a> {
     #[serde(borrow)]
     id: Option<&'a RawValue>,
     #[serde(borrow)]
@@ -60,53 +64,82 @@ struct ChangeFields<'a> {
 
 /// What a body says, by change.
 pub fn parts(body: &[u8]) -> Result<Vec<Part<'_>>, NormalizeError> {
-    // RFC 8259 section 8.1: JSON between systems is UTF-8.
-    let text = std::str::from_utf8(body).map_err(|_| NormalizeError::Unreadable)?;
-    let mut parts = Parts::default();
-    match serde_json::from_str::<Envelope<'_>>(text) {
-        Ok(envelope) if is_whatsapp(envelope.object) == Some(true) => {
-            for entry in envelope.entry {
-                for ChangeFields { field, value } in entry.changes {
-                    let (account, entry_time, value) = (entry.id, entry.time, Some(value));
-                    parts.change(Change { account, entry_time, field, value, whole: None })?;
-                }
-            }
+    let text = utf8(body)?;
+    match documented(text) {
+        Some(entries) => of_entries(entries, Relay::Unchanged),
+        None => odd_shape(serde_json::from_str(text).map_err(|_| NormalizeError::Unreadable)?),
+    }
+}
+
+/// A body as text. JSON between systems is UTF-8: <https://www.rfc-editor.org/rfc/rfc8259#section-8.1>.
+pub fn utf8(body: &[u8]) -> Result<&str, NormalizeError> {
+    std::str::from_utf8(body).map_err(|_| NormalizeError::Unreadable)
+}
+
+/// The entries of a body of the documented shape; None for every other.
+pub fn documented(text: &str) -> Option<Vec<Entry<'_>>> {
+    let envelope = serde_json::from_str::<Envelope<'_>>(text).ok()?;
+    (is_whatsapp(envelope.object) == Some(true)).then_some(envelope.entry)
+}
+
+/// What entries of the documented shape say.
+pub fn of_entries<'a>(entries: Vec<Entry<'a>>, relay: Relay<'a>) -> Result<Vec<Part<'a>>, NormalizeError> {
+    let mut parts = Parts::of(relay);
+    for entry in entries {
+        for ChangeFields { field, value } in entry.changes {
+            let (account, entry_time, value) = (entry.id, entry.time, Some(value));
+            parts.change(Change { account, entry_time, field, value, whole: None, relay })?;
         }
-        _ => odd_shape(serde_json::from_str(text).map_err(|_| NormalizeError::Unreadable)?, &mut parts)?,
     }
     Ok(parts.found)
 }
 
 /// Whether `object` is ours; None when it is not a text.
-fn is_whatsapp(object: &RawValue) -> Option<bool> {
+pub fn is_whatsapp(object: &RawValue) -> Option<bool> {
     object.get().starts_with('"').then(|| json::text(object))?.map(|object| object == OBJECT)
 }
 
-fn odd_shape<'a>(root: &'a RawValue, parts: &mut Parts<'a>) -> Result<(), NormalizeError> {
+/// What JSON of another shape than the documented one says.
+pub fn odd_shape(root: &RawValue) -> Result<Vec<Part<'_>>, NormalizeError> {
     let fields = Fields::of(root);
     let object = fields.as_ref().and_then(|fields| fields.get("object")).and_then(is_whatsapp);
     if object == Some(false) {
         // Another product of Meta: not for us, and not to be repeated for seven days.
-        return Ok(());
+        return Ok(Vec::new());
     }
     let entries = fields.as_ref().filter(|_| object == Some(true)).and_then(|fields| fields.array("entry"));
     let Some(entries) = entries else {
-        return parts.odd(Target::default(), root, vec![root.get()]);
+        let mut parts = Parts::of(Relay::Unchanged);
+        parts.odd(Target::default(), root, vec![root.get().into()])?;
+        return Ok(parts.found);
     };
+    of_odd_entries(entries, Relay::Unchanged)
+}
+
+/// What the elements of an `entry[]` say, whatever their shapes.
+pub fn of_odd_entries<'a>(
+    entries: Vec<&'a RawValue>,
+    relay: Relay<'a>,
+) -> Result<Vec<Part<'a>>, NormalizeError> {
+    let mut parts = Parts::of(relay);
     for entry in entries {
-        odd_entry(entry, parts)?;
+        odd_entry(entry, &mut parts)?;
     }
-    Ok(())
+    Ok(parts.found)
 }
 
 fn odd_entry<'a>(entry: &'a RawValue, parts: &mut Parts<'a>) -> Result<(), NormalizeError> {
     let fields = Fields::of(entry);
     let account = fields.as_ref().and_then(|fields| fields.get("id"));
-    let target = Target { account_id: account.and_then(name), ..Target::default() };
+    let relay = parts.relay;
+    let (account_id, other_number) = (account.and_then(name), relay.app_id());
+    let target = Target { account_id, other_number, ..Target::default() };
     let Some((fields, changes)) =
         fields.and_then(|fields| fields.get("changes").and_then(elements).map(|changes| (fields, changes)))
     else {
-        return parts.odd(target, entry, vec![HEAD, entry.get(), TAIL]);
+        let mut original = vec![HEAD.into(), entry.get().into()];
+        relay.close(&mut original);
+        return parts.odd(target, entry, original);
     };
     let entry_time = fields.get("time");
     for change in changes {
@@ -115,10 +148,11 @@ fn odd_entry<'a>(entry: &'a RawValue, parts: &mut Parts<'a>) -> Result<(), Norma
             let says_more = fields.iter().any(|(name, _)| !matches!(name, b"field" | b"value"));
             let has_value = fields.iter().any(|(name, _)| name == b"value");
             let whole = (says_more || !has_value).then_some(change);
-            parts.change(Change { account, entry_time, field, value, whole })?;
+            parts.change(Change { account, entry_time, field, value, whole, relay })?;
         } else {
             let mut original = head(account, entry_time);
-            original.extend([r#""changes":["#, change.get(), "]}]}"]);
+            original.extend([r#""changes":["#, change.get(), "]}"].map(Cow::Borrowed));
+            relay.close(&mut original);
             parts.odd(target.clone(), change, original)?;
         }
     }
@@ -129,14 +163,14 @@ fn name(raw: &RawValue) -> Option<Box<str>> {
     json::text(raw).filter(|text| !text.is_empty()).map(Box::from)
 }
 
-fn head<'a>(account: Option<&'a RawValue>, entry_time: Option<&'a RawValue>) -> Vec<&'a str> {
-    let mut pieces = Vec::with_capacity(14);
-    pieces.extend([HEAD, "{"]);
+fn head<'a>(account: Option<&'a RawValue>, entry_time: Option<&'a RawValue>) -> Vec<Cow<'a, str>> {
+    let mut pieces = Vec::with_capacity(16);
+    pieces.extend([HEAD, "{"].map(Cow::Borrowed));
     if let Some(account) = account {
-        pieces.extend([r#""id":"#, account.get(), ","]);
+        pieces.extend([r#""id":"#, account.get(), ","].map(Cow::Borrowed));
     }
     if let Some(time) = entry_time {
-        pieces.extend([r#""time":"#, time.get(), ","]);
+        pieces.extend([r#""time":"#, time.get(), ","].map(Cow::Borrowed));
     }
     pieces
 }
@@ -148,26 +182,32 @@ impl<'a> Change<'a> {
     }
 
     /// The pieces of a body with just this change.
-    fn original(&self) -> Vec<&'a str> {
+    fn original(&self) -> Vec<Cow<'a, str>> {
         let or_null = |raw: Option<&'a RawValue>| raw.map_or("null", RawValue::get);
         let mut pieces = head(self.account, self.entry_time);
         if let Some(whole) = self.whole {
-            pieces.extend([r#""changes":["#, whole.get(), "]}]}"]);
-            return pieces;
+            pieces.extend([r#""changes":["#, whole.get(), "]}"].map(Cow::Borrowed));
+        } else {
+            let (value, field) = (or_null(self.value), or_null(self.field));
+            pieces
+                .extend([r#""changes":[{"value":"#, value, r#","field":"#, field, "}]}"].map(Cow::Borrowed));
         }
-        let (value, field) = (or_null(self.value), or_null(self.field));
-        pieces.extend([r#""changes":[{"value":"#, value, r#","field":"#, field, "}]}]}"]);
+        self.relay.close(&mut pieces);
         pieces
     }
 }
 
-#[derive(Default)]
 struct Parts<'a> {
+    relay: Relay<'a>,
     found: Vec<Part<'a>>,
     items: usize,
 }
 
 impl<'a> Parts<'a> {
+    fn of(relay: Relay<'a>) -> Self {
+        Self { relay, found: Vec::new(), items: 0 }
+    }
+
     fn change(&mut self, change: Change<'a>) -> Result<(), NormalizeError> {
         let (target, items) = change_part(&change, ITEMS_MAX - self.items)?;
         if items.is_empty() { Ok(()) } else { self.add(Part { target, items, original: change.original() }) }
@@ -177,7 +217,7 @@ impl<'a> Parts<'a> {
         &mut self,
         target: Target,
         raw: &'a RawValue,
-        original: Vec<&'a str>,
+        original: Vec<Cow<'a, str>>,
     ) -> Result<(), NormalizeError> {
         let account = target.account_id.as_deref().unwrap_or_default();
         let notice = NoticeItem {

@@ -36,6 +36,18 @@ impl Errors {
         }
         errors
     }
+
+    /// One error without an object of its own: `code` and `reason` of an item, as Gupshup writes them.
+    pub fn flat(item: &Fields<'_>) -> Self {
+        let error = ProviderError { code: item.integer("code"), title: item.name("reason"), details: None };
+        let says_nothing = error.code.is_none() && error.title.is_none();
+        let has_odd_code = error.code.is_none() && item.text("code").is_some_and(|code| !code.is_empty());
+        Self {
+            codes: error.code.into_iter().collect(),
+            first: (!says_nothing).then_some(error),
+            say_more: has_odd_code,
+        }
+    }
 }
 
 /// One error. `title` may be missing and repeated in `message`; `error_data` is an object or a text, and older

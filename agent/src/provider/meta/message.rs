@@ -3,11 +3,12 @@
 
 use gateway_core::{
     event::{Contact, Message},
+    opt_out::OptOutScope,
     phone::{Phone, normalize_phone},
 };
 use serde_json::value::RawValue;
 
-use super::{contact::Contacts, content, error::Errors};
+use super::{contact::Contacts, content, error::Errors, relay::Relay};
 use crate::provider::{
     ContactChange, Item, MessageItem, PreferenceIdentity, PreferenceItem,
     json::{Fields, identity, kept},
@@ -22,9 +23,10 @@ pub fn received(
     contacts: &Contacts,
     alone: bool,
     business_phone: Option<&Phone>,
+    relay: Relay<'_>,
 ) -> Vec<Item> {
     let Some(fields) = Fields::of(raw) else { return vec![unreadable(raw, business_phone, false)] };
-    let message = read(raw, &fields);
+    let message = read(raw, &fields, relay);
     let system = fields.object("system").filter(|_| &*message.message_type == "system");
     let contact = match &system {
         // Who changed their id is named by the new one, in `system` alone.
@@ -46,9 +48,9 @@ pub fn received(
 }
 
 /// A message that the business typed in its phone app.
-pub fn echo(raw: &RawValue, contacts: &Contacts, alone: bool) -> Vec<Item> {
+pub fn echo(raw: &RawValue, contacts: &Contacts, alone: bool, relay: Relay<'_>) -> Vec<Item> {
     let Some(fields) = Fields::of(raw) else { return vec![unreadable(raw, None, true)] };
-    let mut message = read(raw, &fields);
+    let mut message = read(raw, &fields, relay);
     message.source = Some("app");
     let item = MessageItem {
         identity: identity_of(&message, raw),
@@ -82,11 +84,12 @@ fn identity_of(message: &Message, raw: &RawValue) -> Box<str> {
     message.external_message_id.clone().unwrap_or_else(|| identity(&[raw.get()]))
 }
 
-fn read(raw: &RawValue, fields: &Fields<'_>) -> Message {
+fn read(raw: &RawValue, fields: &Fields<'_>, relay: Relay<'_>) -> Message {
     let errors = Errors::of(fields.get("errors"));
+    let context = fields.object("context");
     let mut message = Message {
         external_message_id: fields.name("id"),
-        context: fields.object("context").and_then(|context| content::context(&context)),
+        context: context.and_then(|context| content::context(&context, relay.message_id(&context))),
         referral: fields.get("referral").map(kept),
         group_id: fields.name("group_id"),
         identity: fields.get("identity").map(kept),
@@ -96,7 +99,7 @@ fn read(raw: &RawValue, fields: &Fields<'_>) -> Message {
     };
     let literal = fields.name("type");
     match literal.as_deref() {
-        Some(known) if content::read(known, fields, &mut message).is_some() => {
+        Some(known) if content::read(known, fields, relay, &mut message).is_some() => {
             message.message_type = known.into()
         }
         _ => {
@@ -145,6 +148,7 @@ fn system_item(system: &Fields<'_>, fields: &Fields<'_>, contact: &Contact) -> O
             };
             Some(Item::Preference(Box::new(PreferenceItem {
                 contact: contact.clone(),
+                scope: OptOutScope::Marketing,
                 opts_out,
                 from_error: false,
                 external_message_id: fields.name("id"),

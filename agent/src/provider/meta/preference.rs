@@ -1,6 +1,8 @@
 //! `user_preferences[]`: the contact used WhatsApp's own control for marketing messages,
 //! <https://developers.facebook.com/docs/whatsapp/cloud-api/webhooks/reference/user_preferences>.
 
+use gateway_core::{event::Contact, opt_out::OptOutScope};
+use jiff::Timestamp;
 use serde_json::value::RawValue;
 
 use super::contact::Contacts;
@@ -23,19 +25,30 @@ pub fn preference(raw: &RawValue, contacts: &Contacts, alone: bool) -> Option<It
     }
     let contact = contacts.join(fields.name("wa_id"), fields.name("user_id"), alone);
     let time = fields.time("timestamp");
-    let identity = match time {
-        Some(time) => PreferenceIdentity::Own(identity(&[contact.key(), &value, &time.to_string()])),
-        // It may be the contact's second wish of this kind: that counts if it is to stop, and does not if it
-        // is to start again.
-        None if opts_out => PreferenceIdentity::Unknown,
-        None => PreferenceIdentity::Own(identity(&[contact.key(), &value, ""])),
-    };
+    let identity = identity_of(&contact, &value, opts_out, time);
     Some(Item::Preference(Box::new(PreferenceItem {
         contact,
+        scope: OptOutScope::Marketing,
         opts_out,
         from_error: false,
         external_message_id: None,
         identity,
         time,
     })))
+}
+
+/// How the repeat of a decision is known that came alone: by the person, the provider's word and the time.
+pub fn identity_of(
+    contact: &Contact,
+    word: &str,
+    opts_out: bool,
+    time: Option<Timestamp>,
+) -> PreferenceIdentity {
+    match time {
+        Some(time) => PreferenceIdentity::Own(identity(&[contact.key(), word, &time.to_string()])),
+        // It may be the contact's second wish of this kind: that counts if it is to stop, and does not if it
+        // is to start again.
+        None if opts_out => PreferenceIdentity::Unknown,
+        None => PreferenceIdentity::Own(identity(&[contact.key(), word, ""])),
+    }
 }

@@ -2,10 +2,19 @@
 //! <https://developers.facebook.com/docs/whatsapp/cloud-api/webhooks/reference/messages/status>. No order is
 //! promised, and none is made: each status is passed on as it comes.
 
-use gateway_core::event::{Contact, EventType, Status};
+use std::borrow::Cow;
+
+use gateway_core::{
+    event::{Contact, EventType, Status},
+    opt_out::OptOutScope,
+};
 use serde_json::value::RawValue;
 
-use super::{contact::Contacts, error::Errors};
+use super::{
+    contact::Contacts,
+    error::Errors,
+    relay::{Relay, message_ids},
+};
 use crate::provider::{
     Item, PreferenceIdentity, PreferenceItem, StatusItem,
     json::{Fields, identity, kept},
@@ -16,45 +25,51 @@ use crate::provider::{
 const USER_STOPPED_MARKETING: i64 = 131_050;
 
 /// A status of a message, and the opt-out that it may tell of.
-pub fn of_message(raw: &RawValue, contacts: &Contacts, alone: bool) -> Vec<Item> {
-    let (item, errors) = read(raw, contacts, alone);
+pub fn of_message(raw: &RawValue, contacts: &Contacts, alone: bool, relay: Relay<'_>) -> Vec<Item> {
+    let (item, errors) = read(raw, contacts, alone, relay);
+    let opt_out = opt_out(&item, &errors);
+    std::iter::once(Item::Status(Box::new(item))).chain(opt_out).collect()
+}
+
+/// The opt-out that a failed send tells of.
+pub fn opt_out(item: &StatusItem, errors: &Errors) -> Option<Item> {
     let stopped =
         item.event_type == Some(EventType::MessageFailed) && errors.codes.contains(&USER_STOPPED_MARKETING);
-    let opt_out = stopped.then(|| {
+    stopped.then(|| {
         Item::Preference(Box::new(PreferenceItem {
             contact: item.contact.clone(),
+            scope: OptOutScope::Marketing,
             opts_out: true,
             from_error: true,
             external_message_id: item.status.external_message_id.clone(),
             identity: PreferenceIdentity::ItemBefore,
             time: item.time,
         }))
-    });
-    std::iter::once(Item::Status(Box::new(item))).chain(opt_out).collect()
+    })
 }
 
 /// A status of a call (`RINGING`, `ACCEPTED`, …): never one of a message.
-pub fn of_call(raw: &RawValue, contacts: &Contacts, alone: bool) -> Item {
-    let (mut item, _) = read(raw, contacts, alone);
+pub fn of_call(raw: &RawValue, contacts: &Contacts, alone: bool, relay: Relay<'_>) -> Item {
+    let (mut item, _) = read(raw, contacts, alone, relay);
     item.event_type = None;
     item.status.raw.get_or_insert_with(|| kept(raw));
     Item::Status(Box::new(item))
 }
 
-fn read(raw: &RawValue, contacts: &Contacts, alone: bool) -> (StatusItem, Errors) {
+fn read(raw: &RawValue, contacts: &Contacts, alone: bool, relay: Relay<'_>) -> (StatusItem, Errors) {
     let Some(fields) = Fields::of(raw) else {
         let status = Status { status: "unknown".into(), raw: Some(kept(raw)), ..Status::default() };
         let identity = identity(&[raw.get()]);
         let contact = Contact::default();
         return (StatusItem { contact, status, identity, event_type: None, time: None }, Errors::default());
     };
-    let word = fields.text("status").filter(|word| !word.trim().is_empty());
-    let word = word.map_or_else(|| "unknown".into(), |word| word.to_lowercase().into_boxed_str());
+    let word = word(fields.text("status"));
     let of_message = fields.text("type").is_none_or(|kind| kind == "message");
     let event_type = event_type(&word).filter(|_| of_message);
     let (contact, recipient, group_id) = recipient(&fields, contacts, alone);
-    let external_message_id = fields.name("id");
-    let errors = Errors::of(fields.get("errors"));
+    let (external_message_id, whatsapp_message_id) =
+        message_ids(relay.message_id(&fields), fields.name("id"));
+    let errors = relay.errors(&fields);
     let item = StatusItem {
         identity: external_message_id.clone().unwrap_or_else(|| identity(&[raw.get()])),
         status: Status {
@@ -66,6 +81,7 @@ fn read(raw: &RawValue, contacts: &Contacts, alone: bool) -> (StatusItem, Errors
             conversation: fields.get("conversation").map(kept),
             correlation: fields.name("biz_opaque_callback_data"),
             group_id,
+            whatsapp_message_id,
             raw: (event_type.is_none() || errors.say_more).then(|| kept(raw)),
         },
         contact,
@@ -75,7 +91,14 @@ fn read(raw: &RawValue, contacts: &Contacts, alone: bool) -> (StatusItem, Errors
     (item, errors)
 }
 
-fn event_type(word: &str) -> Option<EventType> {
+/// A provider's word for a status, in lower case.
+pub fn word(word: Option<Cow<'_, str>>) -> Box<str> {
+    let word = word.filter(|word| !word.trim().is_empty());
+    word.map_or_else(|| "unknown".into(), |word| word.to_lowercase().into_boxed_str())
+}
+
+/// The event of a status; none when it has no event of its own.
+pub fn event_type(word: &str) -> Option<EventType> {
     match word {
         "sent" => Some(EventType::MessageSent),
         "delivered" => Some(EventType::MessageDelivered),

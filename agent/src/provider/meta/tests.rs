@@ -1,7 +1,11 @@
-use gateway_core::snapshot::{RouteConfig, RouteSecret, RouteSecretKind};
-use http::{HeaderMap, HeaderValue};
+use gateway_core::{
+    event::Provider as ProviderName,
+    snapshot::{RouteConfig, RouteSecretKind},
+};
+use http::HeaderValue;
 
 use super::*;
+use crate::provider::tests;
 
 const SIGNED: &[(&str, &str)] = &[
     (
@@ -22,25 +26,28 @@ const SIGNED: &[(&str, &str)] = &[
 ];
 
 fn route(secrets: &[(RouteSecretKind, &str)]) -> RouteConfig {
-    RouteConfig {
-        id: "route-meta".parse().unwrap(),
-        provider: gateway_core::event::Provider::Meta,
-        callback_token: "token".into(),
-        provider_account_id: None,
-        secrets: secrets
-            .iter()
-            .map(|(kind, value)| RouteSecret { kind: *kind, value: (*value).into() })
-            .collect(),
-    }
+    tests::route(ProviderName::Meta, secrets)
 }
 
 fn verify(secrets: &[&str], signature: Option<&str>, body: &str) -> Result<(), Refusal> {
     let secrets: Vec<_> = secrets.iter().map(|secret| (RouteSecretKind::MetaAppSecret, *secret)).collect();
-    let mut headers = HeaderMap::new();
+    let mut request = tests::request(body.as_bytes());
     if let Some(signature) = signature {
-        headers.insert("x-hub-signature-256", HeaderValue::from_str(signature).unwrap());
+        request.headers.insert("x-hub-signature-256", HeaderValue::from_str(signature).unwrap());
     }
-    authenticate::verify(&route(&secrets), &headers, body.as_bytes())
+    authenticate::verify(&route(&secrets), &request)
+}
+
+/// The golden corpus.
+#[test]
+fn every_payload_gives_its_events() {
+    tests::corpus(&tests::Corpus {
+        provider: ProviderName::Meta,
+        number: "106540352242922",
+        phone: "+15550783881",
+        account: "102290129340398",
+        second: Some(("106540352242923", "+15550783882")),
+    });
 }
 
 /// The signatures that another implementation made are accepted, with any of several live secrets.
@@ -113,11 +120,11 @@ fn no_secret_means_no() {
 #[test]
 fn ambiguous_signatures_are_refused() {
     let (body, signature) = SIGNED[0];
-    let mut headers = HeaderMap::new();
-    headers.append("x-hub-signature-256", HeaderValue::from_static("sha256=00"));
-    headers.append("x-hub-signature-256", HeaderValue::from_str(signature).unwrap());
+    let mut request = tests::request(body.as_bytes());
+    request.headers.append("x-hub-signature-256", HeaderValue::from_static("sha256=00"));
+    request.headers.append("x-hub-signature-256", HeaderValue::from_str(signature).unwrap());
     let route = route(&[(RouteSecretKind::MetaAppSecret, "meta-app-secret-1")]);
-    assert_eq!(authenticate::verify(&route, &headers, body.as_bytes()), Err(Refusal::MalformedSignature));
+    assert_eq!(authenticate::verify(&route, &request), Err(Refusal::MalformedSignature));
 }
 
 /// The challenge comes back verbatim, percent-escapes decoded once; everything else is refused.

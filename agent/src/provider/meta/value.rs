@@ -25,6 +25,11 @@ const LISTS: [&str; 4] = ["messages", "message_echoes", "statuses", "user_prefer
 /// What stands beside lists and says nothing by itself.
 const ABOUT_LISTS: [&str; 3] = ["messaging_product", "metadata", "contacts"];
 
+/// Whether an object has one of the lists.
+pub fn has_list(object: &Fields<'_>) -> bool {
+    LISTS.iter().any(|list| object.get(list).is_some())
+}
+
 /// The number or account of a change, and its items. Fails when there are more than `items_max`.
 pub fn change_part(change: &Change<'_>, items_max: usize) -> Result<(Target, Vec<Item>), NormalizeError> {
     let field = change.field.and_then(json::text);
@@ -35,7 +40,8 @@ pub fn change_part(change: &Change<'_>, items_max: usize) -> Result<(Target, Vec
         return Ok((Target::default(), Vec::new()));
     }
     let Some((raw, value)) = change.value.and_then(|raw| Fields::of(raw).map(|value| (raw, value))) else {
-        let target = Target { account_id: change.account_id(), ..Target::default() };
+        let (account_id, other_number) = (change.account_id(), change.relay.app_id());
+        let target = Target { account_id, other_number, ..Target::default() };
         let raw = change.whole.or(change.value).unwrap_or(RawValue::NULL);
         return Ok((target, vec![notice(change, field, raw, None)]));
     };
@@ -74,24 +80,26 @@ impl Value<'_> {
             return Err(NormalizeError::TooManyItems);
         }
         let [messages, echoes, statuses, preferences] = lists;
-        let (contacts, alone) = (&self.contacts, count == 1);
+        let (contacts, alone, relay) = (&self.contacts, count == 1, change.relay);
         let business_phone = target.display_phone.as_deref().and_then(normalize_phone);
         let mut items = Vec::with_capacity(count);
         for raw in messages {
             items.extend(if field == ECHOES && is_from(raw, business_phone.as_ref()) {
-                message::echo(raw, contacts, alone)
+                message::echo(raw, contacts, alone, relay)
             } else {
-                message::received(raw, contacts, alone, business_phone.as_ref())
+                message::received(raw, contacts, alone, business_phone.as_ref(), relay)
             });
         }
         for raw in echoes {
-            items.extend(message::echo(raw, contacts, alone));
+            items.extend(message::echo(raw, contacts, alone, relay));
         }
         for raw in statuses {
             if field == "calls" {
-                items.push(status::of_call(raw, contacts, alone));
+                items.push(status::of_call(raw, contacts, alone, relay));
+            } else if let Some(test) = relay.test(raw) {
+                items.push(notice(change, test, raw, None));
             } else {
-                items.extend(status::of_message(raw, contacts, alone));
+                items.extend(status::of_message(raw, contacts, alone, relay));
             }
         }
         for raw in preferences {
@@ -156,6 +164,7 @@ fn target(change: &Change<'_>, value: &Fields<'_>) -> Target {
     let customer = value.object("waba_info").and_then(|info| info.name("waba_id"));
     Target {
         number: of_metadata("phone_number_id"),
+        other_number: change.relay.app_id(),
         display_phone: of_metadata("display_phone_number").or_else(|| value.name("display_phone_number")),
         account_id: customer.or_else(|| change.account_id()),
     }

@@ -1,4 +1,4 @@
-//! The settings of a subscription as agents read them.
+//! The settings of a subscription, and the credentials of a route, as agents read them.
 
 use gateway_proto::v1::destination_authentication::Method;
 
@@ -131,4 +131,36 @@ fn keys_sign_when_asked_for() {
     assert_eq!(bad_fields(&config), ["signing_keys[1].value"]);
     config.signing_keys.clear();
     assert_eq!(bad_fields(&config), ["signing_keys"]);
+}
+
+/// A route arrives with its provider, its secrets in their order, and what suffices; a provider or a kind of
+/// secret that this agent does not know is named.
+#[test]
+fn routes_arrive() {
+    let secret = |id: &str, kind: v1::InboundRouteSecretKind| v1::InboundRouteSecretValue {
+        id: id.into(),
+        kind: kind.into(),
+        value: format!("planted {id}"),
+    };
+    for provider in Provider::ALL {
+        let kinds = RouteSecretKind::of(provider);
+        let config = v1::InboundRouteConfig {
+            id: "route_1".into(),
+            provider: provider.to_proto().into(),
+            callback_token: "token".into(),
+            provider_account_id: String::new(),
+            secrets: kinds.iter().map(|kind| secret("key_1", kind.to_proto())).collect(),
+            callback_token_suffices: provider == Provider::Waha,
+        };
+        let read = RouteConfig::try_from(&config).unwrap();
+        assert_eq!((read.provider, read.callback_token_suffices), (provider, provider == Provider::Waha));
+        assert!(read.secrets.iter().map(|secret| secret.kind).eq(kinds.iter().copied()));
+        assert_eq!(read.secrets_of(kinds[0]).collect::<Vec<_>>(), ["planted key_1"]);
+        let mut newer = v1::InboundRouteConfig { provider: 999, ..config };
+        newer.secrets[0].kind = 999;
+        let violations = RouteConfig::try_from(&newer).err().unwrap();
+        let fields: Vec<_> = violations.0.iter().map(|violation| violation.field.as_str()).collect();
+        assert_eq!(fields, ["provider", "secrets[0].kind"]);
+        assert!(!violations.to_string().contains("planted"));
+    }
 }

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::{DevArgs, connect};
 use crate::{
     BadConfig,
+    demo::is_in_use,
     session::{self, write_private},
 };
 
@@ -134,17 +135,7 @@ impl ControlPlane {
 async fn wait_until_current(client: &Client, agent_stop: &CancellationToken) -> anyhow::Result<()> {
     let deadline = Instant::now() + READY_TIMEOUT;
     loop {
-        let fleet = client
-            .agents()
-            .list_agents(v1::ListAgentsRequest::default())
-            .await
-            .map_err(gateway_sdk::Error::from)
-            .context("list agents")?
-            .into_inner();
-        let current = |agent: &v1::Agent| {
-            agent.state() == v1::AgentState::Online && agent.applied_version >= fleet.config_version
-        };
-        if fleet.agents.iter().any(current) {
+        if is_in_use(client).await? {
             return Ok(());
         }
         anyhow::ensure!(

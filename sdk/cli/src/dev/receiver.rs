@@ -32,8 +32,9 @@ use kept::{Kept, Shown, Webhook};
 const PATH: &str = "/webhooks";
 /// Largest webhook taken; a larger one is answered 413.
 const BODY_BYTES_MAX: usize = 4 * 1024 * 1024;
-/// How often the signing secrets are asked for again when a webhook does not verify.
-const SECRETS_EVERY: Duration = Duration::from_secs(1);
+/// How often the signing secrets are asked for again when a webhook does not verify. Short, because the first
+/// webhook of a new subscription must not wait for its second attempt.
+const SECRETS_EVERY: Duration = Duration::from_millis(50);
 const STOP_GRACE: Duration = Duration::from_secs(5);
 
 /// One webhook that came, for standard output. Nothing of what people wrote is in it.

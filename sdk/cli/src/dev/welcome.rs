@@ -2,8 +2,11 @@
 
 use std::io;
 
-use super::{Dev, data::DataDir, demo};
-use crate::output::{Look, Output};
+use super::{Dev, data::DataDir};
+use crate::{
+    demo::PHONE_NUMBER,
+    output::{Look, Output},
+};
 
 /// Prints it.
 pub fn print(dev: &Dev, output: &Output) -> io::Result<()> {
@@ -26,7 +29,8 @@ pub fn print(dev: &Dev, output: &Output) -> io::Result<()> {
 }
 
 fn facts(dev: &Dev) -> Vec<(&'static str, String)> {
-    let programs = &dev.programs;
+    let (programs, standing) = (&dev.programs, &dev.standing);
+    let demo = &standing.demo;
     let data = match &dev.data_dir {
         DataDir::Kept(path) => format!("{} (kept)", path.display()),
         DataDir::Temporary(directory) => {
@@ -40,14 +44,14 @@ fn facts(dev: &Dev) -> Vec<(&'static str, String)> {
         ("", format!("http://{}/metrics", programs.agent_admin_addr())),
         ("receiver", dev.receiver.url().to_owned()),
         ("data", data),
-        ("instance", format!("{} \"{}\"", demo::INSTANCE_ID, demo::INSTANCE_NAME)),
-        ("", format!("{} = phone_number_id {}", demo::PHONE_NUMBER, demo::PROVIDER_NUMBER_ID)),
-        ("inbound route", demo::ROUTE_ID.to_owned()),
+        ("instance", format!("{} \"{}\"", demo.instance_id, demo.instance_name)),
+        ("", format!("{PHONE_NUMBER} = phone_number_id {}", demo.provider_number_id)),
+        ("inbound route", demo.route_id.clone()),
         ("callback URL", dev.session.callback_url.clone()),
-        ("app secret", dev.demo.secrets.app_secret.clone()),
-        ("verify token", dev.demo.secrets.verify_token.clone()),
-        ("subscription", format!("{} -> {}", demo::SUBSCRIPTION_ID, dev.demo.destination_url)),
-        ("signing secret", dev.demo.signing_secret.clone()),
+        ("app secret", standing.secrets.app_secret.clone()),
+        ("verify token", standing.secrets.verify_token.clone()),
+        ("subscription", format!("{} -> {}", demo.subscription_id, standing.destination_url)),
+        ("signing secret", standing.signing_secret.clone()),
         ("admin key", dev.session.api_key.clone()),
     ]
 }
@@ -75,12 +79,14 @@ fn suggestions(dev: &Dev) -> Vec<(&'static str, Vec<String>)> {
     );
     let check = format!(
         r#"{{"instance_id":"{}","phone":"+966500000001","purpose":"PURPOSE_MARKETING"}}"#,
-        demo::INSTANCE_ID
+        dev.standing.demo.instance_id
     );
     vec![
         (
             "sample callbacks, and the webhooks that come out",
-            ["message.received", "status", "opt-out"].map(|kind| format!("{program} trigger {kind}")).into(),
+            ["message.received", "status", "opt-out", "message.received --provider twilio"]
+                .map(|what| format!("{program} trigger {what}"))
+                .into(),
         ),
         (
             "what came in, as the API shows it (grpcurl: https://github.com/fullstorydev/grpcurl)",
@@ -114,7 +120,7 @@ fn handshake(dev: &Dev) -> Vec<String> {
         format!("CALLBACK_URL={}", dev.session.callback_url),
         format!(
             "curl -s \"$CALLBACK_URL?hub.mode=subscribe&hub.challenge=12345&hub.verify_token={}\"; echo",
-            dev.demo.secrets.verify_token
+            dev.standing.secrets.verify_token
         ),
     ]
 }
@@ -129,11 +135,11 @@ fn signed_callback(dev: &Dev) -> Vec<String> {
             r#""messages":[{{"from":"966500000001","id":"wamid.CURL'$(date +%s)'","#,
             r#""timestamp":"'$(date +%s)'","type":"text","text":{{"body":"Hello from curl"}}}}]}}}}]}}]}}'"#,
         ),
-        demo::PHONE_NUMBER.trim_start_matches('+'),
-        demo::PROVIDER_NUMBER_ID
+        PHONE_NUMBER.trim_start_matches('+'),
+        dev.standing.demo.provider_number_id
     );
     vec![
-        format!("APP_SECRET={}", dev.demo.secrets.app_secret),
+        format!("APP_SECRET={}", dev.standing.secrets.app_secret),
         body,
         "SIGNATURE=$(printf '%s' \"$BODY\" | openssl dgst -sha256 -hmac \"$APP_SECRET\" | sed 's/^.* //')"
             .to_owned(),

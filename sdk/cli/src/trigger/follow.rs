@@ -24,24 +24,26 @@ pub struct Expected {
 }
 
 impl Expected {
-    /// An event of the provider's message.
-    pub fn of_message(event: &'static str, message_id: &str) -> Self {
+    /// An event of the provider's message, of any instance when `instance_id` is empty.
+    pub fn of_message(event: &'static str, instance_id: &str, message_id: &str) -> Self {
         let filter = v1::ListInboundLogsRequest {
             page_size: 1,
             events: vec![event.to_owned()],
             external_message_id: message_id.to_owned(),
+            instance_id: instance_id.to_owned(),
             ..v1::ListInboundLogsRequest::default()
         };
         Self { event, filter }
     }
 
-    /// An event of the contact that comes from now on.
-    pub fn of_contact(event: &'static str, sample: &Sample) -> Self {
+    /// An event of the contact that comes from now on, of any instance when `instance_id` is empty.
+    pub fn of_contact(event: &'static str, instance_id: &str, sample: &Sample) -> Self {
         let since = gateway_runtime::clock::now().as_second() - CLOCK_SKEW_SECONDS;
         let filter = v1::ListInboundLogsRequest {
             page_size: 1,
             events: vec![event.to_owned()],
             from_phone: sample.contact.as_str().to_owned(),
+            instance_id: instance_id.to_owned(),
             start_time: Timestamp::from_second(since).ok().map(gateway_core::time::to_proto),
             ..v1::ListInboundLogsRequest::default()
         };

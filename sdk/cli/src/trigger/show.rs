@@ -4,7 +4,7 @@ use std::io;
 
 use gateway_sdk::v1;
 
-use super::{CallbackReport, SuppressionReport, follow::EventReport};
+use super::{CallbackReport, SuppressionReport, follow::EventReport, provider::ProofArg, sample::Sample};
 use crate::{
     json,
     output::{Look, Output},
@@ -23,15 +23,16 @@ impl Show<'_> {
     }
 
     /// The callback and the agent's answer.
-    pub fn callback(&self, callback: &CallbackReport) -> io::Result<()> {
+    pub fn callback(&self, callback: &CallbackReport, sample: &Sample, proof: ProofArg) -> io::Result<()> {
         if self.json {
             return Ok(());
         }
         self.output.line(format_args!(
-            "{} POST {} ({} bytes, signed)",
+            "{} POST {} ({} bytes, {})",
             self.output.look(Look::Strong, "callback"),
             callback.url,
-            callback.body.get().len()
+            sample.body.len(),
+            proof.describe()
         ))?;
         self.step("accepted", callback.accepted_ms, &format!("HTTP {}", callback.status_code))?;
         self.output.gap()

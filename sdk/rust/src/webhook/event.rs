@@ -170,6 +170,12 @@ pub struct MessageReceived {
     pub message_type: String,
     /// The text, caption or title.
     pub message_text: Option<String>,
+    /// The sender's own text for correlation, where the provider repeats it on the answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub correlation: Option<String>,
+    /// WhatsApp's own id of the message, where `external_message_id` is another one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub whatsapp_message_id: Option<String>,
     /// What else the message carries.
     #[serde(flatten)]
     pub content: MessageContent,
@@ -186,7 +192,7 @@ pub struct MessageStatus {
     pub common: Common,
     /// The contact's phone number in E.164; none when only `contact.user_id` is known.
     pub to: Option<String>,
-    /// `sent`, `delivered`, `read`, `played`, `failed`, or another word of the provider.
+    /// `sent`, `delivered`, `read`, `played`, `failed`, or another word of the provider: the event says what it means.
     pub status: String,
     /// The provider's id of the message.
     pub external_message_id: Option<String>,
@@ -208,13 +214,16 @@ pub struct MessageStatus {
     /// The sender's own text for correlation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub correlation: Option<String>,
-    /// For what the business typed in its phone app: `text`, `image`, …
+    /// WhatsApp's own id of the message, where `external_message_id` is another one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub whatsapp_message_id: Option<String>,
+    /// For what the business wrote itself: `text`, `image`, …
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message_type: Option<String>,
-    /// For what the business typed in its phone app: the text, caption or title.
+    /// For what the business wrote itself: the text, caption or title.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message_text: Option<String>,
-    /// For what the business typed in its phone app: what else the message carries.
+    /// For what the business wrote itself: what else the message carries.
     #[serde(flatten)]
     pub content: MessageContent,
     /// Fields that this version does not know.

@@ -164,6 +164,7 @@ fn bodies() -> Vec<Value> {
                 "media": {"id": "1", "voice": true}, "reply": {"type": "button", "id": "b", "response": {"a": 1}},
                 "context": {"id": "wamid.0", "forwarded": true}, "location": {"latitude": 1.5, "longitude": 2.5},
                 "reaction": {"message_id": "wamid.0", "emoji": null}, "referral": {"source_id": "9"},
+                "correlation": "order-1", "whatsapp_message_id": "wamid.2",
                 "raw": {"number": 9_007_199_254_740_993_u64}, "a_field_of_tomorrow": {"x": null},
             }),
         ),
@@ -179,6 +180,7 @@ fn bodies() -> Vec<Value> {
             json!({
                 "to": "+966500000001", "status": "failed", "external_message_id": "wamid.1",
                 "error": {"code": 131_026, "title": "undeliverable"}, "pricing": {"category": "service"},
+                "correlation": "order-2", "whatsapp_message_id": "wamid.3",
             }),
         ),
         with(
@@ -229,11 +231,19 @@ fn fields_are_typed() {
     assert_eq!(message.from.as_deref(), Some("+966500000001"));
     assert_eq!(message.common.timestamp.as_second(), 1_778_148_000);
     assert_eq!(message.content.media.as_ref().unwrap().voice, Some(true));
+    assert_eq!(
+        (message.correlation.as_deref(), message.whatsapp_message_id.as_deref()),
+        (Some("order-1"), Some("wamid.2"))
+    );
     assert!(message.extra.contains_key("a_field_of_tomorrow"));
     let Ok(Event::MessageFailed(status)) = Event::from_slice(bodies[2].to_string().as_bytes()) else {
         panic!("message.failed is known");
     };
     assert_eq!(status.error.as_ref().unwrap().code, Some(131_026));
+    assert_eq!(
+        (status.correlation.as_deref(), status.whatsapp_message_id.as_deref()),
+        (Some("order-2"), Some("wamid.3"))
+    );
 }
 
 /// What is no event is an error, and neither errors nor events print what people wrote.

@@ -2,9 +2,9 @@
 
 use gateway_core::{
     signature::{PublicKey, WebhookHeaders, WebhookSecret, verify_webhook_with},
-    snapshot::SubscriptionConfig,
+    snapshot::{RouteConfig, RouteSecretKind, SubscriptionConfig},
 };
-use gateway_proto::v1::config_resource::Resource;
+use gateway_proto::v1::{config_resource::Resource, inbound_route_service_client::InboundRouteServiceClient};
 
 use super::*;
 
@@ -220,6 +220,61 @@ async fn shown_secrets_are_those_that_sign() {
         }
     }
     plane.stop().await;
+}
+
+/// What proves callbacks of a route reaches agents with its values: the secrets, each addition and removal, and
+/// whether the token in the path suffices.
+#[tokio::test]
+async fn route_credentials_reach_agents() {
+    let plane = ControlPlane::start().await;
+    let mut agent = plane.agent("eu").await;
+    let hello = agent.hello();
+    let mut config = agent.config(hello).await;
+    config.response().await;
+    let mut routes = InboundRouteServiceClient::new(plane.admin());
+    let waha = v1::Waha { hmac_keys: vec!["key-1".into()], headers: vec!["x-hook: 1".into()] };
+    let route = v1::InboundRoute {
+        id: "route-1".into(),
+        provider: v1::Provider::Waha.into(),
+        credentials: Some(v1::inbound_route::Credentials::Waha(waha)),
+        ..Default::default()
+    };
+    let request = v1::CreateInboundRouteRequest { inbound_route: Some(route.clone()), ..Default::default() };
+    let created = routes.create_inbound_route(request).await.unwrap().into_inner().inbound_route.unwrap();
+    let keys = |route: &RouteConfig| -> Vec<String> {
+        route.secrets_of(RouteSecretKind::WahaHmacKey).map(str::to_owned).collect()
+    };
+    let read = route_config(&config.response().await);
+    assert_eq!((keys(&read), read.callback_token_suffices), (vec!["key-1".to_owned()], false));
+    assert_eq!(read.secrets_of(RouteSecretKind::Header).collect::<Vec<_>>(), ["x-hook: 1"]);
+    let request = v1::AddInboundRouteSecretRequest {
+        id: "route-1".into(),
+        kind: v1::InboundRouteSecretKind::WahaHmacKey.into(),
+        value: "key-2".into(),
+    };
+    routes.add_inbound_route_secret(request).await.unwrap();
+    assert_eq!(keys(&route_config(&config.response().await)), ["key-1", "key-2"]);
+    let secret_id = created.secrets[0].id.clone();
+    let request = v1::RemoveInboundRouteSecretRequest { id: "route-1".into(), secret_id };
+    routes.remove_inbound_route_secret(request).await.unwrap();
+    assert_eq!(keys(&route_config(&config.response().await)), ["key-2"]);
+    let request = v1::UpdateInboundRouteRequest {
+        inbound_route: Some(v1::InboundRoute { callback_token_suffices: true, ..route }),
+        update_mask: Some(prost_types::FieldMask { paths: vec!["callback_token_suffices".into()] }),
+    };
+    routes.update_inbound_route(request).await.unwrap();
+    let read = route_config(&config.response().await);
+    assert_eq!((keys(&read), read.callback_token_suffices), (vec!["key-2".to_owned()], true));
+    plane.stop().await;
+}
+
+/// The only route of a response, as agents read it.
+fn route_config(response: &v1::StreamConfigResponse) -> RouteConfig {
+    let [v1::ConfigResource { resource: Some(Resource::InboundRoute(config)), .. }] = &response.upserts[..]
+    else {
+        panic!("{} resources instead of a route", response.upserts.len())
+    };
+    RouteConfig::try_from(config).unwrap()
 }
 
 /// The only subscription of a response, as agents read it.

@@ -173,7 +173,7 @@ pub struct MessageContent {
     /// What went wrong on the provider's side.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<ProviderError>,
-    /// `app` for what the business typed in its phone app.
+    /// Of what the business sent: `app` for its phone app, `api` for the provider's API.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
     /// The whole item, for what the gateway does not know.

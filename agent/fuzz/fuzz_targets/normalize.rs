@@ -1,0 +1,5 @@
+#![no_main]
+
+mod chosen;
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| targets::normalize(chosen::provider(), input));

@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# Fuzzes every target for every provider, SECONDS each: agent/fuzz/run.sh [SECONDS] [PROVIDER…]
+# Starts from the corpora and the fixtures; what it finds new is in target/fuzz/corpus/, what fails is printed and in
+# target/fuzz/artifacts/.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+seconds=${1:-60}
+shift || true
+providers=("$@")
+if [ ${#providers[@]} = 0 ]; then
+    for directory in agent/fuzz/corpus/normalize/*/; do
+        providers+=("$(basename "$directory")")
+    done
+fi
+
+if ! rustc +nightly --version >/dev/null 2>&1; then
+    echo "missing: a nightly compiler; install it with: rustup toolchain install nightly" >&2
+    exit 1
+fi
+if ! cargo fuzz --version >/dev/null 2>&1; then
+    echo "missing: cargo-fuzz; install it with: cargo install --locked cargo-fuzz" >&2
+    exit 1
+fi
+
+for target in normalize authenticate; do
+    cargo +nightly fuzz build --fuzz-dir agent/fuzz --target-dir target/fuzz "$target"
+    for provider in "${providers[@]}"; do
+        printf '\n== %s of %s\n' "$target" "$provider"
+        found=target/fuzz/corpus/$target/$provider
+        artifacts=target/fuzz/artifacts/$target/$provider/
+        mkdir -p "$found" "$artifacts"
+        GATEWAY_FUZZ_PROVIDER=$provider cargo +nightly fuzz run \
+            --fuzz-dir agent/fuzz --target-dir target/fuzz "$target" \
+            "$found" "agent/fuzz/corpus/$target/$provider" "tests/fixtures/$provider" \
+            -- -max_total_time="$seconds" -max_len=16384 -timeout=10 -rss_limit_mb=2048 \
+            -artifact_prefix="$artifacts" -print_final_stats=0 -verbosity=0 -close_fd_mask=0
+    done
+done

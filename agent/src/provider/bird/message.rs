@@ -1,0 +1,55 @@
+//! A message of a contact. Its `status` is `delivered`: to Bird, not by us.
+
+use gateway_core::{
+    event::{Message, MessageContext},
+    phone::Phone,
+};
+use serde_json::value::RawValue;
+
+use super::{contact::contact, content};
+use crate::provider::{
+    Item, MessageItem,
+    json::{Fields, identity, kept},
+};
+
+/// What we call a message that we cannot tell more about; it is passed on raw.
+const UNSUPPORTED: &str = "unsupported";
+
+/// The message of a payload.
+pub fn received(raw: &RawValue, payload: &Fields<'_>, business_phone: Option<Phone>) -> Item {
+    let extra = payload.object("meta").and_then(|meta| meta.object("extraInformation"));
+    let sender = payload.object("sender").and_then(|sender| sender.object("contact"));
+    let reply_to = payload.object("replyTo").and_then(|reply_to| reply_to.name("id"));
+    let mut message = Message {
+        external_message_id: payload.name("id"),
+        whatsapp_message_id: whatsapp_message_id(payload),
+        context: reply_to.map(|id| MessageContext { id: Some(id), ..MessageContext::default() }),
+        correlation: payload.name("reference"),
+        ..Message::default()
+    };
+    let body = payload.object("body");
+    let literal = body.as_ref().and_then(|body| body.name("type"));
+    let known = literal.as_deref().zip(body.as_ref());
+    if let Some(message_type) = known.and_then(|(kind, body)| content::read(kind, body, raw, &mut message)) {
+        message.message_type = message_type.into();
+    } else {
+        message.message_type = UNSUPPORTED.into();
+        message.raw_type = literal;
+        message.raw = Some(kept(raw));
+    }
+    // WhatsApp's own time, or else Bird's.
+    let time = extra.as_ref().and_then(|extra| extra.time("timestamp")).or_else(|| payload.time("createdAt"));
+    Item::Message(Box::new(MessageItem {
+        identity: message.external_message_id.clone().unwrap_or_else(|| identity(&[raw.get()])),
+        contact: contact(sender.as_ref(), extra.as_ref()),
+        message,
+        is_echo: false,
+        business_phone,
+        time,
+    }))
+}
+
+/// WhatsApp's own id of the message, or of its first part when Bird made several of it.
+pub fn whatsapp_message_id(payload: &Fields<'_>) -> Option<Box<str>> {
+    Fields::of(payload.array("parts")?.first()?)?.name("platformReference")
+}

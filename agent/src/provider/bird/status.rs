@@ -1,0 +1,93 @@
+//! A message of the business with its status,
+//! <https://docs.bird.com/api/channels-api/message-status-and-interactions>.
+
+use gateway_core::event::{Contact, EventType, ProviderError, Status};
+use serde_json::value::RawValue;
+
+use super::{contact::contact, message::whatsapp_message_id};
+use crate::provider::{
+    Item, StatusItem,
+    json::{Fields, identity, kept},
+    messagebird::marketing_opt_out,
+};
+
+/// Most recipients of one message. WhatsApp's messages have one; each repeats what is said of the message.
+const RECIPIENTS_MAX: usize = 16;
+
+/// The statuses of a payload, one for each recipient, and the opt-outs that they may tell of. None with more than
+/// [`RECIPIENTS_MAX`].
+pub fn outbound(raw: &RawValue, payload: &Fields<'_>) -> Option<Vec<Item>> {
+    let recipients = recipients(payload)?;
+    let word = payload.text("status").filter(|word| !word.trim().is_empty());
+    let word = word.map_or_else(|| "unknown".into(), |word| word.to_lowercase().into_boxed_str());
+    let event = event(&word);
+    let external_message_id = payload.name("id");
+    let failure = payload.object("failure");
+    let item = StatusItem {
+        identity: external_message_id.clone().unwrap_or_else(|| identity(&[raw.get()])),
+        status: Status {
+            external_message_id,
+            // A word that is not ours stands in the raw message.
+            raw: event.is_none_or(|(_, ours)| *ours != *word).then(|| kept(raw)),
+            status: event.map_or(word, |(_, ours)| ours.into()),
+            error: error(payload, failure.as_ref()),
+            correlation: payload.name("reference"),
+            whatsapp_message_id: whatsapp_message_id(payload),
+            ..Status::default()
+        },
+        contact: Contact::default(),
+        event_type: event.map(|(event_type, _)| event_type),
+        time: ["lastStatusAt", "updatedAt", "createdAt"].into_iter().find_map(|name| payload.time(name)),
+    };
+    // The platform's own code; that of Bird beside it is one for all platforms.
+    let code = failure.and_then(|failure| failure.object("source")?.integer("code"));
+    let items = recipients.into_iter().flat_map(|(recipient, contact)| {
+        let status = Status { recipient, ..item.status.clone() };
+        let item = StatusItem { contact, status, ..item.clone() };
+        let opt_out = marketing_opt_out(&item, code);
+        std::iter::once(Item::Status(Box::new(item))).chain(opt_out)
+    });
+    Some(items.collect())
+}
+
+/// Who a message went to, as Bird names them and as persons; nobody when the payload does not say.
+/// None with more than [`RECIPIENTS_MAX`].
+pub fn recipients(payload: &Fields<'_>) -> Option<Vec<(Box<str>, Contact)>> {
+    let receiver = payload.object("receiver");
+    let cards = receiver.as_ref().and_then(|receiver| receiver.array("contacts")).unwrap_or_default();
+    if cards.len() > RECIPIENTS_MAX {
+        return None;
+    }
+    let one = |card: &Fields<'_>| {
+        let contact = contact(Some(card), None);
+        (card.name("identifierValue").unwrap_or_else(|| contact.key().into()), contact)
+    };
+    let mut all: Vec<_> = cards.into_iter().filter_map(Fields::of).map(|card| one(&card)).collect();
+    if all.is_empty() {
+        let card = receiver.and_then(|receiver| receiver.object("contact"));
+        all.push(card.map(|card| one(&card)).unwrap_or_default());
+    }
+    Some(all)
+}
+
+/// The event of a status, and our word for it.
+fn event(word: &str) -> Option<(EventType, &'static str)> {
+    match word {
+        "sent" => Some((EventType::MessageSent, "sent")),
+        "delivered" => Some((EventType::MessageDelivered, "delivered")),
+        "read" => Some((EventType::MessageRead, "read")),
+        "rejected" => Some((EventType::MessageFailed, "failed")),
+        // `sending_failed`, `delivery_failed`.
+        _ if word.ends_with("failed") => Some((EventType::MessageFailed, "failed")),
+        _ => None,
+    }
+}
+
+/// `failure.code` groups the errors of all platforms, `details` names this one, `reason` tells what the platform said
+/// (<https://docs.bird.com/api/channels-api/message-status-and-interactions/message-failure-codes>).
+fn error(payload: &Fields<'_>, failure: Option<&Fields<'_>>) -> Option<ProviderError> {
+    let code = failure.and_then(|failure| failure.integer("code"));
+    let (title, details) = (payload.name("details"), payload.name("reason"));
+    let says_something = code.is_some() || title.is_some() || details.is_some();
+    says_something.then_some(ProviderError { code, title, details })
+}

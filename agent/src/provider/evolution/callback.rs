@@ -1,0 +1,165 @@
+//! The envelope: `event`, `instance`, `data`, `sender`, and what is not passed on: `apikey`, `destination`,
+//! `server_url`. `date_time` is the server's local time under a false `Z`; it only tells one event from another.
+
+use std::borrow::Cow;
+
+use gateway_core::phone::Phone;
+use serde_json::value::RawValue;
+
+use super::{change, cut::cut, message, status};
+use crate::provider::{
+    ITEMS_MAX, Item, NormalizeError, NoticeItem, Part, Target,
+    jid::Jid,
+    json::{Fields, elements, identity, kept},
+    login::{is_login, only},
+};
+
+/// The name of an event that has none.
+const UNKNOWN_EVENT: &str = "unknown";
+
+/// What an element of `data` is.
+pub enum Read {
+    /// This.
+    Item(Item),
+    /// Something that is not passed on.
+    Nothing,
+    /// Something else, which is passed on raw.
+    Unknown,
+}
+
+/// One callback.
+pub struct Callback<'a> {
+    fields: Fields<'a>,
+    /// `event` as it is written.
+    name: Cow<'a, str>,
+    /// `event` in lower case, with dots: `messages.upsert`.
+    pub event: String,
+    /// The number of the instance.
+    pub phone: Option<Phone>,
+}
+
+/// What a body says.
+pub fn parts(body: &[u8]) -> Result<Vec<Part<'_>>, NormalizeError> {
+    // RFC 8259 section 8.1: JSON between systems is UTF-8.
+    let text = std::str::from_utf8(body).map_err(|_| NormalizeError::Unreadable)?;
+    let Ok(fields) = serde_json::from_str::<Fields<'_>>(text) else {
+        let root: &RawValue = serde_json::from_str(text).map_err(|_| NormalizeError::Unreadable)?;
+        return Ok(vec![odd(root)]);
+    };
+    let name = fields.text("event").filter(|event| !event.is_empty());
+    let name = name.unwrap_or(Cow::Borrowed(UNKNOWN_EVENT));
+    let callback = Callback {
+        event: name.to_lowercase().replace(['_', '-'], "."),
+        phone: fields.text("sender").and_then(Jid::of).and_then(|sender| sender.phone()),
+        name,
+        fields,
+    };
+    Ok(callback.part()?.into_iter().collect())
+}
+
+/// A body that is JSON and no envelope.
+fn odd(root: &RawValue) -> Part<'_> {
+    let notice = NoticeItem {
+        field: UNKNOWN_EVENT.into(),
+        raw: kept(root),
+        identity: identity(&[UNKNOWN_EVENT, root.get()]),
+        time: None,
+    };
+    Part {
+        target: Target::default(),
+        items: vec![Item::Notice(Box::new(notice))],
+        original: vec![Cow::Borrowed(root.get())],
+    }
+}
+
+impl<'a> Callback<'a> {
+    /// The event; None when it is one that is not passed on.
+    fn part(&self) -> Result<Option<Part<'a>>, NormalizeError> {
+        let data = self.fields.get("data").unwrap_or(RawValue::NULL);
+        let (items, kept_data) = match &*self.event {
+            // The past, and what gives access to the instance.
+            "messages.set" | "messaging.history.set" | "instance.create" => return Ok(None),
+            event if is_login(event) => return Ok(None),
+            // A QR code of the next login can be in it.
+            "connection.update" => {
+                let state = ["instance", "state", "status", "statusReason"];
+                let state = Fields::of(data).map(|data| only(&data, &state));
+                let state = Cow::Owned(state.unwrap_or_else(|| "null".to_owned()));
+                (vec![self.notice(&state)], state)
+            }
+            "messages.upsert"
+            | "messages.edited"
+            | "messages.delete"
+            | "messages.update"
+            | "send.message"
+            | "send.message.update" => (self.items(data)?, cut(data)),
+            _ => {
+                let data = cut(data);
+                (vec![self.notice(&data)], data)
+            }
+        };
+        if items.is_empty() {
+            return Ok(None);
+        }
+        let target = Target {
+            number: self.fields.name("instance"),
+            display_phone: self.phone.as_ref().map(|phone| phone.as_str().into()),
+            ..Target::default()
+        };
+        Ok(Some(Part { target, items, original: self.original(kept_data) }))
+    }
+
+    /// What `data` says: one thing, or a list.
+    fn items(&self, data: &RawValue) -> Result<Vec<Item>, NormalizeError> {
+        let elements = elements(data).unwrap_or_else(|| vec![data]);
+        if elements.len() > ITEMS_MAX {
+            return Err(NormalizeError::TooManyItems);
+        }
+        let read = |raw| match Fields::of(raw) {
+            None => Read::Unknown,
+            Some(fields) => match &*self.event {
+                "messages.upsert" => message::upserted(self, raw, &fields),
+                "send.message" => message::sent(self, raw, &fields),
+                "send.message.update" => message::sent_again(self, &fields),
+                "messages.edited" => change::edited(self, &fields, None),
+                "messages.delete" => change::deleted(self, &fields),
+                _ => status::updated(self, raw, &fields),
+            },
+        };
+        let items = elements.into_iter().filter_map(|raw| match read(raw) {
+            Read::Item(item) => Some(item),
+            Read::Nothing => None,
+            Read::Unknown => Some(self.notice(&cut(raw))),
+        });
+        Ok(items.collect())
+    }
+
+    fn notice(&self, data: &str) -> Item {
+        let text = |name| self.fields.get(name).map_or("", RawValue::get);
+        let raw: &RawValue = serde_json::from_str(data).unwrap_or(RawValue::NULL);
+        Item::Notice(Box::new(NoticeItem {
+            field: Box::from(&*self.name),
+            raw: kept(raw),
+            identity: identity(&[&self.event, text("instance"), text("date_time"), data]),
+            time: None,
+        }))
+    }
+
+    /// The pieces of a body with all of it that is read.
+    fn original(&self, data: Cow<'a, str>) -> Vec<Cow<'a, str>> {
+        let mut pieces = Vec::with_capacity(11);
+        pieces.extend([Cow::Borrowed(r#"{"data":"#), data]);
+        for (name, key) in [
+            ("event", r#","event":"#),
+            ("instance", r#","instance":"#),
+            ("date_time", r#","date_time":"#),
+            ("sender", r#","sender":"#),
+        ] {
+            if let Some(raw) = self.fields.get(name) {
+                pieces.extend([key, raw.get()].map(Cow::Borrowed));
+            }
+        }
+        pieces.push(Cow::Borrowed("}"));
+        pieces
+    }
+}

@@ -1,0 +1,116 @@
+//! What a callback is: a message, a status, or anything else that Twilio calls with. Messages carry no mark of
+//! their own; they are told from statuses by what is in them.
+
+use gateway_core::phone::normalize_phone;
+use serde_json::value::RawValue;
+
+use super::{
+    message,
+    parameters::{Parameters, is_json},
+    status,
+};
+use crate::provider::{
+    ITEMS_MAX, Item, NormalizeError, NoticeItem, Part, Target,
+    json::{elements, identity},
+};
+
+/// What a callback is, and so which of its sides is the business.
+enum Kind {
+    Message,
+    Status,
+    Other,
+}
+
+/// What a content says. Other products of Twilio send JSON lists; each element counts for itself.
+pub fn parts(content: &[u8]) -> Result<Vec<Part<'_>>, NormalizeError> {
+    if !is_json(content) {
+        let parameters = Parameters::of_form(content).ok_or(NormalizeError::TooManyItems)?;
+        let part = (!parameters.is_empty()).then(|| part(&parameters));
+        return Ok(part.into_iter().collect());
+    }
+    // RFC 8259 section 8.1: JSON between systems is UTF-8.
+    let text = std::str::from_utf8(content).map_err(|_| NormalizeError::Unreadable)?;
+    let root: &RawValue = serde_json::from_str(text).map_err(|_| NormalizeError::Unreadable)?;
+    let pieces = elements(root).unwrap_or_else(|| vec![root]);
+    if pieces.len() > ITEMS_MAX {
+        return Err(NormalizeError::TooManyItems);
+    }
+    let parts = pieces.into_iter().map(json_part).collect::<Result<Vec<_>, _>>()?;
+    let items: usize = parts.iter().map(|part| part.items.len()).sum();
+    if items > ITEMS_MAX { Err(NormalizeError::TooManyItems) } else { Ok(parts) }
+}
+
+/// Whether a content is a message, which Twilio wants answered.
+pub fn is_message(content: &[u8]) -> bool {
+    let parameters = if is_json(content) {
+        serde_json::from_slice(content).ok().and_then(Parameters::of_json)
+    } else {
+        Parameters::of_form(content)
+    };
+    parameters.is_some_and(|parameters| matches!(kind(&parameters), Kind::Message))
+}
+
+fn json_part(raw: &RawValue) -> Result<Part<'_>, NormalizeError> {
+    let mut part = part(&Parameters::of_json(raw).ok_or(NormalizeError::TooManyItems)?);
+    if !raw.get().starts_with('{') {
+        // Alone it would be read as a form.
+        part.original = vec!["[".into(), raw.get().into(), "]".into()];
+    }
+    Ok(part)
+}
+
+fn part<'a>(parameters: &Parameters<'a>) -> Part<'a> {
+    let (business, items) = match kind(parameters) {
+        Kind::Message => (parameters.get("To"), message::received(parameters)),
+        Kind::Status => (parameters.get("From"), status::of_message(parameters)),
+        Kind::Other => (None, vec![notice(parameters)]),
+    };
+    let number = business.map(number);
+    let target = Target {
+        display_phone: number.clone(),
+        number,
+        // Of a message that has not left yet a service stands for the number that it will choose.
+        other_number: parameters.name("MessagingServiceSid"),
+        account_id: parameters.name("AccountSid"),
+    };
+    Part { target, items, original: vec![parameters.json()] }
+}
+
+/// A business number without its channel, in E.164 if it is a phone number.
+fn number(address: &str) -> Box<str> {
+    match normalize_phone(address) {
+        Some(phone) => phone.as_str().into(),
+        None => address.strip_prefix("whatsapp:").unwrap_or(address).into(),
+    }
+}
+
+fn kind(parameters: &Parameters<'_>) -> Kind {
+    let is_received = ["SmsStatus", "MessageStatus"]
+        .iter()
+        .any(|name| parameters.is(name, "received") || parameters.is(name, "receiving"));
+    let has_id = ["MessageSid", "SmsMessageSid", "SmsSid"].iter().any(|name| parameters.get(name).is_some());
+    if is_received {
+        Kind::Message
+    } else if status::word(parameters).is_some_and(|word| {
+        // A status repeats no text; but one that we know is one even if it does.
+        parameters.get("Body").is_none() || status::is_known(word)
+    }) {
+        Kind::Status
+    } else if has_id && ["Body", "NumMedia", "MessageType"].iter().any(|name| parameters.get(name).is_some())
+    {
+        Kind::Message
+    } else {
+        Kind::Other
+    }
+}
+
+/// What is neither a message nor a status: a call, an error report, an event of another product.
+fn notice(parameters: &Parameters<'_>) -> Item {
+    let field = parameters.get("EventType").or_else(|| parameters.get("type")).unwrap_or("unknown");
+    Item::Notice(Box::new(NoticeItem {
+        field: field.into(),
+        raw: parameters.kept(),
+        identity: identity(&[field, &parameters.json()]),
+        time: None,
+    }))
+}

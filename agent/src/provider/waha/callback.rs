@@ -1,0 +1,138 @@
+//! The envelope: `id`, `timestamp` (milliseconds), `event`, `session`, `me`, `payload`, and what says nothing of
+//! the event (`metadata`, `environment`, `engine`).
+
+use std::borrow::Cow;
+
+use jiff::Timestamp;
+use serde_json::value::RawValue;
+
+use super::{
+    message, notice,
+    people::{Me, Payload},
+    status,
+};
+use crate::provider::{
+    Item, NormalizeError, NoticeItem, Part, Target,
+    json::{Fields, identity, kept},
+    login::is_login,
+};
+
+/// The name of an event that has none.
+const UNKNOWN_EVENT: &str = "unknown";
+/// What the engine below WAHA says, raw, for finding faults: QR codes, keys and history among it.
+const ENGINE_EVENT: &str = "engine.event";
+
+/// One callback.
+pub struct Callback<'a> {
+    fields: Fields<'a>,
+    /// `event`.
+    pub event: Cow<'a, str>,
+    /// The number of the session.
+    pub me: Me<'a>,
+    /// `timestamp`: when WAHA made the event.
+    pub time: Option<Timestamp>,
+}
+
+/// What a body says.
+pub fn parts(body: &[u8]) -> Result<Vec<Part<'_>>, NormalizeError> {
+    // RFC 8259 section 8.1: JSON between systems is UTF-8.
+    let text = std::str::from_utf8(body).map_err(|_| NormalizeError::Unreadable)?;
+    let Ok(fields) = serde_json::from_str::<Fields<'_>>(text) else {
+        let root: &RawValue = serde_json::from_str(text).map_err(|_| NormalizeError::Unreadable)?;
+        return Ok(vec![odd(root)]);
+    };
+    let event = fields.text("event").filter(|event| !event.is_empty());
+    let callback = Callback {
+        event: event.unwrap_or(Cow::Borrowed(UNKNOWN_EVENT)),
+        me: Me::of(fields.object("me")),
+        time: fields.time("timestamp"),
+        fields,
+    };
+    Ok(callback.part().into_iter().collect())
+}
+
+/// A body that is JSON and no envelope.
+fn odd(root: &RawValue) -> Part<'_> {
+    let notice = NoticeItem {
+        field: UNKNOWN_EVENT.into(),
+        raw: kept(root),
+        identity: identity(&[UNKNOWN_EVENT, root.get()]),
+        time: None,
+    };
+    Part {
+        target: Target::default(),
+        items: vec![Item::Notice(Box::new(notice))],
+        original: vec![Cow::Borrowed(root.get())],
+    }
+}
+
+impl<'a> Callback<'a> {
+    /// The event; None when it is one that is not passed on.
+    fn part(&self) -> Option<Part<'a>> {
+        if self.event == ENGINE_EVENT || is_login(&self.event) {
+            return None;
+        }
+        let payload = self.fields.get("payload");
+        let (items, payload) = match notice::without_login(&self.event, payload) {
+            Some(safe) => (vec![self.notice(&safe)], Cow::Owned(safe.get().to_owned())),
+            None => (self.items(payload)?, Cow::Borrowed(payload.map_or("null", RawValue::get))),
+        };
+        let target = Target {
+            number: self.fields.name("session"),
+            display_phone: self.me.phone.as_ref().map(|phone| phone.as_str().into()),
+            ..Target::default()
+        };
+        Some(Part { target, items, original: self.original(payload) })
+    }
+
+    /// The items of an event that carries no login; None when it is one that is not passed on.
+    fn items(&self, raw: Option<&'a RawValue>) -> Option<Vec<Item>> {
+        let raw = raw.unwrap_or(RawValue::NULL);
+        let item = match Payload::of(&self.event, raw) {
+            // Stories and channels are for everybody.
+            Some(payload) if payload.is_public() => return None,
+            Some(payload) => match &*self.event {
+                // What the business itself wrote comes as `message.any`.
+                "message" if payload.is_own => return None,
+                "message" | "message.any" | "message.reaction" => Some(message::message(self, &payload)),
+                "message.edited" => Some(message::edited(self, &payload)),
+                "message.revoked" => Some(message::revoked(self, &payload)),
+                "message.ack" | "message.ack.group" => status::acknowledged(self, &payload),
+                "message.waiting" => status::waiting(self, &payload),
+                _ => None,
+            },
+            None => None,
+        };
+        Some(vec![item.unwrap_or_else(|| self.notice(raw))])
+    }
+
+    fn notice(&self, raw: &RawValue) -> Item {
+        let text = |name| self.fields.get(name).map_or("", RawValue::get);
+        let own_time = Fields::of(raw).and_then(|payload| payload.time("timestamp"));
+        Item::Notice(Box::new(NoticeItem {
+            field: Box::from(&*self.event),
+            raw: kept(raw),
+            identity: identity(&[&self.event, text("session"), text("id"), text("timestamp"), raw.get()]),
+            time: own_time.or(self.time),
+        }))
+    }
+
+    /// The pieces of a body with all of it that is read.
+    fn original(&self, payload: Cow<'a, str>) -> Vec<Cow<'a, str>> {
+        let mut pieces = Vec::with_capacity(13);
+        pieces.extend([Cow::Borrowed(r#"{"payload":"#), payload]);
+        for (name, key) in [
+            ("event", r#","event":"#),
+            ("session", r#","session":"#),
+            ("id", r#","id":"#),
+            ("timestamp", r#","timestamp":"#),
+            ("me", r#","me":"#),
+        ] {
+            if let Some(raw) = self.fields.get(name) {
+                pieces.extend([key, raw.get()].map(Cow::Borrowed));
+            }
+        }
+        pieces.push(Cow::Borrowed("}"));
+        pieces
+    }
+}

@@ -1,0 +1,235 @@
+//! What proves callbacks: the kinds of secrets, which provider takes which, and a secret's value.
+
+use std::fmt;
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use gateway_proto::v1;
+use sha2::{Digest as _, Sha256};
+
+use crate::{event::Provider, violation::FieldViolations};
+
+/// Most live secrets of one kind.
+pub const SECRETS_PER_KIND_MAX: usize = 8;
+/// Longest secret, in bytes.
+pub const SECRET_BYTES_MAX: usize = 1_024;
+
+/// What a secret of a route is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RouteSecretKind {
+    /// Meta: signs callbacks.
+    MetaAppSecret,
+    /// Meta: proves the handshake.
+    MetaVerifyToken,
+    /// `user:password` of HTTP Basic authentication.
+    BasicCredential,
+    /// `name: value` of a header.
+    Header,
+    /// Twilio: signs callbacks.
+    TwilioAuthToken,
+    /// Vonage: signs the bearer token.
+    VonageSignatureSecret,
+    /// MessageBird Conversations: signs the token.
+    MessageBirdSigningKey,
+    /// Bird Channels: signs callbacks.
+    BirdSigningKey,
+    /// WAHA: signs callbacks.
+    WahaHmacKey,
+    /// Evolution API: signs the bearer token.
+    EvolutionJwtKey,
+}
+
+impl RouteSecretKind {
+    const ALL: [Self; 10] = [
+        Self::MetaAppSecret,
+        Self::MetaVerifyToken,
+        Self::BasicCredential,
+        Self::Header,
+        Self::TwilioAuthToken,
+        Self::VonageSignatureSecret,
+        Self::MessageBirdSigningKey,
+        Self::BirdSigningKey,
+        Self::WahaHmacKey,
+        Self::EvolutionJwtKey,
+    ];
+
+    /// The kind of a protobuf value. None when unspecified or unknown to this build.
+    pub fn from_proto(number: i32) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| i32::from(kind.to_proto()) == number)
+    }
+
+    /// The protobuf value.
+    pub const fn to_proto(self) -> v1::InboundRouteSecretKind {
+        match self {
+            Self::MetaAppSecret => v1::InboundRouteSecretKind::MetaAppSecret,
+            Self::MetaVerifyToken => v1::InboundRouteSecretKind::MetaVerifyToken,
+            Self::BasicCredential => v1::InboundRouteSecretKind::BasicCredential,
+            Self::Header => v1::InboundRouteSecretKind::Header,
+            Self::TwilioAuthToken => v1::InboundRouteSecretKind::TwilioAuthToken,
+            Self::VonageSignatureSecret => v1::InboundRouteSecretKind::VonageSignatureSecret,
+            Self::MessageBirdSigningKey => v1::InboundRouteSecretKind::MessagebirdSigningKey,
+            Self::BirdSigningKey => v1::InboundRouteSecretKind::BirdSigningKey,
+            Self::WahaHmacKey => v1::InboundRouteSecretKind::WahaHmacKey,
+            Self::EvolutionJwtKey => v1::InboundRouteSecretKind::EvolutionJwtKey,
+        }
+    }
+
+    /// The kinds that a provider's routes take.
+    pub const fn of(provider: Provider) -> &'static [Self] {
+        match provider {
+            Provider::Meta => &[Self::MetaAppSecret, Self::MetaVerifyToken],
+            Provider::Dialog360 | Provider::Infobip => &[Self::BasicCredential, Self::Header],
+            Provider::Twilio => &[Self::TwilioAuthToken],
+            Provider::Vonage => &[Self::VonageSignatureSecret],
+            Provider::Gupshup => &[Self::Header],
+            Provider::MessageBird => &[Self::MessageBirdSigningKey],
+            Provider::Bird => &[Self::BirdSigningKey],
+            Provider::Waha => &[Self::WahaHmacKey, Self::Header],
+            Provider::Evolution => &[Self::EvolutionJwtKey, Self::Header],
+        }
+    }
+
+    /// Whether a route cannot be without a secret of this kind: there is nothing else that could prove what it
+    /// proves.
+    pub const fn is_indispensable(self) -> bool {
+        matches!(
+            self,
+            Self::MetaAppSecret
+                | Self::MetaVerifyToken
+                | Self::TwilioAuthToken
+                | Self::MessageBirdSigningKey
+                | Self::BirdSigningKey
+        )
+    }
+
+    /// Checks one value: set, at most [`SECRET_BYTES_MAX`] bytes, and of the kind's form. There is no minimum
+    /// length: it is the provider's.
+    pub fn check(self, violations: &mut FieldViolations, field: &str, value: &str) {
+        if value.is_empty() {
+            violations.add(field, "must be set");
+        } else if value.len() > SECRET_BYTES_MAX {
+            violations.add(field, format!("must be at most {SECRET_BYTES_MAX} bytes long"));
+        } else if self == Self::BasicCredential && basic_authorization(value).is_none() {
+            violations
+                .add(field, "must be `user:password`, the user not empty and without control characters");
+        } else if self == Self::Header && header_line(value).is_none() {
+            violations.add(field, "must be `name: value`, a header's name and its value, neither empty");
+        }
+    }
+}
+
+/// Whether the token in the callback path can be the only proof: of providers that cannot sign, or whose signing
+/// can be switched off.
+pub const fn callback_token_can_suffice(provider: Provider) -> bool {
+    match provider {
+        Provider::Meta | Provider::Twilio | Provider::MessageBird | Provider::Bird => false,
+        Provider::Dialog360
+        | Provider::Vonage
+        | Provider::Infobip
+        | Provider::Gupshup
+        | Provider::Waha
+        | Provider::Evolution => true,
+    }
+}
+
+/// The `authorization` header of `user:password`, split at the first colon:
+/// <https://www.rfc-editor.org/rfc/rfc7617#section-2>, in UTF-8. None when it has another form.
+pub fn basic_authorization(credential: &str) -> Option<String> {
+    let (user, _) = credential.split_once(':')?;
+    let is_sendable = !user.is_empty() && !credential.chars().any(char::is_control);
+    is_sendable.then(|| format!("Basic {}", STANDARD.encode(credential)))
+}
+
+/// Name and value of `name: value`. None when it has another form: the name a token, the value visible ASCII,
+/// <https://www.rfc-editor.org/rfc/rfc9110#section-5>.
+pub fn header_line(line: &str) -> Option<(&str, &str)> {
+    let (name, value) = line.split_once(':')?;
+    let value = value.trim_matches([' ', '\t']);
+    let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    let is_value = |byte: u8| (b' '..=b'~').contains(&byte) || byte == b'\t';
+    let is_header =
+        !name.is_empty() && name.bytes().all(is_token) && !value.is_empty() && value.bytes().all(is_value);
+    is_header.then_some((name, value))
+}
+
+/// A secret value, kept exactly as given. Prints masked.
+#[derive(Clone, PartialEq, Eq)]
+pub struct SecretValue(Box<str>);
+
+impl SecretValue {
+    /// Wraps a value.
+    pub fn new(value: &str) -> Self {
+        Self(value.into())
+    }
+
+    /// The value itself.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+
+    /// First 12 hex digits of its SHA-256, to tell secrets apart without showing them.
+    pub fn fingerprint(&self) -> String {
+        let digest = Sha256::digest(self.0.as_bytes());
+        digest[..6].iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+impl fmt::Debug for SecretValue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("••••")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every kind has a protobuf value of its own, and belongs to at least one provider.
+    #[test]
+    fn kinds_round_trip() {
+        for kind in RouteSecretKind::ALL {
+            assert_eq!(RouteSecretKind::from_proto(kind.to_proto().into()), Some(kind));
+            assert!(Provider::ALL.into_iter().any(|provider| RouteSecretKind::of(provider).contains(&kind)));
+        }
+        assert_eq!(RouteSecretKind::from_proto(0), None);
+        assert_eq!(RouteSecretKind::from_proto(999), None);
+    }
+
+    /// A provider has a kind that is indispensable, or the token in the path can suffice: never neither, never
+    /// both.
+    #[test]
+    fn every_provider_is_provable() {
+        for provider in Provider::ALL {
+            let needs = RouteSecretKind::of(provider).iter().any(|kind| kind.is_indispensable());
+            assert_ne!(needs, callback_token_can_suffice(provider), "{}", provider.name());
+        }
+    }
+
+    /// The documented vector: UTF-8, and a password may have colons.
+    #[test]
+    fn basic_credentials_are_encoded() {
+        assert_eq!(
+            basic_authorization("hook-user:p@ss:wörd").as_deref(),
+            Some("Basic aG9vay11c2VyOnBAc3M6d8O2cmQ=")
+        );
+        assert_eq!(basic_authorization("user:").as_deref(), Some("Basic dXNlcjo="));
+        for bad in ["", "user", ":password", "user:pass\nword"] {
+            assert_eq!(basic_authorization(bad), None, "{bad:?}");
+        }
+    }
+
+    /// A header line is split at the first colon and trimmed like HTTP does.
+    #[test]
+    fn header_lines_are_read() {
+        assert_eq!(header_line("X-Hook-Secret: a b:c "), Some(("X-Hook-Secret", "a b:c")));
+        assert_eq!(header_line("authorization:Bearer x"), Some(("authorization", "Bearer x")));
+        for bad in ["", "x", "x:", "x: ", ": y", "a b: c", "x: ä", "x: y\r\nz: 1"] {
+            assert_eq!(header_line(bad), None, "{bad:?}");
+        }
+    }
+
+    /// The fingerprint is the head of the SHA-256 in hex: `printf abc | sha256sum`.
+    #[test]
+    fn fingerprint_is_sha256() {
+        assert_eq!(SecretValue::new("abc").fingerprint(), "ba7816bf8f01");
+    }
+}
