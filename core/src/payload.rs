@@ -182,9 +182,10 @@ impl<'a> StatusBody<'a> {
     }
 }
 
-/// An event with a name of its own says in `status` what its name says, whatever word the provider has for it
-/// (`submitted`, `undelivered`, `rejected`, …): that is the contract. `message.status_updated` has the provider's.
-fn status_word(event_type: EventType, word: &str) -> &str {
+/// The word in `status`. An event with a name of its own says what its name says, whatever the provider's `word`
+/// for it is (`submitted`, `undelivered`, `rejected`, …): that is the contract. `message.status_updated` has the
+/// provider's.
+pub fn status_word(event_type: EventType, word: &str) -> &str {
     match event_type {
         EventType::MessageSent => "sent",
         EventType::MessageDelivered => "delivered",

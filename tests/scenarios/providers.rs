@@ -1,10 +1,12 @@
 //! Every provider, with callbacks that its own library proves: what it says arrives, what it did not say does not.
 
-mod dialect;
+pub mod dialect;
+mod secrets;
 mod line;
 mod messages;
 mod opt_outs;
 mod refusals;
+mod oddities;
 mod public_url;
 mod rotation;
 mod callback_token;
@@ -19,8 +21,8 @@ use gateway_core::event::Provider;
 use gateway_proto::v1::InboundRouteSecretKind as Kind;
 use gateway_tests::{Signer, World};
 
-pub use line::Line;
-use line::{kinds, secret};
+pub use line::{Call, Line};
+use secrets::{kinds, secret};
 
 /// A line at every provider, proved by its strongest kind of secret, in use on the agent.
 pub async fn all_lines(world: &World) -> anyhow::Result<Vec<Line<'_>>> {

@@ -224,8 +224,9 @@ impl OfInstance<'_> {
         let again = (event_type.is_none() || is_wanted()).then_some(every);
         self.newest_event = None;
         for event_type in event_type.into_iter().chain(again) {
-            let parts =
-                [&*identity, &*status.status, &*status.recipient, code.as_deref().unwrap_or_default()];
+            // Not the provider's word: some have several for one event, which happens once.
+            let word = payload::status_word(event_type, &status.status);
+            let parts = [&*identity, word, &*status.recipient, code.as_deref().unwrap_or_default()];
             let id = self.event_id(event_type, parts);
             let event = self.event(id, event_type, Content::Status(Box::new(status.clone())), time);
             self.push(Event { contact: contact.clone(), ..event });

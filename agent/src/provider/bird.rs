@@ -3,20 +3,18 @@
 //! A callback has a `service`, an `event` and a `payload`: a message of a contact (`whatsapp.inbound`), one of the
 //! business with its status (`whatsapp.outbound`), or what a contact did with one (`whatsapp.interaction`).
 
-use gateway_core::snapshot::{RouteConfig, RouteSecretKind};
+use gateway_core::snapshot::RouteConfig;
 use jiff::Timestamp;
 
-use super::{
-    CallbackRequest, NormalizeError, Part, Provider, Refusal,
-    messagebird::signed_request::{self, url_forms},
-};
+use super::{CallbackRequest, NormalizeError, Part, Provider, Refusal};
 
-mod contact;
-mod content;
+mod authenticate;
 mod envelope;
-mod interaction;
+mod contact;
 mod message;
+mod content;
 mod status;
+mod interaction;
 #[cfg(test)]
 mod tests;
 
@@ -30,8 +28,7 @@ impl Provider for Bird {
         request: &CallbackRequest,
         now: Timestamp,
     ) -> Result<(), Refusal> {
-        let urls = url_forms(request.url()?);
-        signed_request::verify(route, RouteSecretKind::BirdSigningKey, request, &urls, now)
+        authenticate::verify(route, request, now)
     }
 
     fn normalize<'a>(&self, content: &'a [u8]) -> Result<Vec<Part<'a>>, NormalizeError> {

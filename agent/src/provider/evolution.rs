@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use super::{CallbackRequest, NormalizeError, Part, Provider, Refusal};
 
 mod authenticate;
-mod callback;
+mod envelope;
 mod cut;
 mod key;
 mod message;
@@ -43,6 +43,6 @@ impl Provider for Evolution {
     }
 
     fn normalize<'a>(&self, content: &'a [u8]) -> Result<Vec<Part<'a>>, NormalizeError> {
-        callback::parts(content)
+        envelope::parts(content)
     }
 }

@@ -8,12 +8,12 @@ use jiff::Timestamp;
 
 use super::{CallbackRequest, NormalizeError, Part, Provider, Refusal, credential};
 
-mod content;
 mod envelope;
-mod message;
-mod notification;
-mod report;
 mod result;
+mod message;
+mod content;
+mod status;
+mod preference;
 #[cfg(test)]
 mod tests;
 

@@ -25,6 +25,14 @@ impl<'a> Fields<'a> {
         raw.get().starts_with('{').then(|| serde_json::from_str(raw.get()).ok())?
     }
 
+    /// The fields of a body; None when it is not one JSON object.
+    pub fn of_body(text: &'a str) -> Option<Self> {
+        let fields: Self = serde_json::from_str(text).ok()?;
+        // The reader of names passes over control characters, which JSON forbids.
+        let is_odd = fields.iter().any(|(name, _)| name.iter().any(u8::is_ascii_control));
+        (!is_odd || serde_json::from_str::<&RawValue>(text).is_ok()).then_some(fields)
+    }
+
     /// Every field with its value, in the order in which they were written.
     pub fn iter(&self) -> impl Iterator<Item = (&[u8], &'a RawValue)> {
         self.0.iter().map(|(name, value)| (&**name, *value))
@@ -136,6 +144,8 @@ pub fn elements(raw: &RawValue) -> Option<Vec<&RawValue>> {
 /// A string as it is, a number or truth value as it is written; None for anything else.
 pub fn text(raw: &RawValue) -> Option<Cow<'_, str>> {
     match raw.get().as_bytes().first()? {
+        // Between its quotes a text without escapes is what it says.
+        b'"' if !raw.get().contains('\\') => Some(Cow::Borrowed(&raw.get()[1..raw.get().len() - 1])),
         b'"' => {
             let Bytes(bytes) = serde_json::from_str(raw.get()).ok()?;
             Some(match bytes {
@@ -317,6 +327,17 @@ mod tests {
         );
         for other in ["[]", "1", "\"x\"", "null", "true"] {
             assert!(Fields::of(&raw(other)).is_none(), "{other}");
+        }
+    }
+
+    /// A body is JSON as every receiver reads it: control characters stand in escapes, in names too.
+    #[test]
+    fn bodies_are_json() {
+        for json in ["{}", " {\"a\":[{}]}\n", r#"{"a\u0001\n":1}"#] {
+            assert!(Fields::of_body(json).is_some(), "{json}");
+        }
+        for other in ["", "[]", "{", "{}{}", "{\"a\u{1}\":1}", "{\"a\\n\u{1}\":1}", "{\"a\":\"\u{1}\"}"] {
+            assert!(Fields::of_body(other).is_none(), "{other}");
         }
     }
 

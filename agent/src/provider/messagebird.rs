@@ -10,15 +10,11 @@ use jiff::Timestamp;
 use super::{CallbackRequest, NormalizeError, Part, Provider, Refusal};
 
 mod authenticate;
-pub mod body;
-mod contact;
-mod content;
 mod envelope;
+mod contact;
 mod message;
-pub mod signed_request;
+mod content;
 mod status;
-
-pub use status::marketing_opt_out;
 #[cfg(test)]
 mod tests;
 

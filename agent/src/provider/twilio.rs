@@ -12,7 +12,7 @@ use super::{CallbackRequest, NormalizeError, Part, Provider, Refusal, Reply};
 
 mod authenticate;
 mod parameters;
-mod parts;
+mod envelope;
 mod contact;
 mod message;
 mod content;
@@ -51,11 +51,11 @@ impl Provider for Twilio {
     }
 
     fn normalize<'a>(&self, content: &'a [u8]) -> Result<Vec<Part<'a>>, NormalizeError> {
-        parts::parts(content)
+        envelope::parts(content)
     }
 
     fn reply(&self, content: &[u8]) -> Reply {
-        if parts::is_message(content) { NOTHING_TO_DO } else { Reply::EMPTY }
+        if envelope::is_message(content) { NOTHING_TO_DO } else { Reply::EMPTY }
     }
 
     fn calls_by_get(&self) -> bool {

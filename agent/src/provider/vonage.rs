@@ -10,10 +10,10 @@ use jiff::Timestamp;
 use super::{CallbackRequest, NormalizeError, Part, Provider, Refusal};
 
 mod authenticate;
-mod callback;
+mod envelope;
 mod contact;
-mod content;
 mod message;
+mod content;
 mod status;
 #[cfg(test)]
 mod tests;
@@ -32,6 +32,6 @@ impl Provider for Vonage {
     }
 
     fn normalize<'a>(&self, content: &'a [u8]) -> Result<Vec<Part<'a>>, NormalizeError> {
-        callback::parts(content)
+        envelope::parts(content)
     }
 }

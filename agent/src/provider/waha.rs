@@ -10,8 +10,8 @@ use jiff::Timestamp;
 use super::{CallbackRequest, NormalizeError, Part, Provider, Refusal};
 
 mod authenticate;
-mod callback;
-mod people;
+mod envelope;
+mod contact;
 mod data;
 mod message;
 mod status;
@@ -33,6 +33,6 @@ impl Provider for Waha {
     }
 
     fn normalize<'a>(&self, content: &'a [u8]) -> Result<Vec<Part<'a>>, NormalizeError> {
-        callback::parts(content)
+        envelope::parts(content)
     }
 }

@@ -1,10 +1,14 @@
 //! `grpcurl` without proto files: list, describe, and the whole set-up of a number.
 
+use std::{collections::BTreeSet, fs};
+
 use anyhow::Context as _;
+use gateway_core::event::Provider;
 use gateway_tests::{
     ControlPlane, DEADLINE, MetaProvider, Receiver, Within as _,
     agent::{Agent, AgentOptions},
     eventually,
+    programs::workspace_root,
     python::{python_env, run},
 };
 use serde_json::{Value, json};
@@ -104,4 +108,31 @@ async fn grpcurl_sets_up_a_number_that_works() {
     let wamid = provider.say("966500000001", "and once more").await.unwrap();
     let webhook = receiver.message(&wamid).within(DEADLINE).await.unwrap();
     assert_eq!(webhook.text("instance_id"), "my-line");
+}
+
+/// The requests of `docs/providers.md` that create an instance work as they stand there, one for every provider
+/// but Meta, which the README shows.
+#[tokio::test]
+async fn documented_requests_work_for_every_provider() {
+    let document = fs::read_to_string(workspace_root().join("docs/providers.md")).unwrap();
+    let commands = document.split("gw -d '").skip(1).filter_map(|command| command.split_once('\''));
+    let mut providers = BTreeSet::new();
+    for (request, rest) in commands {
+        let method = rest.split_whitespace().find_map(|word| word.strip_prefix("whatsapp_gateway.v1."));
+        if method != Some("InstanceService/CreateInstance") {
+            continue;
+        }
+        let request: Value = serde_json::from_str(request).unwrap();
+        // Each has the same example names.
+        let directory = tempfile::tempdir().unwrap();
+        let control_plane = ControlPlane::start(directory.path()).await.unwrap();
+        let created = create(&control_plane, "InstanceService/CreateInstance", &request).await.unwrap();
+        let route = &created["inboundRoute"];
+        assert!(!route["callbackPath"].as_str().unwrap_or_default().is_empty(), "{created}");
+        providers.insert(route["provider"].as_str().unwrap_or_default().to_owned());
+    }
+    let missing = Provider::ALL.into_iter().find(|provider| {
+        *provider != Provider::Meta && !providers.contains(provider.to_proto().as_str_name())
+    });
+    assert!(missing.is_none(), "no request for {missing:?} among {providers:?}");
 }

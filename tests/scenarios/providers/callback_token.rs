@@ -9,8 +9,9 @@ use gateway_tests::{Signer, World};
 
 use super::{
     Line, each,
-    line::{Call, create_instance, kinds, secret},
+    line::{Call, create_instance},
     rotation::add,
+    secrets::{kinds, secret},
 };
 
 /// Providers that cannot sign, or whose signing can be switched off.

@@ -28,7 +28,8 @@ async fn every_known_callback_of_every_provider_gives_valid_webhooks() {
             let of_line = logs.into_iter().filter(|log| log.instance_id == line.instance_id);
             let logs: Vec<_> = of_line.collect();
             ensure!(logs.iter().any(|log| log.external_message_id == id), "the last event is not logged yet");
-            let open = logs.iter().flat_map(|log| &log.deliveries).find(|delivery| delivery.last_status_code != 200);
+            let open =
+                logs.iter().flat_map(|log| &log.deliveries).find(|delivery| delivery.last_status_code != 200);
             ensure!(open.is_none(), "{open:?}");
             Ok(logs)
         });

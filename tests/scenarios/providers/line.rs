@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, ensure};
 use gateway_core::event::Provider;
-use gateway_proto::v1::{self, InboundRouteSecretKind as Kind, inbound_route::Credentials};
+use gateway_proto::v1;
 use gateway_tests::{
     DEADLINE, Signer, Webhook, Within as _, World, eventually, http,
     meta::Answer,
@@ -17,7 +17,10 @@ use reqwest::{
 };
 use serde_json::Value;
 
-use super::dialect::{self, Said, Told};
+use super::{
+    dialect::{self, Said, Told},
+    secrets::credentials,
+};
 
 /// The contact of most callbacks.
 pub const FROM: &str = "966500000001";
@@ -47,6 +50,8 @@ pub struct Call {
     pub body: Vec<u8>,
     /// Called by `GET`.
     pub by_get: bool,
+    /// The media type; unset is the provider's.
+    pub media_type: Option<String>,
     /// What stands behind the callback path.
     pub tail: String,
     /// The public address that the provider calls; unset is the agent's own.
@@ -69,7 +74,8 @@ impl<'a> Line<'a> {
         provider: Provider,
         secret: Option<Secret>,
     ) -> anyhow::Result<Self> {
-        let instance_id = format!("inst-{}-{}", provider.name(), &uuid::Uuid::new_v4().simple().to_string()[..8]);
+        let instance_id =
+            format!("inst-{}-{}", provider.name(), &uuid::Uuid::new_v4().simple().to_string()[..8]);
         let request = create_instance(provider, &instance_id, secret.as_ref());
         let response = world.client().instances().create_instance(request).await?.into_inner();
         let route = response.inbound_route.context("the response has no inbound route")?;
@@ -136,7 +142,7 @@ impl<'a> Line<'a> {
         let method = if call.by_get { Method::GET } else { Method::POST };
         let mut request = self.http.request(method, url).headers(headers.clone());
         if !call.by_get {
-            let media_type = dialect::media_type(self.provider);
+            let media_type = call.media_type.as_deref().unwrap_or(dialect::media_type(self.provider));
             request = request.header(CONTENT_TYPE, media_type).body(call.body.clone());
         }
         gateway_tests::meta::answer(request).await
@@ -175,9 +181,10 @@ impl<'a> Line<'a> {
     /// When it does not come.
     pub async fn told(&self, event: &str, fits: impl Fn(&Webhook) -> bool) -> anyhow::Result<Arc<Webhook>> {
         let path = format!("/{}", self.instance_id);
-        let webhook = self.world.receiver.find(|webhook| {
-            webhook.path == path && webhook.event() == event && fits(webhook)
-        });
+        let webhook = self
+            .world
+            .receiver
+            .find(|webhook| webhook.path == path && webhook.event() == event && fits(webhook));
         webhook.within(DEADLINE).await.with_context(|| format!("receive {event}"))
     }
 
@@ -251,56 +258,4 @@ pub fn create_instance(
         }),
         ..Default::default()
     }
-}
-
-/// The credentials of a route with one secret.
-fn credentials(provider: Provider, secret: &Secret) -> Credentials {
-    let of = |kind: Kind| if kind == secret.kind { vec![secret.value.clone()] } else { Vec::new() };
-    let (basic_credentials, headers) = (of(Kind::BasicCredential), of(Kind::Header));
-    match provider {
-        Provider::Meta => Credentials::Meta(v1::Meta {
-            app_secrets: of(Kind::MetaAppSecret),
-            verify_tokens: vec!["verify-token-1".to_owned()],
-        }),
-        Provider::Dialog360 => Credentials::Dialog360(v1::Dialog360 { basic_credentials, headers }),
-        Provider::Twilio => Credentials::Twilio(v1::Twilio { auth_tokens: of(Kind::TwilioAuthToken) }),
-        Provider::Vonage => {
-            Credentials::Vonage(v1::Vonage { signature_secrets: of(Kind::VonageSignatureSecret) })
-        }
-        Provider::Infobip => Credentials::Infobip(v1::Infobip { basic_credentials, headers }),
-        Provider::Gupshup => Credentials::Gupshup(v1::Gupshup { headers }),
-        Provider::MessageBird => {
-            Credentials::Messagebird(v1::MessageBird { signing_keys: of(Kind::MessagebirdSigningKey) })
-        }
-        Provider::Bird => Credentials::Bird(v1::Bird { signing_keys: of(Kind::BirdSigningKey) }),
-        Provider::Waha => Credentials::Waha(v1::Waha { hmac_keys: of(Kind::WahaHmacKey), headers }),
-        Provider::Evolution => {
-            Credentials::Evolution(v1::Evolution { jwt_keys: of(Kind::EvolutionJwtKey), headers })
-        }
-    }
-}
-
-/// The kinds of secret of which any one proves a provider's callbacks, the strongest first.
-pub const fn kinds(provider: Provider) -> &'static [Kind] {
-    match provider {
-        Provider::Meta => &[Kind::MetaAppSecret],
-        Provider::Dialog360 | Provider::Infobip => &[Kind::BasicCredential, Kind::Header],
-        Provider::Twilio => &[Kind::TwilioAuthToken],
-        Provider::Vonage => &[Kind::VonageSignatureSecret],
-        Provider::Gupshup => &[Kind::Header],
-        Provider::MessageBird => &[Kind::MessagebirdSigningKey],
-        Provider::Bird => &[Kind::BirdSigningKey],
-        Provider::Waha => &[Kind::WahaHmacKey, Kind::Header],
-        Provider::Evolution => &[Kind::EvolutionJwtKey, Kind::Header],
-    }
-}
-
-/// A secret of this kind, another one for each number. Long enough for every algorithm.
-pub fn secret(kind: Kind, number: u32) -> Secret {
-    let value = match kind {
-        Kind::BasicCredential => format!("hook-user:p@ss:wörd-canary-{number}"),
-        Kind::Header => format!("X-Hook-Secret: canary-header-{number}: of the route"),
-        _ => format!("canary-secret-{number}-{:0<64}", kind.as_str_name().to_lowercase()),
-    };
-    Secret { kind, value }
 }

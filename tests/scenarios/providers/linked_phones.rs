@@ -37,7 +37,12 @@ async fn evolution_extends_the_path() {
                 assert_eq!(line.call(&call).await.unwrap().status, 404, "{tail}");
             }
         } else {
-            assert_eq!((answer.status, answer.body.as_ref()), (404, b"".as_slice()), "{}", line.provider.name());
+            assert_eq!(
+                (answer.status, answer.body.as_ref()),
+                (404, b"".as_slice()),
+                "{}",
+                line.provider.name()
+            );
             assert!(!line.heard(&id));
         }
     }
@@ -57,10 +62,16 @@ async fn the_same_message_under_two_events_is_one() {
         "pushName": "Você", "status": "PENDING", "message": {"conversation": "Hello"},
         "messageType": "conversation", "messageTimestamp": MORNING, "source": "web"});
     let pairs = [
-        (&lines[0], ["message", "message.any"].map(|event| waha("default", event, &payload)), id.as_str(), "message.received"),
+        (
+            &lines[0],
+            ["message", "message.any"].map(|event| waha(dialect::number(Provider::Waha), event, &payload)),
+            id.as_str(),
+            "message.received",
+        ),
         (
             &lines[1],
-            ["messages.upsert", "send.message"].map(|event| evolution("support-line", event, &own)),
+            ["messages.upsert", "send.message"]
+                .map(|event| evolution(dialect::number(Provider::Evolution), event, &own)),
             "3EB0OWN",
             "message.sent",
         ),
@@ -112,6 +123,13 @@ async fn login_material_goes_nowhere() {
     })
     .await
     .unwrap();
+    let kept =
+        [(&lines[0], "session.status", "SCAN_QR_CODE"), (&lines[1], "connection.update", "connecting")];
+    for (line, field, word) in kept {
+        let event =
+            line.told("provider.event", |webhook| webhook.text("provider_field") == field).await.unwrap();
+        assert!(event.json()["raw"].to_string().contains(word), "{}", event.json());
+    }
     let mut places: Vec<(String, String)> = Vec::new();
     for webhook in world.receiver.all() {
         places.push(("a webhook".to_owned(), String::from_utf8_lossy(&webhook.body).into_owned()));
@@ -132,15 +150,21 @@ async fn login_material_goes_nowhere() {
             assert!(!text.contains(canary), "{canary} is in {place}");
         }
     }
-    let found = places.iter().filter(|(place, text)| place.contains("control-plane") && text.contains(HARMLESS));
-    assert!(found.count() > 0, "files are not searched as they should be");
+    for program in ["/agent/", "/control-plane/"] {
+        let mut files = places.iter().filter(|(place, _)| place.contains(program));
+        assert!(files.any(|(_, text)| text.contains(HARMLESS)), "files of {program} are not searched");
+    }
 }
 
 fn of_waha() -> Vec<Value> {
     let session = dialect::number(Provider::Waha);
     vec![
-        waha(session, "session.status", &json!({"name": session, "status": "SCAN_QR_CODE",
-            "data": {"qr": LOGIN, "code": LOGIN}, "statuses": [{"status": "SCAN_QR_CODE", "timestamp": MORNING}]})),
+        waha(
+            session,
+            "session.status",
+            &json!({"name": session, "status": "SCAN_QR_CODE",
+            "data": {"qr": LOGIN, "code": LOGIN}, "statuses": [{"status": "SCAN_QR_CODE", "timestamp": MORNING}]}),
+        ),
         waha(session, "state.change", &json!({"connection": "connecting", "qr": LOGIN})),
         waha(session, "auth.qr", &json!({"value": LOGIN})),
         waha(session, "engine.event", &json!({"event": "connection.update", "data": {"qr": LOGIN}})),
@@ -149,13 +173,18 @@ fn of_waha() -> Vec<Value> {
 
 fn of_evolution() -> Vec<Value> {
     let instance = dialect::number(Provider::Evolution);
-    let code = json!({"qrcode": {"instance": instance, "pairingCode": LOGIN, "code": LOGIN, "base64": LOGIN}});
+    let code =
+        json!({"qrcode": {"instance": instance, "pairingCode": LOGIN, "code": LOGIN, "base64": LOGIN}});
     vec![
         evolution(instance, "qrcode.updated", &code),
         evolution(instance, "QRCODE_UPDATED", &code),
         evolution(instance, "creds.update", &json!({"noiseKey": LOGIN})),
-        evolution(instance, "connection.update", &json!({"instance": instance, "state": "connecting",
-            "statusReason": 200, "qr": LOGIN})),
+        evolution(
+            instance,
+            "connection.update",
+            &json!({"instance": instance, "state": "connecting",
+            "statusReason": 200, "qr": LOGIN}),
+        ),
         evolution(instance, "contacts.update", &json!([{"remoteJid": "966500000001@s.whatsapp.net"}])),
     ]
 }

@@ -3,7 +3,7 @@
 use anyhow::ensure;
 use gateway_core::event::Provider;
 use gateway_proto::v1::Purpose;
-use gateway_tests::World;
+use gateway_tests::{DEADLINE, World, eventually};
 use serde_json::json;
 
 use super::{
@@ -12,15 +12,16 @@ use super::{
     each,
 };
 
-/// STOP opts out at every provider, and marketing is refused; START opts in again.
+/// STOP opts out at every provider, and marketing is refused; START opts in again, and a late repeat of the STOP
+/// does not undo it.
 #[tokio::test]
 async fn stop_suppresses_everywhere() {
     let world = World::start().await.unwrap();
     let lines = all_lines(&world).await.unwrap();
     each(&lines, async |line| {
         ensure!(line.may("+966500000001", Purpose::Marketing).await?, "suppressed before");
-        let (id, body) = line.message("Stop.");
-        line.post(body).await?;
+        let (id, stop) = line.message("Stop.");
+        line.post(stop.clone()).await?;
         line.delivered("message.received", &id).await?;
         let webhook = opted(line, "recipient.opted_out", "+966500000001").await?;
         ensure!(webhook.0 == "recipient_requested_stop" && webhook.1 == "Stop.", "{webhook:?}");
@@ -29,9 +30,25 @@ async fn stop_suppresses_everywhere() {
         ensure!(line.may("+966500000002", Purpose::Marketing).await?, "others are suppressed");
         line.post(line.message("START").1).await?;
         opted(line, "recipient.opted_in", "+966500000001").await?;
-        line.marketing("+966500000001", true).await
+        line.marketing("+966500000001", true).await?;
+        line.post(stop).await?;
+        recorded(line).await?;
+        ensure!(line.may("+966500000001", Purpose::Marketing).await?, "a repeat undid a newer decision");
+        Ok(())
     })
     .await;
+}
+
+/// Waits until the control plane knows everything that was said so far: reports come in order.
+async fn recorded(line: &Line<'_>) -> anyhow::Result<()> {
+    let (id, body) = line.message_of("966500000099", "the last one");
+    line.post(body).await?;
+    eventually(DEADLINE, async || {
+        let logs = line.world.logs().await?;
+        ensure!(logs.iter().any(|log| log.external_message_id == id), "the last message is not logged yet");
+        Ok(())
+    })
+    .await
 }
 
 /// Reason and text of an opt-out or opt-in of a contact.
@@ -53,22 +70,29 @@ struct Signal {
 
 /// What each provider has besides words: its own list of who opted out, WhatsApp's control for marketing
 /// messages, and error codes that say so. Each covers what it says and no more, and ends when the contact wants
-/// messages again.
+/// messages again; a late repeat of it does not undo that.
 #[tokio::test]
 async fn signals_of_providers_count() {
     let world = World::start().await.unwrap();
     let lines = all_lines(&world).await.unwrap();
     each(&lines, async |line| {
-        for signal in signals(line.provider) {
+        let all = signals(line.provider);
+        for signal in &all {
             let phone = format!("+{}", signal.contact);
             let what = signal.what;
-            line.post(signal.body).await?;
+            line.post(signal.body.clone()).await?;
             let (reason, _) = opted(line, signal.event, &phone).await?;
             ensure!(reason == signal.reason, "{what}: the reason is {reason}");
             let opts_in = signal.event == "recipient.opted_in";
             line.marketing(&phone, opts_in).await?;
             let support = line.may(&phone, Purpose::Support).await?;
             ensure!(support == (opts_in || !signal.is_full), "{what}: support is allowed: {support}");
+        }
+        for opt_in in all.iter().filter(|signal| signal.event == "recipient.opted_in") {
+            line.post(all[0].body.clone()).await?;
+            recorded(line).await?;
+            let phone = format!("+{}", opt_in.contact);
+            ensure!(line.may(&phone, Purpose::Marketing).await?, "a repeat undid {}", opt_in.what);
         }
         Ok(())
     })
@@ -175,8 +199,8 @@ fn of_twilio() -> Vec<Signal> {
 
 fn of_gupshup() -> Vec<Signal> {
     let user_event = |kind: &str, time: i64| {
-        let body = json!({"app": dialect::number(Provider::Gupshup), "timestamp": time * 1_000, "version": 2,
-            "type": "user-event", "payload": {"phone": "966500000010", "type": kind}});
+        let payload = json!({"phone": "966500000010", "type": kind});
+        let body = dialect::gupshup(dialect::number(Provider::Gupshup), "user-event", &payload, time);
         body.to_string().into_bytes()
     };
     vec![

@@ -3,12 +3,7 @@
 use anyhow::ensure;
 use gateway_core::event::Provider;
 use gateway_proto::v1::{self, InboundRouteSecretKind as Kind};
-use gateway_tests::{
-    Agent, DEADLINE, World,
-    agent::AgentOptions,
-    eventually,
-    meta::Answer,
-};
+use gateway_tests::{Agent, DEADLINE, World, agent::AgentOptions, eventually, meta::Answer};
 use serde_json::{Value, json};
 
 use super::{
@@ -120,7 +115,8 @@ async fn own_url_is_used_without_a_public_one() {
     let own = world.agent.callback_addr();
     for scheme in ["http", "https"] {
         for port in [Value::Null, json!("with"), json!("without")] {
-            let status = at(&lines[0], &world.agent, &format!("{scheme}://{own}"), port.clone()).await.unwrap();
+            let status =
+                at(&lines[0], &world.agent, &format!("{scheme}://{own}"), port.clone()).await.unwrap();
             assert_eq!(status, 200, "{scheme} {port}");
         }
     }

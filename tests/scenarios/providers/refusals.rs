@@ -1,6 +1,6 @@
 //! Whatever is wrong with a callback's proof, the answer is the same blank 401, and only the operator learns why.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use anyhow::{Context as _, ensure};
 use gateway_core::event::Provider;
@@ -9,12 +9,12 @@ use gateway_tests::{DEADLINE, World, eventually, signer::Proof};
 use jiff::Timestamp;
 use reqwest::header::HeaderMap;
 use serde_json::{Value, json};
+use tokio::sync::Mutex;
 
-use super::{
-    Line, each,
-    line::{Call, secret},
-    lines_of_every_kind,
-};
+use super::{Line, each, line::Call, lines_of_every_kind, secrets::secret};
+
+/// Refused callbacks by reason.
+type Counts = BTreeMap<String, u64>;
 
 /// A word in every forged message.
 const FORGED: &str = "forged";
@@ -26,22 +26,28 @@ const FORGED: &str = "forged";
 async fn forged_callbacks_are_refused_everywhere() {
     let world = World::start().await.unwrap();
     let lines = lines_of_every_kind(&world).await.unwrap();
+    let counts_of_lines = Mutex::new(HashMap::new());
     each(&lines, async |line| {
-        let mut counts: BTreeMap<&str, u64> = BTreeMap::new();
+        let mut counts = Counts::new();
         for forgery in forgeries(line).await? {
             let answer = line.send(&forgery.sent, &forgery.proof).await?;
             let found = (answer.status, answer.body.as_ref());
             ensure!(found == (401, b"".as_slice()), "{}: answered {found:?}", forgery.what);
-            *counts.entry(forgery.reason).or_default() += 1;
+            *counts.entry(forgery.reason.to_owned()).or_default() += 1;
         }
         elsewhere_is_refused(line).await?;
         let (id, body) = line.message("genuine");
         line.post(body).await?;
         line.delivered("message.received", &id).await?;
-        diagnosed(line, &counts).await
+        counts_of_lines.lock().await.insert(line.instance_id.clone(), counts);
+        Ok(())
     })
     .await;
-    let forged = world.receiver.all().into_iter().find(|webhook| webhook.text("message_text").contains(FORGED));
+    // What the answers do not say, the operator can see.
+    let counts_of_lines = counts_of_lines.into_inner();
+    each(&lines, async |line| diagnosed(line, &counts_of_lines[&line.instance_id]).await).await;
+    let forged =
+        world.receiver.all().into_iter().find(|webhook| webhook.text("message_text").contains(FORGED));
     assert!(forged.is_none(), "{:?}", forged.map(|webhook| webhook.json()));
 }
 
@@ -154,14 +160,13 @@ async fn elsewhere_is_refused(line: &Line<'_>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What the answers do not say, the operator can see.
-async fn diagnosed(line: &Line<'_>, counts: &BTreeMap<&str, u64>) -> anyhow::Result<()> {
+/// Waits until the operator is told of these refusals and of no others.
+async fn diagnosed(line: &Line<'_>, counts: &Counts) -> anyhow::Result<()> {
     eventually(DEADLINE, async || {
         let request = v1::DiagnoseInstanceRequest { id: line.instance_id.clone() };
         let diagnosis = line.world.client().instances().diagnose_instance(request).await?.into_inner();
         let refusals = diagnosis.callback_refusals.iter();
-        let found: BTreeMap<&str, u64> =
-            refusals.map(|refusal| (refusal.reason.as_str(), refusal.count)).collect();
+        let found: Counts = refusals.map(|refusal| (refusal.reason.clone(), refusal.count)).collect();
         ensure!(found == *counts, "{found:?}, not {counts:?}");
         Ok(())
     })
@@ -194,4 +199,49 @@ async fn other_signatures_of_messagebird_are_taken() {
         assert_eq!(lines[0].call(&call).await.unwrap().status, 200, "{options}");
         lines[0].delivered("message.received", &id).await.unwrap();
     }
+}
+
+/// A token of Vonage is taken from the account or the application that the route is for, and from no other.
+#[tokio::test]
+async fn tokens_of_vonage_are_of_the_account() {
+    let world = World::start().await.unwrap();
+    let lines = super::lines(&world, &[(Provider::Vonage, Kind::VonageSignatureSecret)]).await.unwrap();
+    let line = &lines[0];
+    for (account, status) in
+        [("a1b2c3d4", 200), ("ffffffff", 401), ("aaaaaaaa-bbbb-cccc-dddd-0123456789ab", 200), ("", 200)]
+    {
+        let request = v1::UpdateInboundRouteRequest {
+            inbound_route: Some(v1::InboundRoute {
+                id: line.route.id.clone(),
+                provider_account_id: account.to_owned(),
+                ..Default::default()
+            }),
+            update_mask: Some(prost_types::FieldMask { paths: vec!["provider_account_id".to_owned()] }),
+        };
+        world.client().inbound_routes().update_inbound_route(request).await.unwrap();
+        world.config_applied().await.unwrap();
+        let (id, body) = line.message("of an account");
+        assert_eq!(line.call(&Call::of(body)).await.unwrap().status, status, "{account}");
+        if status == 200 {
+            line.delivered("message.received", &id).await.unwrap();
+        }
+    }
+    diagnosed(line, &[("wrong_account".to_owned(), 1)].into()).await.unwrap();
+}
+
+/// Only Meta asks whether the address is ours, and only Twilio calls by GET: at all others a GET is refused, even
+/// with what Meta would ask and a good proof.
+#[tokio::test]
+async fn other_providers_ask_no_handshake() {
+    let world = World::start().await.unwrap();
+    let mut lines = super::all_lines(&world).await.unwrap();
+    lines.retain(|line| !matches!(line.provider, Provider::Meta | Provider::Twilio));
+    each(&lines, async |line| {
+        let query = "hub.mode=subscribe&hub.challenge=1158201444&hub.verify_token=verify-token-1";
+        let answer = line.call(&Call { by_get: true, ..Call::of(query) }).await?;
+        let found = (answer.status, answer.body.as_ref());
+        ensure!(found == (403, b"".as_slice()), "answered {found:?}");
+        Ok(())
+    })
+    .await;
 }

@@ -6,11 +6,7 @@ use gateway_proto::v1::{self, InboundRouteSecretKind as Kind};
 use gateway_tests::{World, signer::Secret};
 use reqwest::header::HeaderMap;
 
-use super::{
-    Line, each,
-    line::{Call, secret},
-    lines, lines_of_every_kind,
-};
+use super::{Line, each, line::Call, lines, lines_of_every_kind, secrets::secret};
 
 /// Adds a secret to the line's route, and waits until the agent uses it.
 pub async fn add(line: &Line<'_>, secret: &Secret) -> anyhow::Result<v1::InboundRouteSecret> {
@@ -26,10 +22,8 @@ pub async fn add(line: &Line<'_>, secret: &Secret) -> anyhow::Result<v1::Inbound
 
 /// Removes a secret from the line's route, and waits until the agent uses it no more.
 pub async fn remove(line: &Line<'_>, secret_id: &str) -> anyhow::Result<()> {
-    let request = v1::RemoveInboundRouteSecretRequest {
-        id: line.route.id.clone(),
-        secret_id: secret_id.to_owned(),
-    };
+    let request =
+        v1::RemoveInboundRouteSecretRequest { id: line.route.id.clone(), secret_id: secret_id.to_owned() };
     line.world.client().inbound_routes().remove_inbound_route_secret(request).await?;
     line.world.config_applied().await
 }

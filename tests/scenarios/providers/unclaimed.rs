@@ -18,10 +18,8 @@ use super::{
 };
 
 async fn unrouted(line: &Line<'_>) -> anyhow::Result<Vec<v1::UnroutedCallback>> {
-    let request = v1::ListUnroutedCallbacksRequest {
-        inbound_route_id: line.route.id.clone(),
-        ..Default::default()
-    };
+    let request =
+        v1::ListUnroutedCallbacksRequest { inbound_route_id: line.route.id.clone(), ..Default::default() };
     Ok(line.world.client().list(request).try_collect().await?)
 }
 

@@ -3,7 +3,10 @@
 use gateway_core::event::{Location, Media, Message, Reply};
 use serde_json::value::RawValue;
 
-use crate::provider::json::{Fields, kept};
+use crate::provider::{
+    json::{Fields, kept},
+    message::set_location,
+};
 
 /// The lists that hold the files of a body.
 const FILES: [&str; 4] = ["images", "files", "videos", "audios"];
@@ -23,17 +26,16 @@ pub fn read(kind: &str, body: &Fields<'_>, raw: &RawValue, message: &mut Message
             if reply.is_none() && kind != "text" {
                 return None;
             }
-            let text = object.text("text").map(Box::from);
-            message.text = text.or_else(|| reply.as_ref()?.title.clone());
-            message.text.as_ref().map(|_| ()).or(reply.as_ref().map(|_| ()))?;
+            message.text = match &reply {
+                Some(reply) => object.name("text").or_else(|| reply.title.clone()),
+                None => Some(object.text("text")?.into()),
+            };
             message.reply = reply;
             if message.reply.is_some() { "button" } else { "text" }
         }
         "image" | "file" | "video" | "audio" | "document" | "sticker" => file(kind, &object, raw, message)?,
         "location" => {
-            message.location = Some(location(&object));
-            let location = message.location.as_ref()?;
-            message.text = location.name.clone().or_else(|| location.address.clone());
+            set_location(message, location(&object));
             "location"
         }
         _ => return None,

@@ -6,18 +6,17 @@ use serde_json::value::RawValue;
 use super::{interaction::interaction, message, status};
 use crate::provider::{
     Item, NormalizeError, Part, Target,
+    body::{self, UNKNOWN, notice},
     json::Fields,
-    messagebird::body::{Body, UNKNOWN_FIELD},
 };
 
 const SERVICE: &str = "channels";
 
 /// What a body says.
 pub fn parts(content: &[u8]) -> Result<Vec<Part<'_>>, NormalizeError> {
-    let body = Body::of(content)?;
-    let Some(fields) = &body.fields else {
-        return Ok(body.part(Target::default(), vec![body.notice(UNKNOWN_FIELD, None)]));
-    };
+    let text = body::text(content)?;
+    let Some(fields) = Fields::of_body(text) else { return Ok(body::odd(body::json(text)?)) };
+    let part = |target, items| Ok(vec![Part { target, items, original: vec![text.into()] }]);
     let event = fields.name("event");
     let is_channels = fields.text("service").is_none_or(|service| service == SERVICE);
     let payload = fields.get("payload").and_then(|raw| Fields::of(raw).map(|payload| (raw, payload)));
@@ -25,15 +24,14 @@ pub fn parts(content: &[u8]) -> Result<Vec<Part<'_>>, NormalizeError> {
     if let Some((raw, payload)) = payload.as_ref().filter(|_| is_channels) {
         target.number = payload.name("channelId");
         if let Some(items) = event.as_deref().and_then(|event| known(event, raw, payload, &mut target)) {
-            return Ok(body.part(target, items));
+            return part(target, items);
         }
     }
     let time =
         payload.and_then(|(_, payload)| payload.time("updatedAt").or_else(|| payload.time("createdAt")));
-    let kind = fields.name("type");
-    let field = event.or(kind);
-    let notice = body.notice(field.as_deref().unwrap_or(UNKNOWN_FIELD), time);
-    Ok(body.part(target, vec![notice]))
+    let field = event.or_else(|| fields.name("type"));
+    let (field, raw) = (field.as_deref().unwrap_or(UNKNOWN), body::json(text)?);
+    part(target, vec![notice(field, raw, &[field, raw.get()], time)])
 }
 
 /// The items of an event of WhatsApp, and its number. None for all that is passed on raw.

@@ -9,11 +9,9 @@ use serde_json::value::RawValue;
 use super::{contact::contact, content};
 use crate::provider::{
     Item, MessageItem,
-    json::{Fields, identity, kept},
+    json::Fields,
+    message::{identity, set_unsupported},
 };
-
-/// What we call a message that we cannot tell more about; it is passed on raw.
-const UNSUPPORTED: &str = "unsupported";
 
 /// The message of a payload.
 pub fn received(raw: &RawValue, payload: &Fields<'_>, business_phone: Option<Phone>) -> Item {
@@ -30,17 +28,14 @@ pub fn received(raw: &RawValue, payload: &Fields<'_>, business_phone: Option<Pho
     let body = payload.object("body");
     let literal = body.as_ref().and_then(|body| body.name("type"));
     let known = literal.as_deref().zip(body.as_ref());
-    if let Some(message_type) = known.and_then(|(kind, body)| content::read(kind, body, raw, &mut message)) {
-        message.message_type = message_type.into();
-    } else {
-        message.message_type = UNSUPPORTED.into();
-        message.raw_type = literal;
-        message.raw = Some(kept(raw));
+    match known.and_then(|(kind, body)| content::read(kind, body, raw, &mut message)) {
+        Some(message_type) => message.message_type = message_type.into(),
+        None => set_unsupported(&mut message, literal, raw),
     }
     // WhatsApp's own time, or else Bird's.
     let time = extra.as_ref().and_then(|extra| extra.time("timestamp")).or_else(|| payload.time("createdAt"));
     Item::Message(Box::new(MessageItem {
-        identity: message.external_message_id.clone().unwrap_or_else(|| identity(&[raw.get()])),
+        identity: identity(message.external_message_id.as_deref(), raw),
         contact: contact(sender.as_ref(), extra.as_ref()),
         message,
         is_echo: false,

@@ -7,8 +7,10 @@ use serde_json::value::RawValue;
 use super::{contact::contact, message::whatsapp_message_id};
 use crate::provider::{
     Item, StatusItem,
-    json::{Fields, identity, kept},
-    messagebird::marketing_opt_out,
+    json::{Fields, kept},
+    message::identity,
+    preference::stopped_marketing,
+    status::word,
 };
 
 /// Most recipients of one message. WhatsApp's messages have one; each repeats what is said of the message.
@@ -18,25 +20,23 @@ const RECIPIENTS_MAX: usize = 16;
 /// [`RECIPIENTS_MAX`].
 pub fn outbound(raw: &RawValue, payload: &Fields<'_>) -> Option<Vec<Item>> {
     let recipients = recipients(payload)?;
-    let word = payload.text("status").filter(|word| !word.trim().is_empty());
-    let word = word.map_or_else(|| "unknown".into(), |word| word.to_lowercase().into_boxed_str());
-    let event = event(&word);
+    let word = word(payload.text("status"));
+    let event_type = event_type(&word);
     let external_message_id = payload.name("id");
     let failure = payload.object("failure");
     let item = StatusItem {
-        identity: external_message_id.clone().unwrap_or_else(|| identity(&[raw.get()])),
+        identity: identity(external_message_id.as_deref(), raw),
         status: Status {
             external_message_id,
-            // A word that is not ours stands in the raw message.
-            raw: event.is_none_or(|(_, ours)| *ours != *word).then(|| kept(raw)),
-            status: event.map_or(word, |(_, ours)| ours.into()),
+            raw: event_type.is_none().then(|| kept(raw)),
+            status: word,
             error: error(payload, failure.as_ref()),
             correlation: payload.name("reference"),
             whatsapp_message_id: whatsapp_message_id(payload),
             ..Status::default()
         },
         contact: Contact::default(),
-        event_type: event.map(|(event_type, _)| event_type),
+        event_type,
         time: ["lastStatusAt", "updatedAt", "createdAt"].into_iter().find_map(|name| payload.time(name)),
     };
     // The platform's own code; that of Bird beside it is one for all platforms.
@@ -44,7 +44,7 @@ pub fn outbound(raw: &RawValue, payload: &Fields<'_>) -> Option<Vec<Item>> {
     let items = recipients.into_iter().flat_map(|(recipient, contact)| {
         let status = Status { recipient, ..item.status.clone() };
         let item = StatusItem { contact, status, ..item.clone() };
-        let opt_out = marketing_opt_out(&item, code);
+        let opt_out = stopped_marketing(&item, code.as_slice());
         std::iter::once(Item::Status(Box::new(item))).chain(opt_out)
     });
     Some(items.collect())
@@ -70,15 +70,14 @@ pub fn recipients(payload: &Fields<'_>) -> Option<Vec<(Box<str>, Contact)>> {
     Some(all)
 }
 
-/// The event of a status, and our word for it.
-fn event(word: &str) -> Option<(EventType, &'static str)> {
+fn event_type(word: &str) -> Option<EventType> {
     match word {
-        "sent" => Some((EventType::MessageSent, "sent")),
-        "delivered" => Some((EventType::MessageDelivered, "delivered")),
-        "read" => Some((EventType::MessageRead, "read")),
-        "rejected" => Some((EventType::MessageFailed, "failed")),
+        "sent" => Some(EventType::MessageSent),
+        "delivered" => Some(EventType::MessageDelivered),
+        "read" => Some(EventType::MessageRead),
+        "rejected" => Some(EventType::MessageFailed),
         // `sending_failed`, `delivery_failed`.
-        _ if word.ends_with("failed") => Some((EventType::MessageFailed, "failed")),
+        _ if word.ends_with("failed") => Some(EventType::MessageFailed),
         _ => None,
     }
 }

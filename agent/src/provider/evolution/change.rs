@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use serde_json::value::RawValue;
 
 use super::{
-    callback::{Callback, Read},
+    envelope::{Callback, Read},
     content,
     key::Key,
     message::time,

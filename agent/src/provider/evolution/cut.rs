@@ -12,9 +12,8 @@ const LEFT_OUT: [&str; 3] = ["base64", "senderKeyDistributionMessage", "messageC
 
 /// `data` without it.
 pub fn cut(data: &RawValue) -> Cow<'_, str> {
-    let text = data.get();
-    if !LEFT_OUT.iter().any(|name| text.contains(name)) {
-        return Cow::Borrowed(text);
+    if !may_have(data) {
+        return Cow::Borrowed(data.get());
     }
     match elements(data) {
         Some(elements) => {
@@ -25,8 +24,15 @@ pub fn cut(data: &RawValue) -> Cow<'_, str> {
     }
 }
 
+/// Whether it is worth looking closer.
+fn may_have(raw: &RawValue) -> bool {
+    LEFT_OUT.iter().any(|name| raw.get().contains(name))
+}
+
 fn cut_element(raw: &RawValue) -> Cow<'_, str> {
-    let Some(fields) = Fields::of(raw) else { return Cow::Borrowed(raw.get()) };
+    let Some(fields) = Some(raw).filter(|raw| may_have(raw)).and_then(Fields::of) else {
+        return Cow::Borrowed(raw.get());
+    };
     let message = fields.object("message").map(|message| without(&message, &LEFT_OUT, None));
     Cow::Owned(without(&fields, &LEFT_OUT[..1], message.as_deref()))
 }

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use serde_json::value::RawValue;
 
 use super::{
-    callback::{Callback, Read},
+    envelope::{Callback, Read},
     change::{self, Carrier},
     content::Content,
     cut::cut,
@@ -74,7 +74,7 @@ fn read(
     Read::Item(Item::Message(Box::new(MessageItem {
         contact: Contact { name: name(&key, fields), ..key.contact(callback.phone.as_ref()) },
         message,
-        identity: key.id.clone().unwrap_or_else(|| identity(&[raw.get()])),
+        identity: key.id.clone().unwrap_or_else(|| identity(&[&cut(raw)])),
         is_echo: key.is_own,
         business_phone: None,
         time: fields.get("messageTimestamp").and_then(time),

@@ -5,7 +5,7 @@ use gateway_core::event::{EventType, Status};
 use serde_json::value::RawValue;
 
 use super::{
-    callback::{Callback, Read},
+    envelope::{Callback, Read},
     cut::cut,
     key::Key,
 };
@@ -40,7 +40,7 @@ pub fn updated(callback: &Callback<'_>, raw: &RawValue, fields: &Fields<'_>) -> 
             status: word.into(),
             ..Status::default()
         },
-        identity: id.unwrap_or_else(|| identity(&[raw.get()])),
+        identity: id.unwrap_or_else(|| identity(&[&cut(raw)])),
         event_type,
         time: None,
     })))

@@ -178,6 +178,24 @@ fn lists_are_bounded() {
     assert_eq!(Evolution.normalize(more.as_bytes()).err(), Some(NormalizeError::TooManyItems));
 }
 
+/// What is kept without its file is the same event as with it, also when it has no id.
+#[test]
+fn ids_do_not_come_from_what_is_cut() {
+    let snapshot = CORPUS.configuration(&[]);
+    let id = |content: &[u8]| CORPUS.normalize(&snapshot, content).unwrap().entry.events[0].id;
+    for data in [
+        r#"{"key":{"remoteJid":"1@lid"}, "message":{"imageMessage":{},"base64":"AAAA"}}"#,
+        r#"[{"key":{"remoteJid":"1@lid"}, "message":{"imageMessage":{},"base64":"AAAA"}}]"#,
+        r#"[{"key":{"remoteJid":"1@lid"}, "message":{"x":{}}}, {"base64":"AAAA"}]"#,
+        r#"{"message":{"x":{},"base64":"AAAA"}}"#,
+    ] {
+        let body = format!(r#"{{"event":"messages.upsert","instance":"support","data":{data}}}"#);
+        let kept = Evolution.normalize(body.as_bytes()).unwrap().remove(0).original.concat();
+        assert!(!kept.contains("AAAA"), "{kept}");
+        assert_eq!(id(body.as_bytes()), id(kept.as_bytes()), "{kept}");
+    }
+}
+
 fn ids(names: &[&str]) -> Vec<EventId> {
     let snapshot = CORPUS.configuration(&[]);
     let all = fixtures(Name::Evolution);

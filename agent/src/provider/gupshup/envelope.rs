@@ -9,7 +9,7 @@ use crate::provider::{
     Item, NormalizeError, NoticeItem, Part, Target,
     json::{self, Fields, identity, kept},
     meta::{
-        envelope::{Entry, UNKNOWN_FIELD, is_whatsapp, of_entries, of_odd_entries, utf8},
+        envelope::{Entry, UNKNOWN_FIELD, is_whatsapp, of_entries, of_odd_entries, short, utf8},
         relay::Relay,
     },
 };
@@ -50,7 +50,7 @@ pub fn parts(body: &[u8]) -> Result<Vec<Part<'_>>, NormalizeError> {
     match serde_json::from_str::<Root<'_>>(text) {
         Ok(root) if root.is_of_another_product() => Ok(Vec::new()),
         Ok(Root { entry: Some(entries), gs_app_id, .. }) => {
-            of_entries(entries, Relay::Gupshup { app_id: gs_app_id })
+            of_entries(entries, Relay::Gupshup { app_id: gs_app_id.and_then(short) })
         }
         Ok(root) => root.part(text),
         Err(_) => odd_shape(text),
@@ -75,7 +75,7 @@ fn odd_shape(text: &str) -> Result<Vec<Part<'_>>, NormalizeError> {
     };
     match fields.array("entry") {
         _ if root.is_of_another_product() => Ok(Vec::new()),
-        Some(entries) => of_odd_entries(entries, Relay::Gupshup { app_id: root.gs_app_id }),
+        Some(entries) => of_odd_entries(entries, Relay::Gupshup { app_id: root.gs_app_id.and_then(short) }),
         None => root.part(text),
     }
 }

@@ -1,12 +1,12 @@
 //! The content of a message: fields beside its `type`,
 //! <https://www.infobip.com/docs/api/channels/whatsapp/receive-whatsapp-messages>.
 
-use gateway_core::event::{Media, Message, Reaction, Reply};
+use gateway_core::event::{Media, Message, Reply};
 use serde_json::value::RawValue;
 
 use crate::provider::{
     json::{Fields, kept},
-    meta::content::location,
+    message::{location, set_location, set_reaction},
 };
 
 /// Reads the content of a message of this type into `message` and gives our word for the type. None when the
@@ -33,9 +33,7 @@ pub fn read(
         "VOICE" => media(object, message, "voice"),
         "STICKER" => media(object, message, "sticker"),
         "LOCATION" => {
-            let location = location(object);
-            message.text = location.name.clone().or_else(|| location.address.clone());
-            message.location = Some(location);
+            set_location(message, location(object));
             "location"
         }
         "CONTACT" => {
@@ -49,9 +47,8 @@ pub fn read(
         "REACTION" => {
             let is_taken_back = object.text("action").is_some_and(|action| action == "REMOVED");
             let emoji = object.name("emoji").filter(|_| !is_taken_back);
-            message.text.clone_from(&emoji);
             let message_id = message.context.as_ref().and_then(|context| context.id.clone());
-            message.reaction = Some(Reaction { message_id, emoji });
+            set_reaction(message, message_id, emoji);
             "reaction"
         }
         "BUTTON" => {

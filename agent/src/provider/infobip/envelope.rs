@@ -5,7 +5,7 @@ use serde_json::value::RawValue;
 
 use super::result;
 use crate::provider::{
-    ITEMS_MAX, Item, NormalizeError, Part, Target,
+    ITEMS_MAX, Item, NormalizeError, Part, Target, body,
     json::{Fields, elements},
 };
 
@@ -23,11 +23,10 @@ struct Envelope<'a> {
 
 /// What a body says, by number.
 pub fn parts(body: &[u8]) -> Result<Vec<Part<'_>>, NormalizeError> {
-    // RFC 8259 section 8.1: JSON between systems is UTF-8.
-    let text = std::str::from_utf8(body).map_err(|_| NormalizeError::Unreadable)?;
+    let text = body::text(body)?;
     match serde_json::from_str::<Envelope<'_>>(text) {
         Ok(envelope) => of_results(&envelope.results),
-        Err(_) => odd_shape(serde_json::from_str(text).map_err(|_| NormalizeError::Unreadable)?),
+        Err(_) => odd_shape(body::json(text)?),
     }
 }
 

@@ -8,20 +8,18 @@ use gateway_core::{
 };
 use serde_json::value::RawValue;
 
-use super::{content, result::identity_of};
+use super::content;
 use crate::provider::{
     MessageItem,
+    contact::of_field,
     json::{Fields, kept},
-    meta::contact::of_field,
+    message::{self, identity, set_unsupported},
 };
-
-/// What we call a message that we cannot tell more about; it is passed on raw.
-const UNSUPPORTED: &str = "unsupported";
 
 /// The message of an element.
 pub fn read(raw: &RawValue, fields: &Fields<'_>) -> MessageItem {
     let external_message_id = fields.name("messageId");
-    let identity = identity_of(external_message_id.as_deref(), raw);
+    let identity = identity(external_message_id.as_deref(), raw);
     let object = fields.object("message");
     let context = object.as_ref().and_then(|object| object.object("context"));
     let mut message = Message {
@@ -38,11 +36,7 @@ pub fn read(raw: &RawValue, fields: &Fields<'_>) -> MessageItem {
     let keyword = fields.name("keyword");
     match known.and_then(|(kind, (raw, object))| content::read(kind, raw, object, keyword, &mut message)) {
         Some(message_type) => message.message_type = message_type.into(),
-        None => {
-            message.message_type = UNSUPPORTED.into();
-            message.raw_type = literal;
-            message.raw = Some(kept(raw));
-        }
+        None => set_unsupported(&mut message, literal, raw),
     }
     let name = fields.object("contact").and_then(|contact| contact.name("name"));
     MessageItem {
@@ -57,17 +51,11 @@ pub fn read(raw: &RawValue, fields: &Fields<'_>) -> MessageItem {
 
 /// What a message answers or forwards; None when nothing is said.
 fn message_context(object: &Fields<'_>) -> Option<MessageContext> {
-    let context = MessageContext {
+    message::context(MessageContext {
         id: object.name("id"),
         from: object.name("from"),
         forwarded: object.truth("forwarded"),
         frequently_forwarded: object.truth("frequentlyForwarded"),
         referred_product: object.get("referredProduct").map(kept),
-    };
-    let says_nothing = context.id.is_none()
-        && context.from.is_none()
-        && context.forwarded.is_none()
-        && context.frequently_forwarded.is_none()
-        && context.referred_product.is_none();
-    (!says_nothing).then_some(context)
+    })
 }

@@ -3,34 +3,32 @@
 use jiff::Timestamp;
 use serde_json::value::RawValue;
 
-use super::{message, notification, report};
+use super::{message, preference, status};
 use crate::provider::{
-    Item, NoticeItem, Target,
-    json::{Fields, identity, kept},
+    Item, Target,
+    body::{UNKNOWN, notice},
+    json::Fields,
 };
-
-/// The word for what does not say what it is.
-const UNKNOWN: &str = "unknown";
 
 /// The number that an element is about, and what it says.
 pub fn read(raw: &RawValue) -> (Target, Item) {
     let Some(fields) = Fields::of(raw) else {
-        return (Target::default(), notice(UNKNOWN, raw, None));
+        return (Target::default(), notice(UNKNOWN, raw, &[UNKNOWN, raw.get()], None));
     };
     let kind = kind(&fields);
     let target = target(&fields, &kind);
-    let told = |field: &str| notice(field, raw, time(&fields));
+    let told = |field: &str| notice(field, raw, &[field, raw.get()], time(&fields));
     let item = match kind {
         Kind::OtherChannel(channel) => told(&channel.to_lowercase()),
         Kind::Message => Item::Message(Box::new(message::read(raw, &fields))),
-        Kind::Deletion => Item::Status(Box::new(report::deletion(raw, &fields))),
-        Kind::Seen => Item::Status(Box::new(report::seen(raw, &fields))),
-        Kind::Delivery => Item::Status(Box::new(report::delivery(raw, &fields))),
-        Kind::Notification(content) => match notification::preference(&fields, &content) {
+        Kind::Deletion => Item::Status(Box::new(status::deleted(raw, &fields))),
+        Kind::Seen => Item::Status(Box::new(status::seen(raw, &fields))),
+        Kind::Delivery => Item::Status(Box::new(status::delivery(raw, &fields))),
+        Kind::Notification(content) => match preference::preference(&fields, &content) {
             Some(preference) => Item::Preference(Box::new(preference)),
-            None => told(notification::word(&content).as_deref().unwrap_or(UNKNOWN)),
+            None => told(preference::word(&content).as_deref().unwrap_or(UNKNOWN)),
         },
-        Kind::Unknown => told(UNKNOWN),
+        Kind::Unknown => told(fields.name("event").as_deref().unwrap_or(UNKNOWN)),
     };
     (target, item)
 }
@@ -90,16 +88,6 @@ fn target(fields: &Fields<'_>, kind: &Kind<'_>) -> Target {
         other_number,
         account_id: fields.name("applicationId").or_else(platform),
     }
-}
-
-/// Infobip's id of a message, or a hash of the element when it has none.
-pub fn identity_of(message_id: Option<&str>, raw: &RawValue) -> Box<str> {
-    message_id.map_or_else(|| identity(&[raw.get()]), Box::from)
-}
-
-fn notice(field: &str, raw: &RawValue, time: Option<Timestamp>) -> Item {
-    let identity = identity(&[raw.get()]);
-    Item::Notice(Box::new(NoticeItem { field: field.into(), raw: kept(raw), identity, time }))
 }
 
 fn time(fields: &Fields<'_>) -> Option<Timestamp> {

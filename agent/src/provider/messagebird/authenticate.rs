@@ -3,18 +3,15 @@
 //! `messagebird/request_validator.py`. Requests of before 2021 have `MessageBird-Signature` instead, which is looked
 //! at only where there is no JWT.
 
-use gateway_core::{
-    signature::decode_hex,
-    snapshot::{RouteConfig, RouteSecretKind},
-};
+use gateway_core::snapshot::{RouteConfig, RouteSecretKind};
 use jiff::Timestamp;
-use sha2::{Digest as _, Sha256};
 use url::form_urlencoded;
 
-use super::signed_request::{self, url_forms};
 use crate::provider::{
     CallbackRequest, Refusal,
     jwt::{self, Algorithm},
+    signature::is_sha256_of,
+    signed_request::{self, url_forms},
 };
 
 const HEADER: &str = "messagebird-signature-jwt";
@@ -40,20 +37,15 @@ pub fn verify(route: &RouteConfig, request: &CallbackRequest, now: Timestamp) ->
         return Err(Refusal::Expired);
     }
     let url_hash = claims.text("url_hash").ok_or(Refusal::WrongUrlHash)?;
-    if !url_forms(request.url()?).iter().any(|url| is_hash_of(url_hash, url.as_bytes())) {
+    if !url_forms(request.url()?).iter().any(|url| is_sha256_of(url_hash, url.as_bytes())) {
         return Err(Refusal::WrongUrlHash);
     }
     // An empty hash is none.
     let body_fits = match claims.text("payload_hash").filter(|hash| !hash.is_empty()) {
-        Some(hash) => !request.body.is_empty() && is_hash_of(hash, &request.body),
+        Some(hash) => !request.body.is_empty() && is_sha256_of(hash, &request.body),
         None => request.body.is_empty(),
     };
     if body_fits { Ok(()) } else { Err(Refusal::WrongBodyHash) }
-}
-
-/// Whether `hex` is the SHA-256 of `bytes`. Neither is secret.
-fn is_hash_of(hex: &str, bytes: &[u8]) -> bool {
-    decode_hex::<32>(hex.as_bytes()).is_some_and(|hash| hash == *Sha256::digest(bytes))
 }
 
 /// The query's parameters, sorted by name and encoded anew, as the older scheme signs them. Parameters of one name

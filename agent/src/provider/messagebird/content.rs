@@ -3,7 +3,10 @@
 
 use gateway_core::event::{Location, Media, Message, MessageContext, Reply};
 
-use crate::provider::json::{Fields, kept};
+use crate::provider::{
+    json::{Fields, kept},
+    message,
+};
 
 /// Reads the content of a message of this type into `message` and gives our word for the type. None when the type is
 /// not known or the content is not what the type says.
@@ -83,12 +86,10 @@ fn button(object: &Fields<'_>, message: &mut Message) -> Option<&'static str> {
 }
 
 fn context(fields: &Fields<'_>) -> Option<MessageContext> {
-    let context = MessageContext {
+    message::context(MessageContext {
         id: fields.name("id"),
         from: fields.name("from"),
         referred_product: fields.get("referred_product").map(kept),
         ..MessageContext::default()
-    };
-    let says_more = context.from.is_some() || context.referred_product.is_some();
-    (context.id.is_some() || says_more).then_some(context)
+    })
 }

@@ -3,30 +3,31 @@
 use gateway_core::phone::normalize_phone;
 use serde_json::value::RawValue;
 
-use super::{
-    body::{Body, UNKNOWN_FIELD},
-    contact::contact,
-    message, status,
+use super::{contact::contact, message, status};
+use crate::provider::{
+    Item, NormalizeError, Part, Target,
+    body::{self, UNKNOWN, notice},
+    json::Fields,
 };
-use crate::provider::{Item, NormalizeError, Part, Target, json::Fields};
 
 /// What a body says.
 pub fn parts(content: &[u8]) -> Result<Vec<Part<'_>>, NormalizeError> {
-    let body = Body::of(content)?;
-    let Some(fields) = &body.fields else {
-        return Ok(body.part(Target::default(), vec![body.notice(UNKNOWN_FIELD, None)]));
+    let text = body::text(content)?;
+    let Some(fields) = Fields::of_body(text) else { return Ok(body::odd(body::json(text)?)) };
+    let (target, items) = match about_message(&fields) {
+        Some(known) => known,
+        None => raw_event(body::json(text)?, &fields),
     };
+    Ok(vec![Part { target, items, original: vec![text.into()] }])
+}
+
+/// What is about a message of WhatsApp; None for all else.
+fn about_message(fields: &Fields<'_>) -> Option<(Target, Vec<Item>)> {
     let kind = fields.name("type");
     let about_message = kind.as_deref().is_none_or(|kind| kind.starts_with("message."));
-    let raw = fields.get("message").filter(|_| about_message);
-    if let Some((raw, message)) = raw.and_then(|raw| Fields::of(raw).map(|message| (raw, message)))
-        && is_whatsapp(&message)
-        && let Some((target, items)) = known(kind.as_deref(), fields, raw, &message)
-    {
-        return Ok(body.part(target, items));
-    }
-    let (target, item) = raw_event(&body, fields, kind.as_deref());
-    Ok(body.part(target, vec![item]))
+    let raw = fields.get("message").filter(|_| about_message)?;
+    let message = Fields::of(raw).filter(is_whatsapp)?;
+    known(kind.as_deref(), fields, raw, &message)
 }
 
 /// Whether the message is one of WhatsApp: a callback URL may serve channels of other platforms too.
@@ -65,7 +66,7 @@ fn known(
 }
 
 /// What is not understood, or is about a conversation; also what the newer generation sends.
-fn raw_event(body: &Body<'_>, fields: &Fields<'_>, kind: Option<&str>) -> (Target, Item) {
+fn raw_event(raw: &RawValue, fields: &Fields<'_>) -> (Target, Vec<Item>) {
     let (message, conversation) = (fields.object("message"), fields.object("conversation"));
     let of_message = |name| message.as_ref().and_then(|message| message.name(name));
     let of_conversation = |name| conversation.as_ref().and_then(|conversation| conversation.name(name));
@@ -77,7 +78,7 @@ fn raw_event(body: &Body<'_>, fields: &Fields<'_>, kind: Option<&str>) -> (Targe
         let of = |fields: &Option<Fields<'_>>| fields.as_ref().and_then(|fields| fields.time(name));
         of(&message).or_else(|| of(&conversation))
     });
-    let event = fields.name("event");
-    let field = kind.or(event.as_deref()).unwrap_or(UNKNOWN_FIELD);
-    (target, body.notice(field, time))
+    let field = fields.name("type").or_else(|| fields.name("event"));
+    let field = field.as_deref().unwrap_or(UNKNOWN);
+    (target, vec![notice(field, raw, &[field, raw.get()], time)])
 }

@@ -9,11 +9,9 @@ use serde_json::value::RawValue;
 use super::content;
 use crate::provider::{
     Item, MessageItem,
-    json::{Fields, identity, kept},
+    json::Fields,
+    message::{identity, set_unsupported},
 };
-
-/// What we call a message that we cannot tell more about; it is passed on raw.
-const UNSUPPORTED: &str = "unsupported";
 
 /// The message.
 pub fn received(
@@ -26,15 +24,12 @@ pub fn received(
     let literal = fields.name("type");
     let content = fields.object("content");
     let known = literal.as_deref().zip(content.as_ref());
-    if let Some(message_type) = known.and_then(|(kind, content)| content::read(kind, content, &mut message)) {
-        message.message_type = message_type.into();
-    } else {
-        message.message_type = UNSUPPORTED.into();
-        message.raw_type = literal;
-        message.raw = Some(kept(raw));
+    match known.and_then(|(kind, content)| content::read(kind, content, &mut message)) {
+        Some(message_type) => message.message_type = message_type.into(),
+        None => set_unsupported(&mut message, literal, raw),
     }
     Item::Message(Box::new(MessageItem {
-        identity: message.external_message_id.clone().unwrap_or_else(|| identity(&[raw.get()])),
+        identity: identity(message.external_message_id.as_deref(), raw),
         contact,
         message,
         is_echo: false,

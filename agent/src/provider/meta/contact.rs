@@ -8,10 +8,22 @@ use gateway_core::{
 };
 use serde_json::value::RawValue;
 
-use crate::provider::json::{Fields, elements};
+use crate::provider::{
+    ITEMS_MAX,
+    json::{Fields, elements},
+};
+
+/// Longest element of `contacts[]` beside several items, in bytes of JSON: each item can repeat it.
+const CARD_BYTES_MAX: usize = 2048;
+/// Most comparisons of an item with a contact: four times those of the largest batch that Meta sends.
+const COMPARISONS_MAX: usize = 4_000_000;
 
 /// The `contacts[]` of one value.
-pub struct Contacts(Vec<Card>);
+pub struct Contacts {
+    cards: Vec<Card>,
+    /// Bytes of the longest element.
+    longest: usize,
+}
 
 struct Card {
     wa_id: Option<Box<str>>,
@@ -21,10 +33,18 @@ struct Card {
 }
 
 impl Contacts {
-    /// Reads `contacts`; odd elements are left out.
+    /// Reads `contacts`; odd elements are left out, and those behind as many as there can be items.
     pub fn of(contacts: Option<&RawValue>) -> Self {
-        let cards = contacts.and_then(elements).unwrap_or_default();
-        Self(cards.into_iter().filter_map(Card::of).collect())
+        let elements = contacts.and_then(elements).unwrap_or_default();
+        Self {
+            longest: elements.iter().map(|card| card.get().len()).max().unwrap_or(0),
+            cards: elements.into_iter().take(ITEMS_MAX).filter_map(Card::of).collect(),
+        }
+    }
+
+    /// Whether so many items can be joined with them for a price that is in proportion to what they say.
+    pub fn can_be_joined(&self, items: usize) -> bool {
+        items <= 1 || self.longest <= CARD_BYTES_MAX && items * self.cards.len() <= COMPARISONS_MAX
     }
 
     /// The contact named by a phone field and a user id field of an item. `alone` says that the value has no
@@ -46,14 +66,14 @@ impl Contacts {
     }
 
     fn card(&self, phone: Option<&str>, user_id: Option<&str>, alone: bool) -> Option<&Card> {
-        let by_phone = || self.0.iter().find(|card| phone.is_some() && card.wa_id.as_deref() == phone);
+        let by_phone = || self.cards.iter().find(|card| phone.is_some() && card.wa_id.as_deref() == phone);
         let by_user_id =
-            || self.0.iter().find(|card| user_id.is_some() && card.user_id.as_deref() == user_id);
+            || self.cards.iter().find(|card| user_id.is_some() && card.user_id.as_deref() == user_id);
         let by_variant = || {
             let key = phone.and_then(match_key)?;
-            self.0.iter().find(|card| card.wa_id.as_deref().and_then(match_key).as_ref() == Some(&key))
+            self.cards.iter().find(|card| card.wa_id.as_deref().and_then(match_key).as_ref() == Some(&key))
         };
-        let the_only_one = || match self.0.as_slice() {
+        let the_only_one = || match self.cards.as_slice() {
             [card] if alone => Some(card),
             _ => None,
         };

@@ -13,6 +13,8 @@ use crate::provider::{
 };
 
 const OBJECT: &str = "whatsapp_business_account";
+/// Longest id or time of an entry, in bytes: each of its changes repeats it. Ids are 15 to 20 digits.
+const ENTRY_TEXT_BYTES_MAX: usize = 1024;
 /// The field name of what has none.
 pub const UNKNOWN_FIELD: &str = "unknown";
 const HEAD: &str = r#"{"object":"whatsapp_business_account","entry":["#;
@@ -86,8 +88,9 @@ pub fn documented(text: &str) -> Option<Vec<Entry<'_>>> {
 pub fn of_entries<'a>(entries: Vec<Entry<'a>>, relay: Relay<'a>) -> Result<Vec<Part<'a>>, NormalizeError> {
     let mut parts = Parts::of(relay);
     for entry in entries {
+        let (account, entry_time) = (entry.id.and_then(short), entry.time.and_then(short));
         for ChangeFields { field, value } in entry.changes {
-            let (account, entry_time, value) = (entry.id, entry.time, Some(value));
+            let value = Some(value);
             parts.change(Change { account, entry_time, field, value, whole: None, relay })?;
         }
     }
@@ -130,7 +133,7 @@ pub fn of_odd_entries<'a>(
 
 fn odd_entry<'a>(entry: &'a RawValue, parts: &mut Parts<'a>) -> Result<(), NormalizeError> {
     let fields = Fields::of(entry);
-    let account = fields.as_ref().and_then(|fields| fields.get("id"));
+    let account = fields.as_ref().and_then(|fields| fields.get("id")).and_then(short);
     let relay = parts.relay;
     let (account_id, other_number) = (account.and_then(name), relay.app_id());
     let target = Target { account_id, other_number, ..Target::default() };
@@ -141,7 +144,7 @@ fn odd_entry<'a>(entry: &'a RawValue, parts: &mut Parts<'a>) -> Result<(), Norma
         relay.close(&mut original);
         return parts.odd(target, entry, original);
     };
-    let entry_time = fields.get("time");
+    let entry_time = fields.get("time").and_then(short);
     for change in changes {
         if let Some(fields) = Fields::of(change) {
             let (field, value) = (fields.get("field"), fields.get("value"));
@@ -157,6 +160,11 @@ fn odd_entry<'a>(entry: &'a RawValue, parts: &mut Parts<'a>) -> Result<(), Norma
         }
     }
     Ok(())
+}
+
+/// What stands once and is repeated with each change; None when it is so long that it can mean nothing.
+pub fn short(raw: &RawValue) -> Option<&RawValue> {
+    (raw.get().len() <= ENTRY_TEXT_BYTES_MAX).then_some(raw)
 }
 
 fn name(raw: &RawValue) -> Option<Box<str>> {

@@ -37,6 +37,12 @@ impl Errors {
         errors
     }
 
+    /// How long the texts of the first error are, in bytes.
+    pub fn bytes(&self) -> usize {
+        let texts = self.first.iter().flat_map(|error| [&error.title, &error.details]);
+        texts.flatten().map(|text| text.len()).sum()
+    }
+
     /// One error without an object of its own: `code` and `reason` of an item, as Gupshup writes them.
     pub fn flat(item: &Fields<'_>) -> Self {
         let error = ProviderError { code: item.integer("code"), title: item.name("reason"), details: None };

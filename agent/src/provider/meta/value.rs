@@ -25,6 +25,9 @@ const LISTS: [&str; 4] = ["messages", "message_echoes", "statuses", "user_prefer
 /// What stands beside lists and says nothing by itself.
 const ABOUT_LISTS: [&str; 3] = ["messaging_product", "metadata", "contacts"];
 
+/// Longest error that is repeated with each of several messages, in bytes.
+const ERROR_BYTES_MAX: usize = 2048;
+
 /// Whether an object has one of the lists.
 pub fn has_list(object: &Fields<'_>) -> bool {
     LISTS.iter().any(|list| object.get(list).is_some())
@@ -79,6 +82,10 @@ impl Value<'_> {
         if count > items_max {
             return Err(NormalizeError::TooManyItems);
         }
+        if !self.contacts.can_be_joined(count) {
+            // Then the value is passed on raw.
+            return Ok(Vec::new());
+        }
         let [messages, echoes, statuses, preferences] = lists;
         let (contacts, alone, relay) = (&self.contacts, count == 1, change.relay);
         let business_phone = target.display_phone.as_deref().and_then(normalize_phone);
@@ -114,6 +121,9 @@ impl Value<'_> {
     fn explain(&self, items: &mut [Item]) -> bool {
         let errors = Errors::of(self.fields.get("errors"));
         let mut is_told = errors.first.is_none();
+        if items.len() > 1 && errors.bytes() > ERROR_BYTES_MAX {
+            return is_told;
+        }
         for item in items {
             if let Item::Message(item) = item
                 && &*item.message.message_type == message::UNSUPPORTED
@@ -130,14 +140,14 @@ impl Value<'_> {
     /// is none, errors that explain no message, a key that nobody reads.
     fn says_more(&self, errors_are_told: bool) -> bool {
         self.fields.iter().any(|(name, raw)| {
-            let is_empty = raw.get() == "null" || elements(raw).is_some_and(|elements| elements.is_empty());
+            let is_empty = || raw.get() == "null" || elements(raw).is_some_and(|elements| elements.is_empty());
             let is_read = match std::str::from_utf8(name) {
                 Ok("errors") => errors_are_told,
                 Ok(name) if LISTS.contains(&name) => raw.get().starts_with('['),
                 Ok(name) => ABOUT_LISTS.contains(&name),
                 Err(_) => false,
             };
-            !is_read && !is_empty
+            !is_read && !is_empty()
         })
     }
 

@@ -6,14 +6,17 @@
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use gateway_core::{
-    signature::{hmac_sha1_matches, hmac_sha256_matches, sha256_hex},
+    signature::{hmac_sha1_matches, hmac_sha256_matches},
     snapshot::{RouteConfig, RouteSecretKind},
 };
 use http::Method;
 use url::form_urlencoded;
 
 use super::parameters::{is_json, pairs};
-use crate::provider::{CallbackRequest, Refusal};
+use crate::provider::{
+    CallbackRequest, Refusal,
+    signature::{self, is_sha256_of},
+};
 
 const HEADER: &str = "x-twilio-signature";
 /// `key=…,algorithm=…`: comes with callbacks that are signed with a shared key in place of the auth token,
@@ -24,27 +27,18 @@ const BODY_HASH: &str = "bodySHA256";
 
 /// Whether the signature fits the request under any live auth token of the route.
 pub fn verify(route: &RouteConfig, request: &CallbackRequest) -> Result<(), Refusal> {
-    let signature = request.single_header(HEADER)?.ok_or(Refusal::MissingSignature)?;
+    let given = request.single_header(HEADER)?.ok_or(Refusal::MissingSignature)?;
     let (length, matches) = algorithm(request.single_header(SETTINGS_HEADER)?.unwrap_or_default())?;
-    let signature = STANDARD.decode(signature).map_err(|_| Refusal::MalformedSignature)?;
-    if signature.len() != length {
+    let given = STANDARD.decode(given).map_err(|_| Refusal::MalformedSignature)?;
+    if given.len() != length {
         return Err(Refusal::MalformedSignature);
     }
     let parameters = signed_parameters(request)?;
     let messages: Vec<_> = urls(request)?.into_iter().map(|url| url + &parameters).collect();
-    let (mut fits, mut secrets) = (false, 0_usize);
-    // Every token and every form of the URL is tried, so that the time does not tell which one fits.
-    for token in route.secrets_of(RouteSecretKind::TwilioAuthToken).filter(|token| !token.is_empty()) {
-        for message in &messages {
-            fits |= matches(token.as_bytes(), message.as_bytes(), &signature);
-        }
-        secrets += 1;
-    }
-    match (fits, secrets) {
-        (true, _) => Ok(()),
-        (false, 0) => Err(Refusal::MissingSecret),
-        (false, _) => Err(Refusal::WrongSignature),
-    }
+    signature::verify(route.secrets_of(RouteSecretKind::TwilioAuthToken), |token| {
+        // Every form of the URL is tried too.
+        messages.iter().fold(false, |fits, message| fits | matches(token, message.as_bytes(), &given))
+    })
 }
 
 /// Whether a signature is that of a message under a key, in constant time.
@@ -72,7 +66,7 @@ fn signed_parameters(request: &CallbackRequest) -> Result<String, Refusal> {
     if is_json(&request.body) {
         let query = request.uri.query().unwrap_or_default().as_bytes();
         let hash = form_urlencoded::parse(query).find(|(name, _)| name == BODY_HASH);
-        let is_ours = hash.is_some_and(|(_, hash)| hash.eq_ignore_ascii_case(&sha256_hex(&request.body)));
+        let is_ours = hash.is_some_and(|(_, hash)| is_sha256_of(&hash, &request.body));
         return if is_ours { Ok(String::new()) } else { Err(Refusal::WrongBodyHash) };
     }
     // Nobody signs so many parameters.

@@ -32,8 +32,6 @@ pub fn is_known(word: &str) -> bool {
 pub fn of_message(parameters: &Parameters<'_>) -> Vec<Item> {
     let word = word(parameters).unwrap_or("unknown").to_lowercase().into_boxed_str();
     let event_type = event_type(&word);
-    let is_known = event_type.is_some() || ON_THE_WAY.contains(&&*word);
-    let is_other_word = &*word == "undelivered";
     let contact = contact(parameters, "To");
     let external_message_id = parameters.message_id();
     let (error, has_odd_code) = parameters.error();
@@ -54,11 +52,10 @@ pub fn of_message(parameters: &Parameters<'_>) -> Vec<Item> {
         identity: external_message_id.clone().unwrap_or_else(|| parameters.identity()),
         status: Status {
             external_message_id,
-            // A failed message is always `failed`; `undelivered` is left for who reads on.
-            status: if event_type == Some(EventType::MessageFailed) { "failed".into() } else { word },
+            status: word,
             recipient: parameters.name("To").unwrap_or_default(),
             error,
-            raw: (!is_known || has_odd_code || is_other_word).then(|| parameters.kept()),
+            raw: (event_type.is_none() || has_odd_code).then(|| parameters.kept()),
             ..Status::default()
         },
         event_type,

@@ -3,16 +3,13 @@
 //! only shows that somebody once got one: `payload_hash` ties it to the body. Vonage's own libraries leave that
 //! check to their users (Vonage/vonage-python-sdk `jwt/src/vonage_jwt/verify_jwt.py`).
 
-use gateway_core::{
-    signature::sha256_hex,
-    snapshot::{RouteConfig, RouteSecretKind},
-};
+use gateway_core::snapshot::{RouteConfig, RouteSecretKind};
 use jiff::Timestamp;
-use subtle::ConstantTimeEq as _;
 
 use crate::provider::{
     CallbackRequest, Refusal,
     jwt::{self, Algorithm, Claims},
+    signature::is_sha256_of,
 };
 
 /// How far `iat` of a token without `exp` may be from our clock, in seconds. Wider than usual, because a queued
@@ -54,7 +51,7 @@ fn is_of_now(claims: &Claims, now: Timestamp) -> Result<(), Refusal> {
 
 fn is_of_body(claims: &Claims, body: &[u8]) -> Result<(), Refusal> {
     let fits = match claims.text("payload_hash") {
-        Some(hash) => bool::from(sha256_hex(body).as_bytes().ct_eq(hash.as_bytes())),
+        Some(hash) => is_sha256_of(hash, body),
         None => body.is_empty(),
     };
     if fits { Ok(()) } else { Err(Refusal::WrongBodyHash) }

@@ -4,7 +4,7 @@
 
 use gateway_core::{event::Contact, phone::normalize_phone};
 
-use super::callback::Callback;
+use super::envelope::Callback;
 use crate::provider::json::Fields;
 
 /// The contact named `named` in `from` or `to`, and described by the field `person` of `whatsapp`.

@@ -2,9 +2,13 @@
 //! <https://developer.vonage.com/en/api/messages#inbound-message>. A content object that is missing, null or no
 //! object makes the message unsupported, and then it is passed on raw.
 
-use gateway_core::event::{Location, Media, Message, Reaction, Reply};
+use gateway_core::event::{Location, Media, Message, Reply};
+use serde_json::value::RawValue;
 
-use crate::provider::json::{Fields, kept};
+use crate::provider::{
+    json::{Fields, kept},
+    message::{response, set_location, set_reaction},
+};
 
 /// Reads the content of a message of this type into `message` and gives our word for the type. None when the
 /// type is not known or the content is not what the type says.
@@ -25,9 +29,7 @@ pub fn read(kind: &str, fields: &Fields<'_>, message: &mut Message) -> Option<&'
             "contacts"
         }
         "location" => {
-            let location = location(&object);
-            message.text = location.name.clone().or_else(|| location.address.clone());
-            message.location = Some(location);
+            set_location(message, location(&object));
             "location"
         }
         "reply" => {
@@ -51,9 +53,8 @@ pub fn read(kind: &str, fields: &Fields<'_>, message: &mut Message) -> Option<&'
             // Taken back is said by `action` alone; the emoji may still be there.
             let is_taken_back = object.text("action").is_some_and(|action| action == "unreact");
             let emoji = object.name("emoji").filter(|_| !is_taken_back);
-            message.text.clone_from(&emoji);
             let message_id = message.context.as_ref().and_then(|context| context.id.clone());
-            message.reaction = Some(Reaction { message_id, emoji });
+            set_reaction(message, message_id, emoji);
             "reaction"
         }
         _ => return None,
@@ -81,8 +82,7 @@ fn location(object: &Fields<'_>) -> Location {
 fn button(object: &Fields<'_>, message: &mut Message) -> &'static str {
     let subtype = object.name("subtype");
     let is_flow = subtype.as_deref() == Some("flow") || object.object("payload").is_some();
-    let (id, response) =
-        if is_flow { (None, object.get("payload").map(kept)) } else { (object.name("payload"), None) };
+    let (id, response) = if is_flow { (None, answers(object)) } else { (object.name("payload"), None) };
     message.text = object.name("text");
     message.reply = Some(Reply {
         reply_type: Some(subtype.unwrap_or_else(|| "button".into())),
@@ -92,4 +92,12 @@ fn button(object: &Fields<'_>, message: &mut Message) -> &'static str {
         ..Reply::default()
     });
     if is_flow { "interactive" } else { "button" }
+}
+
+/// The answers of a flow, which are an object, or JSON in a text.
+fn answers(object: &Fields<'_>) -> Option<Box<RawValue>> {
+    match object.text("payload") {
+        Some(text) => response(&text),
+        None => object.get("payload").map(kept),
+    }
 }

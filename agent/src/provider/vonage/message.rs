@@ -6,20 +6,18 @@ use gateway_core::{
     phone::normalize_phone,
 };
 
-use super::{callback::Callback, contact::contact, content};
+use super::{envelope::Callback, contact::contact, content};
 use crate::provider::{
     MessageItem,
     json::{Fields, kept},
+    message::{self, UNSUPPORTED, identity, set_unsupported},
 };
-
-/// What we call a message that we cannot tell more about; Vonage has the same word.
-const UNSUPPORTED: &str = "unsupported";
 
 /// The message of a callback with this `message_type`.
 pub fn read(callback: &Callback<'_>, kind: &str) -> MessageItem {
     let fields = &callback.fields;
     let external_message_id = fields.name("message_uuid");
-    let identity = callback.identity(external_message_id.as_deref());
+    let identity = identity(external_message_id.as_deref(), callback.raw);
     let mut message = Message {
         external_message_id,
         context: context(callback),
@@ -30,9 +28,7 @@ pub fn read(callback: &Callback<'_>, kind: &str) -> MessageItem {
     match content::read(kind, fields, &mut message) {
         Some(message_type) => message.message_type = message_type.into(),
         None => {
-            message.message_type = UNSUPPORTED.into();
-            message.raw_type = Some(kind.into());
-            message.raw = Some(kept(callback.raw));
+            set_unsupported(&mut message, Some(kind.into()), callback.raw);
             // What WhatsApp says of a message that Vonage cannot show.
             message.error = fields
                 .name("provider_message")
@@ -56,12 +52,10 @@ fn context(callback: &Callback<'_>) -> Option<MessageContext> {
     let context = callback.fields.object("context");
     let of_context = |name| context.as_ref().and_then(|context: &Fields<'_>| context.get(name));
     let name = |name| context.as_ref().and_then(|context| context.name(name));
-    let context = MessageContext {
+    message::context(MessageContext {
         id: name("message_uuid"),
         from: name("message_from"),
         referred_product: of_context(PRODUCT).or_else(|| callback.of_whatsapp(PRODUCT)).map(kept),
         ..MessageContext::default()
-    };
-    let says_nothing = context.id.is_none() && context.from.is_none() && context.referred_product.is_none();
-    (!says_nothing).then_some(context)
+    })
 }

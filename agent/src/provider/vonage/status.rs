@@ -5,10 +5,11 @@
 use gateway_core::event::{EventType, ProviderError, Status};
 use serde_json::value::RawValue;
 
-use super::{callback::Callback, contact::contact};
+use super::{envelope::Callback, contact::contact};
 use crate::provider::{
     StatusItem,
     json::{Fields, integer, kept, text},
+    message::identity,
 };
 
 /// The status of a callback with this `status`.
@@ -19,7 +20,7 @@ pub fn read(callback: &Callback<'_>, word: &str) -> StatusItem {
     let recipient = fields.name("to");
     let external_message_id = fields.name("message_uuid");
     StatusItem {
-        identity: callback.identity(external_message_id.as_deref()),
+        identity: identity(external_message_id.as_deref(), callback.raw),
         status: Status {
             external_message_id,
             status: word.into(),

@@ -58,16 +58,36 @@ fn token(header: &str, claims: &str, sign: impl Fn(&[u8]) -> Vec<u8>) -> String 
     format!("{message}.{}", URL_SAFE_NO_PAD.encode(sign(message.as_bytes())))
 }
 
+const CORPUS: tests::Corpus = tests::Corpus {
+    provider: ProviderName::Vonage,
+    number: "15550783881",
+    phone: "+15550783881",
+    account: "",
+    second: None,
+};
+
 /// The golden corpus.
 #[test]
 fn every_payload_gives_its_events() {
-    tests::corpus(&tests::Corpus {
-        provider: ProviderName::Vonage,
-        number: "15550783881",
-        phone: "+15550783881",
-        account: "",
-        second: None,
-    });
+    tests::corpus(&CORPUS);
+}
+
+/// `message.failed` and `message.sent` say `failed` and `sent`, as everywhere; `message.status_updated` says
+/// Vonage's word.
+#[test]
+fn updates_keep_the_word_of_vonage() {
+    let snapshot = CORPUS.configuration(&["message.*"]);
+    for (word, ours) in [("submitted", "sent"), ("rejected", "failed"), ("undeliverable", "failed")] {
+        let body =
+            format!(r#"{{"from":"15550783881","to":"16505551234","message_uuid":"1","status":"{word}"}}"#);
+        let events = CORPUS.normalize(&snapshot, body.as_bytes()).unwrap().entry.events;
+        let statuses: Vec<String> = events
+            .iter()
+            .map(|event| serde_json::from_str::<serde_json::Value>(&event.log.payload_json).unwrap())
+            .map(|body| format!("{} {}", body["event"].as_str().unwrap(), body["status"].as_str().unwrap()))
+            .collect();
+        assert_eq!(statuses, [format!("message.{ours} {ours}"), format!("message.status_updated {word}")]);
+    }
 }
 
 /// A token that Vonage's own library accepts is accepted at its time, with any of several live secrets.

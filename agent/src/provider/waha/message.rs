@@ -5,7 +5,7 @@ use gateway_core::event::{Location, Media, Message, MessageContext, ProviderErro
 use jiff::Timestamp;
 use serde_json::value::RawValue;
 
-use super::{callback::Callback, people::Payload};
+use super::{contact::Payload, envelope::Callback};
 use crate::provider::{
     Item, MessageItem,
     jid::Jid,

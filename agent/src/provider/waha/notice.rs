@@ -9,6 +9,8 @@ use crate::provider::{
     login::{object, only},
 };
 
+/// Most earlier states that are passed on; WAHA gives three.
+const STATES_MAX: usize = 16;
 /// Longest name of a state.
 const STATE_BYTES_MAX: usize = 32;
 
@@ -25,7 +27,7 @@ pub fn without_login(event: &str, payload: Option<&RawValue>) -> Option<Box<RawV
 fn session_status(payload: &Fields<'_>) -> String {
     let status = payload.get("status").filter(|status| is_word(status)).map(RawValue::get);
     let history = payload.array("statuses").map(|statuses| {
-        let statuses = statuses.into_iter().filter_map(Fields::of);
+        let statuses = statuses.into_iter().take(STATES_MAX).filter_map(Fields::of);
         let statuses: Vec<_> = statuses.map(|status| only(&status, &["status", "timestamp"])).collect();
         format!("[{}]", statuses.join(","))
     });

@@ -3,7 +3,7 @@
 
 use gateway_core::event::{EventType, Status};
 
-use super::{callback::Callback, people::Payload};
+use super::{contact::Payload, envelope::Callback};
 use crate::provider::{Item, StatusItem, jid::Jid, json::kept};
 
 /// The status that an `ack` tells; None when it is not about a message of the business.

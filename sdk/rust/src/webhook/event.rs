@@ -192,7 +192,7 @@ pub struct MessageStatus {
     pub common: Common,
     /// The contact's phone number in E.164; none when only `contact.user_id` is known.
     pub to: Option<String>,
-    /// `sent`, `delivered`, `read`, `played`, `failed`, or another word of the provider: the event says what it means.
+    /// `sent`, `delivered`, `read`, `played` or `failed`; of `message.status_updated` the provider's word.
     pub status: String,
     /// The provider's id of the message.
     pub external_message_id: Option<String>,

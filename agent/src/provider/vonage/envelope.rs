@@ -1,17 +1,15 @@
 //! What a callback is about, and the number it is for.
 
-use jiff::Timestamp;
 use serde_json::value::RawValue;
 
 use super::{message, status};
 use crate::provider::{
-    Item, NormalizeError, NoticeItem, Part, Target,
-    json::{Fields, identity, kept},
+    Item, NormalizeError, Part, Target,
+    body::{self, UNKNOWN},
+    json::Fields,
 };
 
 const WHATSAPP: &str = "whatsapp";
-/// The word for what does not say what it is.
-const UNKNOWN: &str = "unknown";
 
 /// One callback.
 pub struct Callback<'a> {
@@ -24,11 +22,6 @@ pub struct Callback<'a> {
 }
 
 impl<'a> Callback<'a> {
-    /// Vonage's id of the message, or a hash of the whole callback when it has none.
-    pub fn identity(&self, message_uuid: Option<&str>) -> Box<str> {
-        message_uuid.map_or_else(|| identity(&[self.raw.get()]), Box::from)
-    }
-
     /// A field of `whatsapp`; None when it is missing or null.
     pub fn of_whatsapp(&self, name: &str) -> Option<&'a RawValue> {
         self.whatsapp.as_ref().and_then(|whatsapp| whatsapp.get(name))
@@ -37,16 +30,10 @@ impl<'a> Callback<'a> {
 
 /// What a body says: one part with one item.
 pub fn parts(body: &[u8]) -> Result<Vec<Part<'_>>, NormalizeError> {
-    // RFC 8259 section 8.1: JSON between systems is UTF-8.
-    let text = std::str::from_utf8(body).map_err(|_| NormalizeError::Unreadable)?;
-    let raw: &RawValue = serde_json::from_str(text).map_err(|_| NormalizeError::Unreadable)?;
-    let (target, item) = match Fields::of(raw) {
-        Some(fields) => {
-            let whatsapp = fields.object(WHATSAPP);
-            target_and_item(&Callback { raw, fields, whatsapp })
-        }
-        None => (Target::default(), notice(UNKNOWN, raw, None)),
-    };
+    let raw = body::json(body::text(body)?)?;
+    let Some(fields) = Fields::of(raw) else { return Ok(body::odd(raw)) };
+    let whatsapp = fields.object(WHATSAPP);
+    let (target, item) = target_and_item(&Callback { raw, fields, whatsapp });
     Ok(vec![Part { target, items: vec![item], original: vec![raw.get().into()] }])
 }
 
@@ -62,7 +49,8 @@ fn target_and_item(callback: &Callback<'_>) -> (Target, Item) {
     };
     // Statuses of before the other channels came have no `channel`.
     let channel = fields.name("channel").filter(|channel| !channel.eq_ignore_ascii_case(WHATSAPP));
-    let told = |field: &str| notice(field, callback.raw, fields.time("timestamp"));
+    let raw = callback.raw;
+    let told = |field: &str| body::notice(field, raw, &[field, raw.get()], fields.time("timestamp"));
     let item = match (channel, status, message_type) {
         (Some(channel), ..) => told(&channel),
         (None, Some(word), _) => Item::Status(Box::new(status::read(callback, &word))),
@@ -74,9 +62,4 @@ fn target_and_item(callback: &Callback<'_>) -> (Target, Item) {
 
 fn target(number: Option<Box<str>>) -> Target {
     Target { display_phone: number.clone(), number, ..Target::default() }
-}
-
-fn notice(field: &str, raw: &RawValue, time: Option<Timestamp>) -> Item {
-    let identity = identity(&[raw.get()]);
-    Item::Notice(Box::new(NoticeItem { field: field.into(), raw: kept(raw), identity, time }))
 }

@@ -3,11 +3,7 @@
 
 use gateway_core::opt_out::OptOutScope;
 
-use crate::provider::{
-    PreferenceIdentity, PreferenceItem,
-    json::{Fields, identity},
-    meta::contact::of_field,
-};
+use crate::provider::{PreferenceItem, contact::of_field, json::Fields, preference::identity_of};
 
 /// The field of a decision about marketing messages.
 const PREFERENCE: &str = "notificationMessagesStatus";
@@ -24,13 +20,7 @@ pub fn preference(fields: &Fields<'_>, content: &Fields<'_>) -> Option<Preferenc
     let opts_out = opts_out(&value)?;
     let contact = of_field(Some(content.name("from")?));
     let time = fields.time("createdAt");
-    let identity = match time {
-        Some(time) => PreferenceIdentity::Own(identity(&[contact.key(), &value, &time.to_string()])),
-        // It may be the contact's second wish of this kind: that counts if it is to stop, and does not if it
-        // is to start again.
-        None if opts_out => PreferenceIdentity::Unknown,
-        None => PreferenceIdentity::Own(identity(&[contact.key(), &value, ""])),
-    };
+    let identity = identity_of(&contact, &value, opts_out, time);
     Some(PreferenceItem {
         contact,
         opts_out,

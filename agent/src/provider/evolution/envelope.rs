@@ -17,6 +17,9 @@ use crate::provider::{
 /// The name of an event that has none.
 const UNKNOWN_EVENT: &str = "unknown";
 
+/// So much of `instance` and `date_time` tells one event from another, in bytes: each element of `data` repeats it.
+const STAMP_BYTES_MAX: usize = 256;
+
 /// What an element of `data` is.
 pub enum Read {
     /// This.
@@ -32,6 +35,8 @@ pub struct Callback<'a> {
     fields: Fields<'a>,
     /// `event` as it is written.
     name: Cow<'a, str>,
+    /// `instance` and `date_time` as they are written.
+    stamp: [&'a str; 2],
     /// `event` in lower case, with dots: `messages.upsert`.
     pub event: String,
     /// The number of the instance.
@@ -42,19 +47,25 @@ pub struct Callback<'a> {
 pub fn parts(body: &[u8]) -> Result<Vec<Part<'_>>, NormalizeError> {
     // RFC 8259 section 8.1: JSON between systems is UTF-8.
     let text = std::str::from_utf8(body).map_err(|_| NormalizeError::Unreadable)?;
-    let Ok(fields) = serde_json::from_str::<Fields<'_>>(text) else {
+    let Some(fields) = Fields::of_body(text) else {
         let root: &RawValue = serde_json::from_str(text).map_err(|_| NormalizeError::Unreadable)?;
         return Ok(vec![odd(root)]);
     };
     let name = fields.text("event").filter(|event| !event.is_empty());
     let name = name.unwrap_or(Cow::Borrowed(UNKNOWN_EVENT));
+    let written = |name| fields.get(name).map_or("", RawValue::get);
     let callback = Callback {
+        stamp: ["instance", "date_time"].map(|name| beginning(written(name))),
         event: name.to_lowercase().replace(['_', '-'], "."),
         phone: fields.text("sender").and_then(Jid::of).and_then(|sender| sender.phone()),
         name,
         fields,
     };
     Ok(callback.part()?.into_iter().collect())
+}
+
+fn beginning(text: &str) -> &str {
+    &text[..text.floor_char_boundary(STAMP_BYTES_MAX)]
 }
 
 /// A body that is JSON and no envelope.
@@ -135,12 +146,12 @@ impl<'a> Callback<'a> {
     }
 
     fn notice(&self, data: &str) -> Item {
-        let text = |name| self.fields.get(name).map_or("", RawValue::get);
+        let [instance, date_time] = self.stamp;
         let raw: &RawValue = serde_json::from_str(data).unwrap_or(RawValue::NULL);
         Item::Notice(Box::new(NoticeItem {
             field: Box::from(&*self.name),
             raw: kept(raw),
-            identity: identity(&[&self.event, text("instance"), text("date_time"), data]),
+            identity: identity(&[&self.event, instance, date_time, data]),
             time: None,
         }))
     }

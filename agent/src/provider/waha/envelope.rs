@@ -37,7 +37,7 @@ pub struct Callback<'a> {
 pub fn parts(body: &[u8]) -> Result<Vec<Part<'_>>, NormalizeError> {
     // RFC 8259 section 8.1: JSON between systems is UTF-8.
     let text = std::str::from_utf8(body).map_err(|_| NormalizeError::Unreadable)?;
-    let Ok(fields) = serde_json::from_str::<Fields<'_>>(text) else {
+    let Some(fields) = Fields::of_body(text) else {
         let root: &RawValue = serde_json::from_str(text).map_err(|_| NormalizeError::Unreadable)?;
         return Ok(vec![odd(root)]);
     };

@@ -1,4 +1,4 @@
-//! The signature over a timestamp, one more line and the hash of the body, in the headers
+//! What MessageBird and Bird sign a request with: a timestamp, one more line and the hash of the body, in the headers
 //! `MessageBird-Signature` and `MessageBird-Request-Timestamp`: base64 of HMAC-SHA256 of
 //! `<timestamp>\n<line>\n<32 bytes of SHA-256 of the body>`. The line is the query in the older scheme of
 //! MessageBird (messagebird/python-rest-api, `messagebird/signed_request.py`) and the URL in that of Bird
@@ -13,13 +13,13 @@ use gateway_core::{
 use jiff::Timestamp;
 use sha2::{Digest as _, Sha256};
 
-use crate::provider::{CallbackRequest, Refusal};
+use super::{CallbackRequest, Refusal, signature};
 
 const SIGNATURE: &str = "messagebird-signature";
 const TIMESTAMP: &str = "messagebird-request-timestamp";
 /// How far the timestamp may be from our clock, in seconds. MessageBird's own library allowed 10 and no clock that
 /// is ahead; clocks differ by more, and what comes twice is known by its event id anyway.
-pub const FRESHNESS_SECONDS: u64 = 300;
+const FRESHNESS_SECONDS: u64 = 300;
 
 /// Whether the request is signed, with any of these lines, under any live secret of the kind.
 ///
@@ -32,29 +32,21 @@ pub fn verify(
     lines: &[String],
     now: Timestamp,
 ) -> Result<(), Refusal> {
-    let signature = request.single_header(SIGNATURE)?.ok_or(Refusal::MissingSignature)?;
+    let given = request.single_header(SIGNATURE)?.ok_or(Refusal::MissingSignature)?;
     let timestamp = request.single_header(TIMESTAMP)?.ok_or(Refusal::MissingSignature)?;
-    let signature = STANDARD.decode(signature).map_err(|_| Refusal::MalformedSignature)?;
-    let signature: [u8; 32] = signature.try_into().map_err(|_| Refusal::MalformedSignature)?;
+    let given = STANDARD.decode(given).map_err(|_| Refusal::MalformedSignature)?;
+    let given: [u8; 32] = given.try_into().map_err(|_| Refusal::MalformedSignature)?;
     let time = from_provider_text(timestamp).ok_or(Refusal::MalformedSignature)?;
 
     let digest = Sha256::digest(&request.body);
     let messages: Vec<_> =
         lines.iter().map(|line| [timestamp.as_bytes(), line.as_bytes(), &digest].join(&b'\n')).collect();
-    let (mut fits, mut secrets) = (false, 0_usize);
-    // Every secret is tried, so that the time does not tell which one fits.
-    for secret in route.secrets_of(kind).filter(|secret| !secret.is_empty()) {
-        for message in &messages {
-            fits |= hmac_sha256_matches(secret.as_bytes(), message, &signature);
-        }
-        secrets += 1;
-    }
-    match (fits, secrets) {
-        (false, 0) => Err(Refusal::MissingSecret),
-        (false, _) => Err(Refusal::WrongSignature),
-        (true, _) if now.as_second().abs_diff(time.as_second()) > FRESHNESS_SECONDS => Err(Refusal::Expired),
-        (true, _) => Ok(()),
-    }
+    signature::verify(route.secrets_of(kind), |secret| {
+        // Every line is tried too.
+        messages.iter().fold(false, |fits, message| fits | hmac_sha256_matches(secret, message, &given))
+    })?;
+    let age = now.as_second().abs_diff(time.as_second());
+    if age <= FRESHNESS_SECONDS { Ok(()) } else { Err(Refusal::Expired) }
 }
 
 /// A URL, and the same with the scheme's own port written out, or left away if it is there: proxies, and whoever

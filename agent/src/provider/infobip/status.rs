@@ -6,11 +6,11 @@
 use gateway_core::event::{EventType, ProviderError, Status};
 use serde_json::value::RawValue;
 
-use super::result::identity_of;
 use crate::provider::{
     StatusItem,
+    contact::of_field,
     json::{Fields, integer, kept},
-    meta::contact::of_field,
+    message::identity,
 };
 
 /// The name of the error that is none.
@@ -47,7 +47,7 @@ pub fn seen(raw: &RawValue, fields: &Fields<'_>) -> StatusItem {
 }
 
 /// A deletion report.
-pub fn deletion(raw: &RawValue, fields: &Fields<'_>) -> StatusItem {
+pub fn deleted(raw: &RawValue, fields: &Fields<'_>) -> StatusItem {
     item(raw, fields, "deleted", None, &["deletedAt"])
 }
 
@@ -61,7 +61,7 @@ fn item(
     let recipient = fields.name("to").or_else(|| fields.name("destination"));
     let external_message_id = fields.name("messageId");
     StatusItem {
-        identity: identity_of(external_message_id.as_deref(), raw),
+        identity: identity(external_message_id.as_deref(), raw),
         status: Status {
             external_message_id,
             status: word.into(),
