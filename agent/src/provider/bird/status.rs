@@ -24,11 +24,13 @@ pub fn outbound(raw: &RawValue, payload: &Fields<'_>) -> Option<Vec<Item>> {
     let event_type = event_type(&word);
     let external_message_id = payload.name("id");
     let failure = payload.object("failure");
+    let source = failure.as_ref().and_then(|failure| failure.object("source"));
     let item = StatusItem {
         identity: identity(external_message_id.as_deref(), raw),
         status: Status {
             external_message_id,
-            raw: event_type.is_none().then(|| kept(raw)),
+            // What the platform itself says of a failure is not in `error`.
+            raw: (event_type.is_none() || source.is_some()).then(|| kept(raw)),
             status: word,
             error: error(payload, failure.as_ref()),
             correlation: payload.name("reference"),
@@ -40,7 +42,7 @@ pub fn outbound(raw: &RawValue, payload: &Fields<'_>) -> Option<Vec<Item>> {
         time: ["lastStatusAt", "updatedAt", "createdAt"].into_iter().find_map(|name| payload.time(name)),
     };
     // The platform's own code; that of Bird beside it is one for all platforms.
-    let code = failure.and_then(|failure| failure.object("source")?.integer("code"));
+    let code = source.and_then(|source| source.integer("code"));
     let items = recipients.into_iter().flat_map(|(recipient, contact)| {
         let status = Status { recipient, ..item.status.clone() };
         let item = StatusItem { contact, status, ..item.clone() };

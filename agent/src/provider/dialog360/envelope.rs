@@ -5,10 +5,10 @@ use std::{borrow::Cow, sync::LazyLock};
 use serde_json::value::RawValue;
 
 use crate::provider::{
-    ITEMS_MAX, NormalizeError, Part,
+    ITEMS_MAX, NormalizeError, Part, body,
     json::{Fields, text},
     meta::{
-        envelope::{Change, documented, odd_shape, of_entries, of_odd_entries, utf8},
+        envelope::{Change, documented, odd_shape, of_entries, of_odd_entries},
         relay::Relay,
         value::{change_part, has_list},
     },
@@ -20,11 +20,11 @@ static MESSAGES: LazyLock<Box<RawValue>> =
 
 /// What a body says, by change.
 pub fn parts(body: &[u8]) -> Result<Vec<Part<'_>>, NormalizeError> {
-    let text = utf8(body)?;
+    let text = body::text(body)?;
     if let Some(entries) = documented(text) {
         return of_entries(entries, Relay::Unchanged);
     }
-    let root: &RawValue = serde_json::from_str(text).map_err(|_| NormalizeError::Unreadable)?;
+    let root = body::json(text)?;
     let Some(fields) = Fields::of(root).filter(|fields| fields.get("object").is_none()) else {
         return odd_shape(root);
     };

@@ -3,11 +3,14 @@
 //! under the same names (EvolutionAPI/evolution-api
 //! `src/api/integrations/channel/meta/whatsapp.business.service.ts`).
 
-use gateway_core::event::{Location, Media, Message, MessageContext, Reaction};
+use gateway_core::event::{Location, Media, Message, MessageContext};
 use serde_json::value::RawValue;
 
 use super::{bytes::base64, choice, cut::without};
-use crate::provider::json::{self, Fields, kept};
+use crate::provider::{
+    json::{self, Fields, kept},
+    message::{self, set_location, set_reaction},
+};
 
 /// What holds another message.
 const WRAPPERS: [&str; 8] = [
@@ -117,10 +120,8 @@ impl<'a> Content<'a> {
             "audioMessage" if content.truth("ptt") == Some(true) => self.file("voice", content, message),
             "audioMessage" => self.file("audio", content, message),
             "locationMessage" | "liveLocationMessage" => {
-                let location = place(content);
-                let name = location.name.clone().or_else(|| location.address.clone());
-                message.text = name.or_else(|| content.name("caption"));
-                message.location = Some(location);
+                set_location(message, place(content));
+                message.text = message.text.take().or_else(|| content.name("caption"));
                 "location"
             }
             "contactMessage" | "contactsArrayMessage" => {
@@ -128,10 +129,8 @@ impl<'a> Content<'a> {
                 "contacts"
             }
             "reactionMessage" => {
-                let emoji = content.name("text");
-                message.text.clone_from(&emoji);
                 let message_id = content.object("key").and_then(|key| key.name("id"));
-                message.reaction = Some(Reaction { message_id, emoji });
+                set_reaction(message, message_id, content.name("text"));
                 "reaction"
             }
             "orderMessage" => {
@@ -166,18 +165,13 @@ impl<'a> Content<'a> {
         let forwarded = |context: &Fields<'_>| context.truth("isForwarded").filter(|said| *said);
         let score = |context: &Fields<'_>| context.integer("forwardingScore");
         let many_times = self.contexts.iter().find_map(score).filter(|score| *score >= FORWARDED_MANY_TIMES);
-        let context = MessageContext {
+        message::context(MessageContext {
             id: name("stanzaId"),
             from: name("participant"),
             forwarded: self.contexts.iter().find_map(forwarded),
             frequently_forwarded: many_times.map(|_| true),
             referred_product: None,
-        };
-        let says_something = context.id.is_some()
-            || context.from.is_some()
-            || context.forwarded.is_some()
-            || context.frequently_forwarded.is_some();
-        says_something.then_some(context)
+        })
     }
 
     /// The ad that the contact came from, without its picture.

@@ -8,14 +8,12 @@ use serde_json::value::RawValue;
 
 use super::{change, cut::cut, message, status};
 use crate::provider::{
-    ITEMS_MAX, Item, NormalizeError, NoticeItem, Part, Target,
+    ITEMS_MAX, Item, NormalizeError, Part, Target,
+    body::{self, UNKNOWN},
     jid::Jid,
-    json::{Fields, elements, identity, kept},
+    json::{Fields, elements},
     login::{is_login, only},
 };
-
-/// The name of an event that has none.
-const UNKNOWN_EVENT: &str = "unknown";
 
 /// So much of `instance` and `date_time` tells one event from another, in bytes: each element of `data` repeats it.
 const STAMP_BYTES_MAX: usize = 256;
@@ -45,14 +43,10 @@ pub struct Callback<'a> {
 
 /// What a body says.
 pub fn parts(body: &[u8]) -> Result<Vec<Part<'_>>, NormalizeError> {
-    // RFC 8259 section 8.1: JSON between systems is UTF-8.
-    let text = std::str::from_utf8(body).map_err(|_| NormalizeError::Unreadable)?;
-    let Some(fields) = Fields::of_body(text) else {
-        let root: &RawValue = serde_json::from_str(text).map_err(|_| NormalizeError::Unreadable)?;
-        return Ok(vec![odd(root)]);
-    };
+    let text = body::text(body)?;
+    let Some(fields) = Fields::of_body(text) else { return Ok(body::odd(body::json(text)?)) };
     let name = fields.text("event").filter(|event| !event.is_empty());
-    let name = name.unwrap_or(Cow::Borrowed(UNKNOWN_EVENT));
+    let name = name.unwrap_or(Cow::Borrowed(UNKNOWN));
     let written = |name| fields.get(name).map_or("", RawValue::get);
     let callback = Callback {
         stamp: ["instance", "date_time"].map(|name| beginning(written(name))),
@@ -66,21 +60,6 @@ pub fn parts(body: &[u8]) -> Result<Vec<Part<'_>>, NormalizeError> {
 
 fn beginning(text: &str) -> &str {
     &text[..text.floor_char_boundary(STAMP_BYTES_MAX)]
-}
-
-/// A body that is JSON and no envelope.
-fn odd(root: &RawValue) -> Part<'_> {
-    let notice = NoticeItem {
-        field: UNKNOWN_EVENT.into(),
-        raw: kept(root),
-        identity: identity(&[UNKNOWN_EVENT, root.get()]),
-        time: None,
-    };
-    Part {
-        target: Target::default(),
-        items: vec![Item::Notice(Box::new(notice))],
-        original: vec![Cow::Borrowed(root.get())],
-    }
 }
 
 impl<'a> Callback<'a> {
@@ -148,12 +127,7 @@ impl<'a> Callback<'a> {
     fn notice(&self, data: &str) -> Item {
         let [instance, date_time] = self.stamp;
         let raw: &RawValue = serde_json::from_str(data).unwrap_or(RawValue::NULL);
-        Item::Notice(Box::new(NoticeItem {
-            field: Box::from(&*self.name),
-            raw: kept(raw),
-            identity: identity(&[&self.event, instance, date_time, data]),
-            time: None,
-        }))
+        body::notice(&self.name, raw, &[&self.event, instance, date_time, data], None)
     }
 
     /// The pieces of a body with all of it that is read.

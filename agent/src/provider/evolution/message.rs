@@ -17,11 +17,9 @@ use super::{
 };
 use crate::provider::{
     Item, MessageItem,
-    json::{self, Fields, identity, kept},
+    json::{self, Fields, identity},
+    message::set_unsupported,
 };
-
-/// What we call a message that we cannot tell more about; it is passed on raw.
-const UNSUPPORTED: &str = "unsupported";
 
 /// A message of a contact, or of the business.
 pub fn upserted(callback: &Callback<'_>, raw: &RawValue, fields: &Fields<'_>) -> Read {
@@ -67,9 +65,8 @@ fn read(
     let literal = fields.text("messageType");
     let read = content.as_ref().and_then(|content| content.read(literal.as_deref(), &mut message));
     if read.is_none() {
-        message.message_type = UNSUPPORTED.into();
-        message.raw_type = literal.map(Box::from).or_else(|| content.map(|content| content.kind));
-        message.raw = serde_json::from_str(&cut(raw)).ok().map(kept);
+        let literal = literal.map(Box::from).or_else(|| content.map(|content| content.kind));
+        set_unsupported(&mut message, literal, serde_json::from_str(&cut(raw)).unwrap_or(RawValue::NULL));
     }
     Read::Item(Item::Message(Box::new(MessageItem {
         contact: Contact { name: name(&key, fields), ..key.contact(callback.phone.as_ref()) },

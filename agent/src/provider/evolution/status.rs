@@ -29,14 +29,13 @@ pub fn updated(callback: &Callback<'_>, raw: &RawValue, fields: &Fields<'_>) -> 
     let (word, event_type) = our_word(word.as_deref().unwrap_or("unknown"));
     // `keyId` is the message that the status is about, whatever update told it.
     let id = fields.name("keyId").or(key.id.clone());
-    let is_known = event_type.is_some() || word == "pending";
     Read::Item(Item::Status(Box::new(StatusItem {
         contact: key.person(callback.phone.as_ref()),
         status: Status {
             external_message_id: id.clone(),
             recipient: key.recipient(),
             group_id: key.group_id(),
-            raw: if is_known { None } else { serde_json::from_str(&cut(raw)).ok().map(kept) },
+            raw: if event_type.is_some() { None } else { serde_json::from_str(&cut(raw)).ok().map(kept) },
             status: word.into(),
             ..Status::default()
         },

@@ -6,10 +6,11 @@ use serde_json::value::RawValue;
 
 use super::{message, preference, status};
 use crate::provider::{
-    Item, NormalizeError, NoticeItem, Part, Target,
-    json::{self, Fields, identity, kept},
+    Item, NormalizeError, Part, Target,
+    body::{self, UNKNOWN},
+    json::{self, Fields, identity},
     meta::{
-        envelope::{Entry, UNKNOWN_FIELD, is_whatsapp, of_entries, of_odd_entries, short, utf8},
+        envelope::{Entry, is_whatsapp, of_entries, of_odd_entries, short},
         relay::Relay,
     },
 };
@@ -46,7 +47,7 @@ struct Root<'a> {
 
 /// What a body says, by change.
 pub fn parts(body: &[u8]) -> Result<Vec<Part<'_>>, NormalizeError> {
-    let text = utf8(body)?;
+    let text = body::text(body)?;
     match serde_json::from_str::<Root<'_>>(text) {
         Ok(root) if root.is_of_another_product() => Ok(Vec::new()),
         Ok(Root { entry: Some(entries), gs_app_id, .. }) => {
@@ -59,7 +60,7 @@ pub fn parts(body: &[u8]) -> Result<Vec<Part<'_>>, NormalizeError> {
 
 /// JSON of another shape: what has entries is version 3 all the same, what has fields is version 2.
 fn odd_shape(text: &str) -> Result<Vec<Part<'_>>, NormalizeError> {
-    let raw: &RawValue = serde_json::from_str(text).map_err(|_| NormalizeError::Unreadable)?;
+    let raw = body::json(text)?;
     let Some(fields) = Fields::of(raw) else { return Root::default().part(text) };
     let root = Root {
         object: fields.get("object"),
@@ -88,10 +89,10 @@ impl Root<'_> {
 
     /// What a body of version 2 says: one thing about one app. What is not known is passed on raw.
     fn part<'a>(&self, text: &'a str) -> Result<Vec<Part<'a>>, NormalizeError> {
-        let kind = self.kind.and_then(name).unwrap_or_else(|| UNKNOWN_FIELD.into());
+        let kind = self.kind.and_then(name).unwrap_or_else(|| UNKNOWN.into());
         let items = match self.items(&kind) {
             Some(items) => items,
-            None => vec![self.notice(kind, text)?],
+            None => vec![self.notice(&kind, text)?],
         };
         let target = Target {
             number: self.app.and_then(name),
@@ -113,14 +114,9 @@ impl Root<'_> {
         }
     }
 
-    fn notice(&self, kind: Box<str>, text: &str) -> Result<Item, NormalizeError> {
-        let raw: &RawValue = serde_json::from_str(text).map_err(|_| NormalizeError::Unreadable)?;
-        Ok(Item::Notice(Box::new(NoticeItem {
-            identity: identity(&[&kind, raw.get()]),
-            field: kind,
-            raw: kept(raw),
-            time: self.timestamp.and_then(json::time),
-        })))
+    fn notice(&self, kind: &str, text: &str) -> Result<Item, NormalizeError> {
+        let raw = body::json(text)?;
+        Ok(body::notice(kind, raw, &[kind, raw.get()], self.timestamp.and_then(json::time)))
     }
 }
 

@@ -1,19 +1,16 @@
 //! `message` of version 2, <https://docs.gupshup.io/docs/inbound-messages>.
 
-use gateway_core::event::{Media, Message, Reaction, Reply};
+use gateway_core::event::{Media, Message, Reply};
 use jiff::Timestamp;
 use serde_json::value::RawValue;
 
 use super::envelope::identity_without_id;
 use crate::provider::{
     Item, MessageItem,
+    contact::of_field,
     json::{Fields, kept},
-    meta::{
-        contact::of_field,
-        content::{context, location},
-        message::UNSUPPORTED,
-        relay::message_ids,
-    },
+    message::{location, set_location, set_reaction, set_unsupported},
+    meta::{content::context, relay::message_ids},
 };
 
 /// A message of a contact. It has no time of its own: `time` is that of its callback.
@@ -50,11 +47,7 @@ fn read(raw: &RawValue, fields: &Fields<'_>) -> Message {
     };
     match known {
         Some(message_type) => message.message_type = message_type.into(),
-        None => {
-            message.message_type = UNSUPPORTED.into();
-            message.raw_type = literal;
-            message.raw = Some(kept(raw));
-        }
+        None => set_unsupported(&mut message, literal, raw),
     }
     message
 }
@@ -91,8 +84,7 @@ fn read_content(
             if place.latitude.is_none() && place.longitude.is_none() {
                 return None;
             }
-            message.text = place.name.clone().or_else(|| place.address.clone());
-            message.location = Some(place);
+            set_location(message, place);
             Some("location")
         }
         "contact" | "contacts" => {
@@ -107,9 +99,7 @@ fn read_content(
         "reaction" => {
             let message_id =
                 ["gsId", "msgId", "message_id", "id"].into_iter().find_map(|id| content.name(id))?;
-            let emoji = content.name("emoji");
-            message.text.clone_from(&emoji);
-            message.reaction = Some(Reaction { message_id: Some(message_id), emoji });
+            set_reaction(message, Some(message_id), content.name("emoji"));
             Some("reaction")
         }
         _ => None,

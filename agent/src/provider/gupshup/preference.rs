@@ -5,9 +5,7 @@ use gateway_core::opt_out::OptOutScope;
 use jiff::Timestamp;
 
 use crate::provider::{
-    Item, PreferenceItem,
-    json::Fields,
-    meta::{contact::of_field, preference::identity_of},
+    Item, PreferenceItem, contact::of_field, json::Fields, preference::identity_of,
 };
 
 /// The decision; None for what is none (`sandbox-start`, sent when an address is saved) or nobody's.

@@ -8,13 +8,11 @@ use serde_json::value::RawValue;
 use super::envelope::identity_without_id;
 use crate::provider::{
     Item, StatusItem,
+    contact::of_field,
     json::{Fields, kept},
-    meta::{
-        contact::of_field,
-        error::Errors,
-        relay::message_ids,
-        status::{event_type, opt_out, word},
-    },
+    meta::{error::Errors, relay::message_ids, status::event_type},
+    preference::stopped_marketing,
+    status::word,
 };
 
 /// A status of a message, and the opt-out that it may tell of. None for what is about no message (`mismatch`,
@@ -53,6 +51,6 @@ pub fn of_event(raw: &RawValue, fields: &Fields<'_>, time: Option<Timestamp>) ->
         event_type,
         time: own_time.or(time),
     };
-    let opt_out = opt_out(&item, &errors);
+    let opt_out = stopped_marketing(&item, &errors.codes);
     Some(std::iter::once(Item::Status(Box::new(item))).chain(opt_out).collect())
 }

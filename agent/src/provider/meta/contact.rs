@@ -95,12 +95,6 @@ impl Card {
     }
 }
 
-/// Someone whom one field names: by phone number, or else by whatever it is.
-pub fn of_field(field: Option<Box<str>>) -> Contact {
-    let phone = field.as_deref().and_then(normalize_phone);
-    Contact { user_id: field.filter(|_| phone.is_none()), phone, ..Contact::default() }
-}
-
 /// A number in the form in which its national variants are equal.
 fn match_key(phone: &str) -> Option<String> {
     normalize_phone(phone).as_ref().map(Phone::match_key)

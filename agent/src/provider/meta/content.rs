@@ -1,20 +1,21 @@
 //! The content object of a message, named like its type. Absent parts stay absent; a content object that is
 //! missing, null or no object makes the message unsupported, and then it is passed on raw.
 
-use gateway_core::event::{Location, Media, Message, MessageContext, Reaction, Reply};
+use gateway_core::event::{Media, Message, MessageContext, Reply};
 use serde_json::value::RawValue;
 
 use super::relay::Relay;
-use crate::provider::json::{self, Fields, kept};
+use crate::provider::{
+    json::{self, Fields, kept},
+    message::{self, location, response, set_location, set_reaction},
+};
 
 /// Reads the content of a message of this type into `message`. None when the type is not known or the
 /// content is not what the type says.
 pub fn read(kind: &str, fields: &Fields<'_>, relay: Relay<'_>, message: &mut Message) -> Option<()> {
     match kind {
         "location" => {
-            let location = location(&fields.object(kind)?);
-            message.text = location.name.clone().or_else(|| location.address.clone());
-            message.location = Some(location);
+            set_location(message, location(&fields.object(kind)?));
         }
         "contacts" => message.contacts = Some(kept(fields.get(kind)?)),
         "button" => {
@@ -34,9 +35,7 @@ pub fn read(kind: &str, fields: &Fields<'_>, relay: Relay<'_>, message: &mut Mes
         }
         "reaction" => {
             let reaction = fields.object(kind)?;
-            let emoji = reaction.name("emoji");
-            message.text.clone_from(&emoji);
-            message.reaction = Some(Reaction { message_id: reaction.name("message_id"), emoji });
+            set_reaction(message, reaction.name("message_id"), reaction.name("emoji"));
         }
         "system" => {
             message.text = fields.object(kind)?.name("body");
@@ -75,17 +74,6 @@ fn plain(kind: &str, fields: &Fields<'_>, message: &mut Message) -> Option<()> {
     Some(())
 }
 
-/// A place.
-pub fn location(object: &Fields<'_>) -> Location {
-    Location {
-        latitude: object.number("latitude"),
-        longitude: object.number("longitude"),
-        name: object.name("name"),
-        address: object.name("address"),
-        url: object.name("url"),
-    }
-}
-
 fn interactive(object: &Fields<'_>, message: &mut Message) -> Option<()> {
     let kind = object.name("type")?;
     let of_kind = object.object(&kind);
@@ -94,7 +82,7 @@ fn interactive(object: &Fields<'_>, message: &mut Message) -> Option<()> {
     match &*kind {
         "nfm_reply" => {
             reply.title = name("name");
-            reply.response = of_kind.as_ref().and_then(|reply| reply.get("response_json")).and_then(response);
+            reply.response = of_kind.as_ref().and_then(|reply| reply.get("response_json")).and_then(answers);
             message.text = name("body");
         }
         "call_permission_reply" => {
@@ -115,14 +103,9 @@ fn interactive(object: &Fields<'_>, message: &mut Message) -> Option<()> {
     Some(())
 }
 
-/// The answers of a flow: JSON in a text, not always an object; a text that is no JSON stays a text, and JSON
-/// without a text around it is taken as it is.
-fn response(raw: &RawValue) -> Option<Box<RawValue>> {
-    let Some(json) = json::text(raw) else { return Some(kept(raw)) };
-    match serde_json::from_str::<&RawValue>(&json) {
-        Ok(response) => Some(kept(response)),
-        Err(_) => serde_json::value::to_raw_value(&json).ok(),
-    }
+/// The answers of a flow, which are JSON in a text; JSON without a text around it is taken as it is.
+fn answers(raw: &RawValue) -> Option<Box<RawValue>> {
+    json::text(raw).map_or_else(|| Some(kept(raw)), |text| response(&text))
 }
 
 fn edit(object: &Fields<'_>, relay: Relay<'_>, message: &mut Message) -> Option<()> {
@@ -138,17 +121,11 @@ fn edit(object: &Fields<'_>, relay: Relay<'_>, message: &mut Message) -> Option<
 /// What a message answers or forwards; None when nothing is said. `own_id` is a relay's own id of the message
 /// answered: the one that its sender knows.
 pub fn context(object: &Fields<'_>, own_id: Option<Box<str>>) -> Option<MessageContext> {
-    let context = MessageContext {
+    message::context(MessageContext {
         id: own_id.or_else(|| object.name("id")),
         from: object.name("from"),
         forwarded: object.truth("forwarded"),
         frequently_forwarded: object.truth("frequently_forwarded"),
         referred_product: object.get("referred_product").map(kept),
-    };
-    let says_nothing = context.id.is_none()
-        && context.from.is_none()
-        && context.forwarded.is_none()
-        && context.frequently_forwarded.is_none()
-        && context.referred_product.is_none();
-    (!says_nothing).then_some(context)
+    })
 }

@@ -8,15 +8,14 @@ use serde_json::value::RawValue;
 
 use super::{relay::Relay, value::change_part};
 use crate::provider::{
-    ITEMS_MAX, Item, NormalizeError, NoticeItem, Part, Target,
-    json::{self, Fields, elements, identity, kept},
+    ITEMS_MAX, NormalizeError, Part, Target,
+    body::{self, UNKNOWN, notice},
+    json::{self, Fields, elements},
 };
 
 const OBJECT: &str = "whatsapp_business_account";
 /// Longest id or time of an entry, in bytes: each of its changes repeats it. Ids are 15 to 20 digits.
 const ENTRY_TEXT_BYTES_MAX: usize = 1024;
-/// The field name of what has none.
-pub const UNKNOWN_FIELD: &str = "unknown";
 const HEAD: &str = r#"{"object":"whatsapp_business_account","entry":["#;
 
 /// One `changes[]` element, with what its `entry[]` element says.
@@ -66,16 +65,11 @@ struct ChangeFields<'a> {
 
 /// What a body says, by change.
 pub fn parts(body: &[u8]) -> Result<Vec<Part<'_>>, NormalizeError> {
-    let text = utf8(body)?;
+    let text = body::text(body)?;
     match documented(text) {
         Some(entries) => of_entries(entries, Relay::Unchanged),
-        None => odd_shape(serde_json::from_str(text).map_err(|_| NormalizeError::Unreadable)?),
+        None => odd_shape(body::json(text)?),
     }
-}
-
-/// A body as text. JSON between systems is UTF-8: <https://www.rfc-editor.org/rfc/rfc8259#section-8.1>.
-pub fn utf8(body: &[u8]) -> Result<&str, NormalizeError> {
-    std::str::from_utf8(body).map_err(|_| NormalizeError::Unreadable)
 }
 
 /// The entries of a body of the documented shape; None for every other.
@@ -228,13 +222,8 @@ impl<'a> Parts<'a> {
         original: Vec<Cow<'a, str>>,
     ) -> Result<(), NormalizeError> {
         let account = target.account_id.as_deref().unwrap_or_default();
-        let notice = NoticeItem {
-            field: UNKNOWN_FIELD.into(),
-            raw: kept(raw),
-            identity: identity(&[account, UNKNOWN_FIELD, "", raw.get()]),
-            time: None,
-        };
-        self.add(Part { target, items: vec![Item::Notice(Box::new(notice))], original })
+        let notice = notice(UNKNOWN, raw, &[account, UNKNOWN, "", raw.get()], None);
+        self.add(Part { target, items: vec![notice], original })
     }
 
     fn add(&mut self, part: Part<'a>) -> Result<(), NormalizeError> {

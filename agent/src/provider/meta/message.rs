@@ -11,11 +11,9 @@ use serde_json::value::RawValue;
 use super::{contact::Contacts, content, error::Errors, relay::Relay};
 use crate::provider::{
     ContactChange, Item, MessageItem, PreferenceIdentity, PreferenceItem,
-    json::{Fields, identity, kept},
+    json::{Fields, kept},
+    message::{UNSUPPORTED, identity, set_unsupported},
 };
-
-/// What we call a message that we cannot tell more about; it is passed on raw.
-pub const UNSUPPORTED: &str = "unsupported";
 
 /// A message of a contact.
 pub fn received(
@@ -37,7 +35,7 @@ pub fn received(
     };
     let told = system.and_then(|system| system_item(&system, &fields, &contact));
     let item = MessageItem {
-        identity: identity_of(&message, raw),
+        identity: identity(message.external_message_id.as_deref(), raw),
         contact,
         message,
         is_echo: false,
@@ -53,7 +51,7 @@ pub fn echo(raw: &RawValue, contacts: &Contacts, alone: bool, relay: Relay<'_>) 
     let mut message = read(raw, &fields, relay);
     message.source = Some("app");
     let item = MessageItem {
-        identity: identity_of(&message, raw),
+        identity: identity(message.external_message_id.as_deref(), raw),
         contact: contacts.join(fields.name("to"), fields.name("to_user_id"), alone),
         message,
         is_echo: true,
@@ -64,24 +62,16 @@ pub fn echo(raw: &RawValue, contacts: &Contacts, alone: bool, relay: Relay<'_>) 
 }
 
 fn unreadable(raw: &RawValue, business_phone: Option<&Phone>, is_echo: bool) -> Item {
-    let message = Message {
-        message_type: UNSUPPORTED.into(),
-        source: is_echo.then_some("app"),
-        raw: Some(kept(raw)),
-        ..Message::default()
-    };
+    let mut message = Message { source: is_echo.then_some("app"), ..Message::default() };
+    set_unsupported(&mut message, None, raw);
     Item::Message(Box::new(MessageItem {
-        identity: identity_of(&message, raw),
+        identity: identity(message.external_message_id.as_deref(), raw),
         contact: Contact::default(),
         message,
         is_echo,
         business_phone: business_phone.cloned(),
         time: None,
     }))
-}
-
-fn identity_of(message: &Message, raw: &RawValue) -> Box<str> {
-    message.external_message_id.clone().unwrap_or_else(|| identity(&[raw.get()]))
 }
 
 fn read(raw: &RawValue, fields: &Fields<'_>, relay: Relay<'_>) -> Message {
@@ -103,11 +93,10 @@ fn read(raw: &RawValue, fields: &Fields<'_>, relay: Relay<'_>) -> Message {
             message.message_type = known.into()
         }
         _ => {
-            message.message_type = UNSUPPORTED.into();
             // Of what Meta itself cannot show, `unsupported.type` says what it was.
             let shown = fields.object("unsupported").and_then(|unsupported| unsupported.name("type"));
-            message.raw_type = shown.filter(|_| literal.as_deref() == Some(UNSUPPORTED)).or(literal);
-            message.raw = Some(kept(raw));
+            let shown = shown.filter(|_| literal.as_deref() == Some(UNSUPPORTED));
+            set_unsupported(&mut message, shown.or(literal), raw);
         }
     }
     message

@@ -1,15 +1,11 @@
 //! `user_preferences[]`: the contact used WhatsApp's own control for marketing messages,
 //! <https://developers.facebook.com/docs/whatsapp/cloud-api/webhooks/reference/user_preferences>.
 
-use gateway_core::{event::Contact, opt_out::OptOutScope};
-use jiff::Timestamp;
+use gateway_core::opt_out::OptOutScope;
 use serde_json::value::RawValue;
 
 use super::contact::Contacts;
-use crate::provider::{
-    Item, PreferenceIdentity, PreferenceItem,
-    json::{Fields, identity},
-};
+use crate::provider::{Item, PreferenceItem, json::Fields, preference::identity_of};
 
 /// The decision; None for what is not one that we know.
 pub fn preference(raw: &RawValue, contacts: &Contacts, alone: bool) -> Option<Item> {
@@ -35,20 +31,4 @@ pub fn preference(raw: &RawValue, contacts: &Contacts, alone: bool) -> Option<It
         identity,
         time,
     })))
-}
-
-/// How the repeat of a decision is known that came alone: by the person, the provider's word and the time.
-pub fn identity_of(
-    contact: &Contact,
-    word: &str,
-    opts_out: bool,
-    time: Option<Timestamp>,
-) -> PreferenceIdentity {
-    match time {
-        Some(time) => PreferenceIdentity::Own(identity(&[contact.key(), word, &time.to_string()])),
-        // It may be the contact's second wish of this kind: that counts if it is to stop, and does not if it
-        // is to start again.
-        None if opts_out => PreferenceIdentity::Unknown,
-        None => PreferenceIdentity::Own(identity(&[contact.key(), word, ""])),
-    }
 }

@@ -2,12 +2,7 @@
 //! <https://developers.facebook.com/docs/whatsapp/cloud-api/webhooks/reference/messages/status>. No order is
 //! promised, and none is made: each status is passed on as it comes.
 
-use std::borrow::Cow;
-
-use gateway_core::{
-    event::{Contact, EventType, Status},
-    opt_out::OptOutScope,
-};
+use gateway_core::event::{Contact, EventType, Status};
 use serde_json::value::RawValue;
 
 use super::{
@@ -16,36 +11,19 @@ use super::{
     relay::{Relay, message_ids},
 };
 use crate::provider::{
-    Item, PreferenceIdentity, PreferenceItem, StatusItem,
-    json::{Fields, identity, kept},
+    Item, StatusItem,
+    json::{Fields, kept},
+    message::identity,
+    preference::stopped_marketing,
+    status::word,
 };
-
-/// The contact stopped marketing messages in WhatsApp itself; a send tells us so. It counts like the
-/// contact's own `user_preferences` callback, which has to be subscribed separately.
-const USER_STOPPED_MARKETING: i64 = 131_050;
 
 /// A status of a message, and the opt-out that it may tell of.
 pub fn of_message(raw: &RawValue, contacts: &Contacts, alone: bool, relay: Relay<'_>) -> Vec<Item> {
     let (item, errors) = read(raw, contacts, alone, relay);
-    let opt_out = opt_out(&item, &errors);
+    // It counts like the contact's own `user_preferences` callback, which has to be subscribed separately.
+    let opt_out = stopped_marketing(&item, &errors.codes);
     std::iter::once(Item::Status(Box::new(item))).chain(opt_out).collect()
-}
-
-/// The opt-out that a failed send tells of.
-pub fn opt_out(item: &StatusItem, errors: &Errors) -> Option<Item> {
-    let stopped =
-        item.event_type == Some(EventType::MessageFailed) && errors.codes.contains(&USER_STOPPED_MARKETING);
-    stopped.then(|| {
-        Item::Preference(Box::new(PreferenceItem {
-            contact: item.contact.clone(),
-            scope: OptOutScope::Marketing,
-            opts_out: true,
-            from_error: true,
-            external_message_id: item.status.external_message_id.clone(),
-            identity: PreferenceIdentity::ItemBefore,
-            time: item.time,
-        }))
-    })
 }
 
 /// A status of a call (`RINGING`, `ACCEPTED`, …): never one of a message.
@@ -59,7 +37,7 @@ pub fn of_call(raw: &RawValue, contacts: &Contacts, alone: bool, relay: Relay<'_
 fn read(raw: &RawValue, contacts: &Contacts, alone: bool, relay: Relay<'_>) -> (StatusItem, Errors) {
     let Some(fields) = Fields::of(raw) else {
         let status = Status { status: "unknown".into(), raw: Some(kept(raw)), ..Status::default() };
-        let identity = identity(&[raw.get()]);
+        let identity = identity(None, raw);
         let contact = Contact::default();
         return (StatusItem { contact, status, identity, event_type: None, time: None }, Errors::default());
     };
@@ -71,7 +49,7 @@ fn read(raw: &RawValue, contacts: &Contacts, alone: bool, relay: Relay<'_>) -> (
         message_ids(relay.message_id(&fields), fields.name("id"));
     let errors = relay.errors(&fields);
     let item = StatusItem {
-        identity: external_message_id.clone().unwrap_or_else(|| identity(&[raw.get()])),
+        identity: identity(external_message_id.as_deref(), raw),
         status: Status {
             external_message_id,
             status: word,
@@ -89,12 +67,6 @@ fn read(raw: &RawValue, contacts: &Contacts, alone: bool, relay: Relay<'_>) -> (
         time: fields.time("timestamp"),
     };
     (item, errors)
-}
-
-/// A provider's word for a status, in lower case.
-pub fn word(word: Option<Cow<'_, str>>) -> Box<str> {
-    let word = word.filter(|word| !word.trim().is_empty());
-    word.map_or_else(|| "unknown".into(), |word| word.to_lowercase().into_boxed_str())
 }
 
 /// The event of a status; none when it has no event of its own.

@@ -6,13 +6,15 @@ use serde_json::value::RawValue;
 
 use super::{
     contact::Contacts,
-    envelope::{Change, UNKNOWN_FIELD},
+    envelope::Change,
     error::Errors,
     message, preference, status,
 };
 use crate::provider::{
-    Item, NormalizeError, NoticeItem, Target,
-    json::{self, Fields, elements, identity, kept},
+    Item, NormalizeError, Target,
+    body::{self, UNKNOWN},
+    json::{self, Fields, elements},
+    message::UNSUPPORTED,
 };
 
 /// What the business wrote in its phone app.
@@ -36,7 +38,7 @@ pub fn has_list(object: &Fields<'_>) -> bool {
 /// The number or account of a change, and its items. Fails when there are more than `items_max`.
 pub fn change_part(change: &Change<'_>, items_max: usize) -> Result<(Target, Vec<Item>), NormalizeError> {
     let field = change.field.and_then(json::text);
-    let field = field.as_deref().filter(|field| !field.is_empty()).unwrap_or(UNKNOWN_FIELD);
+    let field = field.as_deref().filter(|field| !field.is_empty()).unwrap_or(UNKNOWN);
     if field == "history" {
         // Messages of up to 180 days ago, sent when a business that also uses the phone app joins. They are
         // the past: neither events nor opt-outs.
@@ -126,7 +128,7 @@ impl Value<'_> {
         }
         for item in items {
             if let Item::Message(item) = item
-                && &*item.message.message_type == message::UNSUPPORTED
+                && &*item.message.message_type == UNSUPPORTED
                 && item.message.error.is_none()
             {
                 item.message.error.clone_from(&errors.first);
@@ -180,12 +182,8 @@ fn target(change: &Change<'_>, value: &Fields<'_>) -> Target {
     }
 }
 
-fn notice(change: &Change<'_>, field: &str, raw: &RawValue, value_time: Option<Timestamp>) -> Item {
-    let text = |raw: Option<&'_ RawValue>| raw.map(|raw| raw.get().to_owned()).unwrap_or_default();
-    Item::Notice(Box::new(NoticeItem {
-        field: field.into(),
-        raw: kept(raw),
-        identity: identity(&[&text(change.account), field, &text(change.entry_time), raw.get()]),
-        time: change.entry_time.and_then(json::time).or(value_time),
-    }))
+fn notice<'a>(change: &Change<'a>, field: &str, raw: &RawValue, value_time: Option<Timestamp>) -> Item {
+    let text = |raw: Option<&'a RawValue>| raw.map_or("", RawValue::get);
+    let parts = [text(change.account), field, text(change.entry_time), raw.get()];
+    body::notice(field, raw, &parts, change.entry_time.and_then(json::time).or(value_time))
 }

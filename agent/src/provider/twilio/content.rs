@@ -2,10 +2,9 @@
 //! with them.
 
 use gateway_core::event::{Location, Media, MessageContext, Reply};
-use serde_json::value::RawValue;
 
 use super::parameters::Parameters;
-use crate::provider::json::kept;
+use crate::provider::message::{self, response};
 
 /// The text: of a button its label, of a list or a place what stands for it where the body is empty.
 pub fn text(parameters: &Parameters<'_>) -> Option<Box<str>> {
@@ -71,28 +70,18 @@ pub fn reply(parameters: &Parameters<'_>, kind: Option<&str>) -> Option<Reply> {
         Some(Reply { description: parameters.name("ListDescription"), ..list })
     } else {
         let flow = parameters.get("FlowData").or_else(|| parameters.get("InteractiveData"))?;
-        Some(Reply { reply_type: Some("nfm_reply".into()), response: answers(flow), ..Reply::default() })
-    }
-}
-
-/// JSON in a text; a text that is none stays a text.
-fn answers(text: &str) -> Option<Box<RawValue>> {
-    match serde_json::from_str::<&RawValue>(text) {
-        Ok(answers) => Some(kept(answers)),
-        Err(_) => serde_json::value::to_raw_value(text).ok(),
+        Some(Reply { reply_type: Some("nfm_reply".into()), response: response(flow), ..Reply::default() })
     }
 }
 
 /// What a message answers or forwards. `false` says no more than nothing does.
 pub fn context(parameters: &Parameters<'_>) -> Option<MessageContext> {
     let truth = |name| parameters.is(name, "true").then_some(true);
-    let context = MessageContext {
+    message::context(MessageContext {
         id: parameters.name("OriginalRepliedMessageSid"),
         from: parameters.name("OriginalRepliedMessageSender"),
         forwarded: truth("Forwarded"),
         frequently_forwarded: truth("FrequentlyForwarded"),
         referred_product: None,
-    };
-    let is_forwarded = context.forwarded.is_some() || context.frequently_forwarded.is_some();
-    (context.id.is_some() || context.from.is_some() || is_forwarded).then_some(context)
+    })
 }

@@ -11,6 +11,7 @@ use super::{
 };
 use crate::provider::{
     ITEMS_MAX, Item, NormalizeError, NoticeItem, Part, Target,
+    body::{self, UNKNOWN},
     json::{elements, identity},
 };
 
@@ -28,9 +29,7 @@ pub fn parts(content: &[u8]) -> Result<Vec<Part<'_>>, NormalizeError> {
         let part = (!parameters.is_empty()).then(|| part(&parameters));
         return Ok(part.into_iter().collect());
     }
-    // RFC 8259 section 8.1: JSON between systems is UTF-8.
-    let text = std::str::from_utf8(content).map_err(|_| NormalizeError::Unreadable)?;
-    let root: &RawValue = serde_json::from_str(text).map_err(|_| NormalizeError::Unreadable)?;
+    let root = body::json(body::text(content)?)?;
     let pieces = elements(root).unwrap_or_else(|| vec![root]);
     if pieces.len() > ITEMS_MAX {
         return Err(NormalizeError::TooManyItems);
@@ -106,7 +105,7 @@ fn kind(parameters: &Parameters<'_>) -> Kind {
 
 /// What is neither a message nor a status: a call, an error report, an event of another product.
 fn notice(parameters: &Parameters<'_>) -> Item {
-    let field = parameters.get("EventType").or_else(|| parameters.get("type")).unwrap_or("unknown");
+    let field = parameters.get("EventType").or_else(|| parameters.get("type")).unwrap_or(UNKNOWN);
     Item::Notice(Box::new(NoticeItem {
         field: field.into(),
         raw: parameters.kept(),

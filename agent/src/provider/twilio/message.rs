@@ -11,10 +11,8 @@ use super::{
     content::{context, has_more_media, location, media, media_kind, reply, text},
     parameters::Parameters,
 };
-use crate::provider::{Item, MessageItem, PreferenceIdentity, PreferenceItem};
+use crate::provider::{Item, MessageItem, PreferenceIdentity, PreferenceItem, message::UNSUPPORTED};
 
-/// What we call a message that we cannot tell more about; it is passed on raw.
-const UNSUPPORTED: &str = "unsupported";
 /// Beside what came of an ad this is sent with every message.
 const REFERRAL_COUNT: &str = "ReferralNumMedia";
 

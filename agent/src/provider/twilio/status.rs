@@ -2,18 +2,20 @@
 //! <https://www.twilio.com/docs/messaging/guides/track-outbound-message-status>. No order is promised, and none is
 //! made: each status is passed on as it comes.
 
+use std::borrow::Cow;
+
 use gateway_core::{
     event::{EventType, Status},
     opt_out::OptOutScope,
 };
 
 use super::{contact::contact, parameters::Parameters};
-use crate::provider::{Item, PreferenceIdentity, PreferenceItem, StatusItem};
+use crate::provider::{Item, StatusItem, preference::of_failure, status};
 
 /// "Attempt to send to unsubscribed recipient", <https://www.twilio.com/docs/api/errors/21610>: the contact stopped
 /// all messages of this sender, and a send tells us so.
 const UNSUBSCRIBED: i64 = 21_610;
-/// Statuses without an event of their own. Nothing more is said with them.
+/// Statuses without an event of their own.
 const ON_THE_WAY: [&str; 6] =
     ["accepted", "scheduled", "queued", "sending", "canceled", "partially_delivered"];
 
@@ -30,23 +32,12 @@ pub fn is_known(word: &str) -> bool {
 
 /// A status of a message, and the opt-out that it may tell of.
 pub fn of_message(parameters: &Parameters<'_>) -> Vec<Item> {
-    let word = word(parameters).unwrap_or("unknown").to_lowercase().into_boxed_str();
+    let word = status::word(word(parameters).map(Cow::Borrowed));
     let event_type = event_type(&word);
     let contact = contact(parameters, "To");
     let external_message_id = parameters.message_id();
     let (error, has_odd_code) = parameters.error();
     let is_unsubscribed = error.as_ref().is_some_and(|error| error.code == Some(UNSUBSCRIBED));
-    let opt_out = (is_unsubscribed && event_type == Some(EventType::MessageFailed)).then(|| {
-        Item::Preference(Box::new(PreferenceItem {
-            contact: contact.clone(),
-            opts_out: true,
-            from_error: true,
-            scope: OptOutScope::NonEssential,
-            external_message_id: external_message_id.clone(),
-            identity: PreferenceIdentity::ItemBefore,
-            time: None,
-        }))
-    });
     let item = StatusItem {
         contact,
         identity: external_message_id.clone().unwrap_or_else(|| parameters.identity()),
@@ -61,6 +52,7 @@ pub fn of_message(parameters: &Parameters<'_>) -> Vec<Item> {
         event_type,
         time: None,
     };
+    let opt_out = is_unsubscribed.then(|| of_failure(&item, OptOutScope::NonEssential)).flatten();
     std::iter::once(Item::Status(Box::new(item))).chain(opt_out).collect()
 }
 

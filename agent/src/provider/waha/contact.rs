@@ -11,7 +11,8 @@ use serde_json::value::RawValue;
 use super::data::Data;
 use crate::provider::{
     jid::{Jid, Kind, contact},
-    json::{Fields, identity},
+    json::Fields,
+    message,
 };
 
 /// The number of the session.
@@ -95,7 +96,7 @@ impl<'a> Payload<'a> {
 
     /// What names the message: its id, or else all of it.
     pub fn identity(&self) -> Box<str> {
-        self.id.as_deref().map_or_else(|| identity(&[self.raw.get()]), Box::from)
+        message::identity(self.id.as_deref(), self.raw)
     }
 
     /// Whether it is a story or in a channel, which are for everybody.

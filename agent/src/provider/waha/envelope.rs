@@ -7,18 +7,16 @@ use jiff::Timestamp;
 use serde_json::value::RawValue;
 
 use super::{
-    message, notice,
-    people::{Me, Payload},
-    status,
+    contact::{Me, Payload},
+    message, notice, status,
 };
 use crate::provider::{
-    Item, NormalizeError, NoticeItem, Part, Target,
-    json::{Fields, identity, kept},
+    Item, NormalizeError, Part, Target,
+    body::{self, UNKNOWN},
+    json::Fields,
     login::is_login,
 };
 
-/// The name of an event that has none.
-const UNKNOWN_EVENT: &str = "unknown";
 /// What the engine below WAHA says, raw, for finding faults: QR codes, keys and history among it.
 const ENGINE_EVENT: &str = "engine.event";
 
@@ -35,35 +33,16 @@ pub struct Callback<'a> {
 
 /// What a body says.
 pub fn parts(body: &[u8]) -> Result<Vec<Part<'_>>, NormalizeError> {
-    // RFC 8259 section 8.1: JSON between systems is UTF-8.
-    let text = std::str::from_utf8(body).map_err(|_| NormalizeError::Unreadable)?;
-    let Some(fields) = Fields::of_body(text) else {
-        let root: &RawValue = serde_json::from_str(text).map_err(|_| NormalizeError::Unreadable)?;
-        return Ok(vec![odd(root)]);
-    };
+    let text = body::text(body)?;
+    let Some(fields) = Fields::of_body(text) else { return Ok(body::odd(body::json(text)?)) };
     let event = fields.text("event").filter(|event| !event.is_empty());
     let callback = Callback {
-        event: event.unwrap_or(Cow::Borrowed(UNKNOWN_EVENT)),
+        event: event.unwrap_or(Cow::Borrowed(UNKNOWN)),
         me: Me::of(fields.object("me")),
         time: fields.time("timestamp"),
         fields,
     };
     Ok(callback.part().into_iter().collect())
-}
-
-/// A body that is JSON and no envelope.
-fn odd(root: &RawValue) -> Part<'_> {
-    let notice = NoticeItem {
-        field: UNKNOWN_EVENT.into(),
-        raw: kept(root),
-        identity: identity(&[UNKNOWN_EVENT, root.get()]),
-        time: None,
-    };
-    Part {
-        target: Target::default(),
-        items: vec![Item::Notice(Box::new(notice))],
-        original: vec![Cow::Borrowed(root.get())],
-    }
 }
 
 impl<'a> Callback<'a> {
@@ -109,12 +88,8 @@ impl<'a> Callback<'a> {
     fn notice(&self, raw: &RawValue) -> Item {
         let text = |name| self.fields.get(name).map_or("", RawValue::get);
         let own_time = Fields::of(raw).and_then(|payload| payload.time("timestamp"));
-        Item::Notice(Box::new(NoticeItem {
-            field: Box::from(&*self.event),
-            raw: kept(raw),
-            identity: identity(&[&self.event, text("session"), text("id"), text("timestamp"), raw.get()]),
-            time: own_time.or(self.time),
-        }))
+        let parts = [&*self.event, text("session"), text("id"), text("timestamp"), raw.get()];
+        body::notice(&self.event, raw, &parts, own_time.or(self.time))
     }
 
     /// The pieces of a body with all of it that is read.

@@ -1,7 +1,7 @@
 //! `message`, `message.any`, `message.reaction`, `message.edited`, `message.revoked`. WAHA names no type: it
 //! follows from what a payload has.
 
-use gateway_core::event::{Location, Media, Message, MessageContext, ProviderError, Reaction, Reply};
+use gateway_core::event::{Location, Media, Message, MessageContext, ProviderError, Reply};
 use jiff::Timestamp;
 use serde_json::value::RawValue;
 
@@ -10,10 +10,8 @@ use crate::provider::{
     Item, MessageItem,
     jid::Jid,
     json::{self, Fields, elements, identity, kept},
+    message::{self, set_location, set_reaction, set_unsupported},
 };
-
-/// What we call a message that we cannot tell more about; it is passed on raw.
-const UNSUPPORTED: &str = "unsupported";
 
 /// A message of a contact, or one that the business sent.
 pub fn message(callback: &Callback<'_>, payload: &Payload<'_>) -> Item {
@@ -95,16 +93,12 @@ fn read(payload: &Payload<'_>, message: &mut Message) {
     let fields = &payload.fields;
     let media = fields.object("media");
     if let Some(reaction) = fields.object("reaction") {
-        let emoji = reaction.name("text");
         message.message_type = "reaction".into();
-        message.text.clone_from(&emoji);
-        message.reaction = Some(Reaction { message_id: reaction.name("messageId"), emoji });
+        set_reaction(message, reaction.name("messageId"), reaction.name("text"));
     } else if let Some(location) = fields.object("location") {
         // `body` is a picture of the map.
-        let location = place(&location);
         message.message_type = "location".into();
-        message.text = location.name.clone().or_else(|| location.address.clone());
-        message.location = Some(location);
+        set_location(message, place(&location));
     } else if let Some(cards) = fields.get("vCards").filter(|cards| has_elements(cards)) {
         // `body` is the first card again.
         message.message_type = "contacts".into();
@@ -125,9 +119,7 @@ fn read(payload: &Payload<'_>, message: &mut Message) {
         message.message_type = "text".into();
         message.text = Some(body);
     } else {
-        message.message_type = UNSUPPORTED.into();
-        message.raw_type = payload.data.word();
-        message.raw = Some(kept(payload.raw));
+        set_unsupported(message, payload.data.word(), payload.raw);
     }
 }
 
@@ -140,10 +132,9 @@ fn file(payload: &Payload<'_>, media: Option<&Fields<'_>>, message: &mut Message
     let kind = payload.data.media_type().or_else(|| mime_type.as_deref().map(type_of_mime));
     // Some engines repeat the name of a document as its caption.
     message.text = payload.fields.name("body").filter(|body| filename.as_ref() != Some(body));
-    message.message_type = kind.unwrap_or(UNSUPPORTED).into();
-    if kind.is_none() {
-        message.raw_type = payload.data.word();
-        message.raw = Some(kept(payload.raw));
+    match kind {
+        Some(kind) => message.message_type = kind.into(),
+        None => set_unsupported(message, payload.data.word(), payload.raw),
     }
     let error = media.and_then(|media| media.get("error")).and_then(error_text);
     message.error = error.map(|title| ProviderError { title: Some(title), ..ProviderError::default() });
@@ -198,17 +189,12 @@ fn context(payload: &Payload<'_>) -> Option<MessageContext> {
     let reply = payload.fields.get("replyTo");
     let of_reply = |name| reply.and_then(Fields::of).and_then(|reply| reply.name(name));
     let (forwarded, frequently_forwarded) = payload.data.forwarded();
-    let context = MessageContext {
+    message::context(MessageContext {
         // It was a bare id once.
         id: of_reply("id").or_else(|| reply.and_then(json::text).map(Box::from)),
         from: of_reply("participant"),
         forwarded,
         frequently_forwarded,
         referred_product: None,
-    };
-    let says_something = context.id.is_some()
-        || context.from.is_some()
-        || context.forwarded.is_some()
-        || context.frequently_forwarded.is_some();
-    says_something.then_some(context)
+    })
 }

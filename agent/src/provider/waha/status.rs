@@ -33,7 +33,6 @@ fn item(
     word: &str,
     event_type: Option<EventType>,
 ) -> Option<Item> {
-    let is_known = event_type.is_some() || word == "pending";
     payload.is_own.then(|| {
         Item::Status(Box::new(StatusItem {
             contact: payload.reader(&callback.me),
@@ -43,7 +42,7 @@ fn item(
                 status: word.into(),
                 recipient: payload.recipient(),
                 group_id: payload.group().map(Jid::name),
-                raw: (!is_known).then(|| kept(payload.raw)),
+                raw: event_type.is_none().then(|| kept(payload.raw)),
                 ..Status::default()
             },
             identity: payload.identity(),
