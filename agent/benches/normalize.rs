@@ -18,6 +18,10 @@ mod configuration;
 
 use configuration::{TOKEN, configuration};
 
+/// As in the program.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// What of Meta is measured beside a text message.
 const MORE_OF_META: [&str; 3] = ["status_delivered", "image", "batch"];
 

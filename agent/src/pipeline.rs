@@ -14,6 +14,7 @@
 //! | connections | [`callback::CONNECTIONS_MAX`] | wait in the listen queue |
 //! | one body; all bodies | 4 MiB; 64 MiB | 413; 503 |
 //! | items of a callback | [`crate::provider::ITEMS_MAX`] | 413 |
+//! | one event; one part that nobody claims | [`normalize::EVENT_BYTES_MAX`] | 413 |
 //! | callbacks waiting for the buffer | [`BUFFER_WAITERS_MAX`] | 503 |
 //! | the buffer | `buffer_bytes_max`, `disk_free_bytes_min` | 503 |
 //! | what one destination is owed | `buffer_destination_share` | 503 for its callbacks |
@@ -143,6 +144,10 @@ impl Pipeline {
         let normalizer =
             Normalizer { route, snapshot: &snapshot, origin, receive_time, replay_time: Some(clock::now()) };
         let normalized = normalizer.normalize(parts);
+        if normalized.is_too_large() {
+            warn!("skipped a claimed callback: its events would be too large");
+            return Ok(());
+        }
         self.append(normalized).await?;
         Ok(())
     }
@@ -206,7 +211,8 @@ impl Pipeline {
         let origin = &self.0.origin;
         let normalizer =
             Normalizer { route, snapshot: &snapshot, origin, receive_time: now, replay_time: None };
-        Ok((normalizer.normalize(parts), provider.reply(content)))
+        let normalized = normalizer.normalize(parts);
+        if normalized.is_too_large() { Err(Answer::TooLarge) } else { Ok((normalized, provider.reply(content))) }
     }
 
     fn refuse(&self, route: Option<&gateway_core::id::InboundRouteId>, reason: Refusal, now: Timestamp) {

@@ -1,6 +1,11 @@
 //! The companies that call us. A provider's code proves a callback genuine and says what is in it; it knows
 //! nothing of instances, configuration versions or the buffer. Adding one is a file `provider/<name>.rs`, its
 //! fixtures, and a line in [`provider`].
+//!
+//! A provider's folder has, as far as it needs them: `authenticate`, what proves a callback; `envelope`, what a body
+//! is about; `message` and its `content`; `status`; `preference`, a contact's decisions; `contact`, who a person is.
+//! What several share is beside the folders, under the same names; `json` reads, `body` keeps what is passed on raw,
+//! `credential`, `signature`, `signed_request` and `jwt` prove.
 
 use std::borrow::Cow;
 

@@ -105,7 +105,7 @@ fn longest_lists_are_affordable() {
                     continue;
                 }
                 for (element, count) in
-                    [("null", ITEMS_MAX), ("{}", ITEMS_MAX), ("\"\"", ITEMS_MAX), ("{}", BODY_BYTES_MAX / 4)]
+                    [("null", ITEMS_MAX), ("{}", ITEMS_MAX), ("\"\"", ITEMS_MAX), ("{}", BODY_BYTES_MAX / 16)]
                 {
                     let mut payload = payload.clone();
                     *payload.pointer_mut(&list).unwrap() = Value::from("the list");

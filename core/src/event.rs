@@ -467,7 +467,7 @@ pub struct Status {
     /// The group it was written in.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub group_id: Option<Box<str>>,
-    /// The whole item, for kinds of status that we do not know, and where the other fields do not say all of
+    /// The whole item, where the status has no event of its own, and where the other fields do not say all of
     /// it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub raw: Option<Box<RawValue>>,

@@ -20,6 +20,7 @@ use jiff::Timestamp;
 
 use super::buffer::{Entry, NewEvent, NewUnrouted};
 use crate::{
+    control_plane::MESSAGE_BYTES_MAX,
     opt_out::{Wish, WishKind, keyword_texts},
     provider::{
         Item, MessageItem, NoticeItem, Part, PreferenceIdentity, PreferenceItem, StatusItem, Target,
@@ -27,9 +28,13 @@ use crate::{
     },
 };
 
-/// Longest text in the log's own column, in bytes; the webhook body in the log has the whole text. WhatsApp
-/// itself stops at 4,096 characters; the limit keeps a report within one gRPC message whatever comes.
+/// Longest text in a column of the log, in bytes; the webhook body in the log has the whole text. WhatsApp
+/// itself stops at 4,096 characters.
 const LOG_TEXT_BYTES_MAX: usize = 64 * 1024;
+/// Longest webhook body of an event, and longest part that is kept, in bytes. With the columns of its log it stays
+/// within one message to the control plane: a larger one could never be reported, nor anything behind it. Bodies
+/// can be longer than their callback, which may say in one byte what takes six in JSON.
+pub const EVENT_BYTES_MAX: usize = MESSAGE_BYTES_MAX - 1024 * 1024;
 
 /// The agent that takes callbacks.
 #[derive(Debug, Clone)]
@@ -48,6 +53,18 @@ pub struct Normalized {
     /// Wishes of contacts, in the order in which they came. Deciding them takes what is known of the
     /// contact, and may add events.
     pub wishes: Vec<Wish>,
+}
+
+impl Normalized {
+    /// Whether an event or a part is too large to be reported.
+    pub fn is_too_large(&self) -> bool {
+        let kept = |part: &NewUnrouted| {
+            let v1::UnroutedCallback { provider_number_id, provider_account_id, payload_json, .. } = &part.callback;
+            provider_number_id.len() + provider_account_id.len() + payload_json.len()
+        };
+        self.entry.events.iter().any(|event| event.log.payload_json.len() > EVENT_BYTES_MAX)
+            || self.entry.unrouted.iter().any(|part| kept(part) > EVENT_BYTES_MAX)
+    }
 }
 
 /// What normalizing works with.
@@ -418,10 +435,10 @@ pub fn log(event: &Event, origin: &Origin) -> v1::InboundLog {
         event: event.event_type.name().to_owned(),
         from_phone,
         to_phone,
-        contact_user_id: event.contact.user_id.as_deref().unwrap_or_default().to_owned(),
-        message_type: message_type.to_owned(),
-        message_text: message_text[..message_text.floor_char_boundary(LOG_TEXT_BYTES_MAX)].to_owned(),
-        external_message_id: external_message_id.to_owned(),
+        contact_user_id: column(event.contact.user_id.as_deref().unwrap_or_default()),
+        message_type: column(message_type),
+        message_text: column(message_text),
+        external_message_id: column(external_message_id),
         event_time: Some(to_proto(event.event_time)),
         receive_time: Some(to_proto(event.receive_time)),
         agent_id: origin.agent_id.clone(),
@@ -431,6 +448,11 @@ pub fn log(event: &Event, origin: &Origin) -> v1::InboundLog {
         deliveries: Vec::new(),
         record_time: None,
     }
+}
+
+/// A text as the log's column has it.
+fn column(text: &str) -> String {
+    text[..text.floor_char_boundary(LOG_TEXT_BYTES_MAX)].to_owned()
 }
 
 /// The provider's message id, the message type and the text, empty where the event has none.

@@ -2,11 +2,13 @@
 //! absent one, a duplicate key is its last value, a broken surrogate is U+FFFD. Nothing here fails on JSON
 //! that parses, and nothing recurses, however deep the value is nested.
 
-use std::{borrow::Cow, fmt};
+use std::{borrow::Cow, fmt, marker::PhantomData};
 
 use gateway_core::time::{from_provider_json, from_provider_number};
 use jiff::Timestamp;
-use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde::de::{
+    Deserialize, Deserializer, MapAccess, SeqAccess, Visitor, value::MapAccessDeserializer,
+};
 use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 
@@ -106,6 +108,30 @@ impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {
         }
 
         deserializer.deserialize_map(FieldsVisitor).map(Self)
+    }
+}
+
+/// A struct that is written as an object. A derived reader takes a list of its fields' values too, which no
+/// provider means.
+pub struct Object<T>(pub T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct ObjectVisitor<T>(PhantomData<T>);
+
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for ObjectVisitor<T> {
+            type Value = T;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(map))
+            }
+        }
+
+        deserializer.deserialize_map(ObjectVisitor(PhantomData)).map(Self)
     }
 }
 
@@ -327,6 +353,21 @@ mod tests {
         );
         for other in ["[]", "1", "\"x\"", "null", "true"] {
             assert!(Fields::of(&raw(other)).is_none(), "{other}");
+        }
+    }
+
+    /// A struct is not read from a list, at no depth.
+    #[test]
+    fn lists_are_no_objects() {
+        #[derive(serde::Deserialize)]
+        struct Pair {
+            a: Option<i64>,
+            b: Option<Vec<Object<Pair>>>,
+        }
+        let Object(pair) = serde_json::from_str::<Object<Pair>>(r#"{"b":[{"a":1}]}"#).unwrap();
+        assert_eq!((pair.a, pair.b.unwrap()[0].0.a), (None, Some(1)));
+        for json in ["[1,null]", r#"{"b":[[1,null]]}"#, "1", "null"] {
+            assert!(serde_json::from_str::<Object<Pair>>(json).is_err(), "{json}");
         }
     }
 

@@ -114,7 +114,23 @@ fn items_are_limited() {
     assert!(matches!(meta.normalize(body(10_001).as_bytes()), Err(NormalizeError::TooManyItems)));
 }
 
-/// The log's text column is cut at a character; the body has the whole text.
+/// What could not be reported in one message is refused: a body that says the same twice, a part that nobody claims.
+#[test]
+fn events_fit_a_report() {
+    let text = "x".repeat(EVENT_BYTES_MAX / 2);
+    let body = String::from_utf8(fixture("button")).unwrap();
+    let long = body.replace(r#""text": "Unsubscribe""#, &format!(r#""text": "{text}""#));
+    assert_ne!(long, body);
+    let is_too_large = |snapshot: &Snapshot, body: &str| normalize(snapshot, body.as_bytes()).unwrap().is_too_large();
+    let snapshot = configuration(&[]);
+    assert!(is_too_large(&snapshot, &long));
+    assert!(!is_too_large(&snapshot, &long.replace(&text, &text[..text.len() - 1024])));
+    let of_others = long.replace("106540352242922", "0");
+    assert!(!is_too_large(&snapshot, &of_others));
+    assert!(is_too_large(&snapshot, &of_others.replace(&text, &text.repeat(2))));
+}
+
+/// The log's text columns are cut at a character; the body has the whole text.
 #[test]
 fn long_texts_are_cut_in_the_column_only() {
     let text = "é".repeat(LOG_TEXT_BYTES_MAX);
@@ -122,6 +138,9 @@ fn long_texts_are_cut_in_the_column_only() {
     let events = normalize(&configuration(&[]), body.as_bytes()).unwrap().entry.events;
     assert_eq!(events[0].log.message_text.len(), LOG_TEXT_BYTES_MAX);
     assert!(events[0].log.payload_json.contains(&text));
+    let body = body.replace("wamid.", &text);
+    let events = normalize(&configuration(&[]), body.as_bytes()).unwrap().entry.events;
+    assert_eq!(events[0].log.external_message_id.len(), LOG_TEXT_BYTES_MAX);
 }
 
 fn any_json() -> impl Strategy<Value = serde_json::Value> {

@@ -7,8 +7,8 @@ use jiff::Timestamp;
 use serde_json::value::RawValue;
 
 use super::{
-    envelope::{Callback, Read},
     content,
+    envelope::{Callback, Read},
     key::Key,
     message::time,
 };

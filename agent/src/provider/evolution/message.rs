@@ -9,10 +9,10 @@ use jiff::Timestamp;
 use serde_json::value::RawValue;
 
 use super::{
-    envelope::{Callback, Read},
     change::{self, Carrier},
     content::Content,
     cut::cut,
+    envelope::{Callback, Read},
     key::Key,
 };
 use crate::provider::{

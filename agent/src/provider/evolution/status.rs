@@ -5,8 +5,8 @@ use gateway_core::event::{EventType, Status};
 use serde_json::value::RawValue;
 
 use super::{
-    envelope::{Callback, Read},
     cut::cut,
+    envelope::{Callback, Read},
     key::Key,
 };
 use crate::provider::{

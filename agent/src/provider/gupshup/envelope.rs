@@ -8,7 +8,7 @@ use super::{message, preference, status};
 use crate::provider::{
     Item, NormalizeError, Part, Target,
     body::{self, UNKNOWN},
-    json::{self, Fields, identity},
+    json::{self, Fields, Object, identity},
     meta::{
         envelope::{Entry, is_whatsapp, of_entries, of_odd_entries, short},
         relay::Relay,
@@ -21,7 +21,7 @@ struct Root<'a> {
     #[serde(borrow)]
     object: Option<&'a RawValue>,
     #[serde(borrow)]
-    entry: Option<Vec<Entry<'a>>>,
+    entry: Option<Vec<Object<Entry<'a>>>>,
     #[serde(borrow)]
     gs_app_id: Option<&'a RawValue>,
     /// The app's name.
@@ -48,12 +48,12 @@ struct Root<'a> {
 /// What a body says, by change.
 pub fn parts(body: &[u8]) -> Result<Vec<Part<'_>>, NormalizeError> {
     let text = body::text(body)?;
-    match serde_json::from_str::<Root<'_>>(text) {
-        Ok(root) if root.is_of_another_product() => Ok(Vec::new()),
-        Ok(Root { entry: Some(entries), gs_app_id, .. }) => {
+    match serde_json::from_str::<Object<Root<'_>>>(text) {
+        Ok(Object(root)) if root.is_of_another_product() => Ok(Vec::new()),
+        Ok(Object(Root { entry: Some(entries), gs_app_id, .. })) => {
             of_entries(entries, Relay::Gupshup { app_id: gs_app_id.and_then(short) })
         }
-        Ok(root) => root.part(text),
+        Ok(Object(root)) => root.part(text),
         Err(_) => odd_shape(text),
     }
 }

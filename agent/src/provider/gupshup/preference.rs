@@ -4,9 +4,7 @@
 use gateway_core::opt_out::OptOutScope;
 use jiff::Timestamp;
 
-use crate::provider::{
-    Item, PreferenceItem, contact::of_field, json::Fields, preference::identity_of,
-};
+use crate::provider::{Item, PreferenceItem, contact::of_field, json::Fields, preference::identity_of};
 
 /// The decision; None for what is none (`sandbox-start`, sent when an address is saved) or nobody's.
 pub fn preference(fields: &Fields<'_>, time: Option<Timestamp>) -> Option<Item> {

@@ -6,7 +6,7 @@ use serde_json::value::RawValue;
 use super::result;
 use crate::provider::{
     ITEMS_MAX, Item, NormalizeError, Part, Target, body,
-    json::{Fields, elements},
+    json::{Fields, Object, elements},
 };
 
 const HEAD: &str = r#"{"results":["#;
@@ -24,8 +24,8 @@ struct Envelope<'a> {
 /// What a body says, by number.
 pub fn parts(body: &[u8]) -> Result<Vec<Part<'_>>, NormalizeError> {
     let text = body::text(body)?;
-    match serde_json::from_str::<Envelope<'_>>(text) {
-        Ok(envelope) => of_results(&envelope.results),
+    match serde_json::from_str::<Object<Envelope<'_>>>(text) {
+        Ok(Object(envelope)) => of_results(&envelope.results),
         Err(_) => odd_shape(body::json(text)?),
     }
 }

@@ -99,3 +99,24 @@ impl Card {
 fn match_key(phone: &str) -> Option<String> {
     normalize_phone(phone).as_ref().map(Phone::match_key)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn contacts(elements: &[String]) -> Contacts {
+        let json = RawValue::from_string(format!("[{}]", elements.join(","))).unwrap();
+        Contacts::of(Some(&json))
+    }
+
+    /// The largest batch that Meta sends is joined; what would cost out of all proportion is not.
+    #[test]
+    fn joining_is_bounded() {
+        let card = |number: usize| format!(r#"{{"wa_id":"1650555{number:04}"}}"#);
+        let batch: Vec<_> = (0..1000).map(card).collect();
+        assert!(contacts(&batch).can_be_joined(1000));
+        assert!(!contacts(&batch).can_be_joined(ITEMS_MAX));
+        let long = contacts(&[format!(r#"{{"wa_id":"1","profile":{{"name":"{}"}}}}"#, "x".repeat(CARD_BYTES_MAX))]);
+        assert!(long.can_be_joined(1) && !long.can_be_joined(2));
+    }
+}

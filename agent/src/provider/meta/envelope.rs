@@ -10,7 +10,7 @@ use super::{relay::Relay, value::change_part};
 use crate::provider::{
     ITEMS_MAX, NormalizeError, Part, Target,
     body::{self, UNKNOWN, notice},
-    json::{self, Fields, elements},
+    json::{self, Fields, Object, elements},
 };
 
 const OBJECT: &str = "whatsapp_business_account";
@@ -39,7 +39,7 @@ struct Envelope<'a> {
     #[serde(borrow)]
     object: &'a RawValue,
     #[serde(borrow)]
-    entry: Vec<Entry<'a>>,
+    entry: Vec<Object<Entry<'a>>>,
 }
 
 /// One `entry[]` element of the documented shape.
@@ -50,7 +50,7 @@ pub struct Entry<'a> {
     #[serde(borrow)]
     time: Option<&'a RawValue>,
     #[serde(borrow)]
-    changes: Vec<ChangeFields<'a>>,
+    changes: Vec<Object<ChangeFields<'a>>>,
 }
 
 /// The documented shape and no other, so that nothing in another one is passed over.
@@ -73,17 +73,20 @@ pub fn parts(body: &[u8]) -> Result<Vec<Part<'_>>, NormalizeError> {
 }
 
 /// The entries of a body of the documented shape; None for every other.
-pub fn documented(text: &str) -> Option<Vec<Entry<'_>>> {
-    let envelope = serde_json::from_str::<Envelope<'_>>(text).ok()?;
+pub fn documented(text: &str) -> Option<Vec<Object<Entry<'_>>>> {
+    let Object(envelope) = serde_json::from_str::<Object<Envelope<'_>>>(text).ok()?;
     (is_whatsapp(envelope.object) == Some(true)).then_some(envelope.entry)
 }
 
 /// What entries of the documented shape say.
-pub fn of_entries<'a>(entries: Vec<Entry<'a>>, relay: Relay<'a>) -> Result<Vec<Part<'a>>, NormalizeError> {
+pub fn of_entries<'a>(
+    entries: Vec<Object<Entry<'a>>>,
+    relay: Relay<'a>,
+) -> Result<Vec<Part<'a>>, NormalizeError> {
     let mut parts = Parts::of(relay);
-    for entry in entries {
+    for Object(entry) in entries {
         let (account, entry_time) = (entry.id.and_then(short), entry.time.and_then(short));
-        for ChangeFields { field, value } in entry.changes {
+        for Object(ChangeFields { field, value }) in entry.changes {
             let value = Some(value);
             parts.change(Change { account, entry_time, field, value, whole: None, relay })?;
         }

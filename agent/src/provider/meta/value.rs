@@ -4,12 +4,7 @@ use gateway_core::phone::{Phone, normalize_phone};
 use jiff::Timestamp;
 use serde_json::value::RawValue;
 
-use super::{
-    contact::Contacts,
-    envelope::Change,
-    error::Errors,
-    message, preference, status,
-};
+use super::{contact::Contacts, envelope::Change, error::Errors, message, preference, status};
 use crate::provider::{
     Item, NormalizeError, Target,
     body::{self, UNKNOWN},
@@ -142,7 +137,8 @@ impl Value<'_> {
     /// is none, errors that explain no message, a key that nobody reads.
     fn says_more(&self, errors_are_told: bool) -> bool {
         self.fields.iter().any(|(name, raw)| {
-            let is_empty = || raw.get() == "null" || elements(raw).is_some_and(|elements| elements.is_empty());
+            let is_empty =
+                || raw.get() == "null" || elements(raw).is_some_and(|elements| elements.is_empty());
             let is_read = match std::str::from_utf8(name) {
                 Ok("errors") => errors_are_told,
                 Ok(name) if LISTS.contains(&name) => raw.get().starts_with('['),

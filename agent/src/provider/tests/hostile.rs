@@ -324,19 +324,21 @@ fn may_be_nothing(provider: ProviderName, value: &Value) -> bool {
         ProviderName::Meta => is_of_meta_nothing(value),
         ProviderName::Dialog360 => !value["event"].is_null() || is_of_meta_nothing(value),
         ProviderName::Gupshup => is_of_meta_nothing(value),
-        ProviderName::Infobip => {
-            value.as_array().is_some_and(|elements| elements.iter().all(is_empty))
-                || contains(value, &|name, value| name == "results" && is_empty(value))
-        }
+        ProviderName::Infobip => contains(value, &|name, value| name == "results" && is_empty(value)),
         ProviderName::Twilio => value.as_object().is_none_or(|fields| fields.values().all(Value::is_null)),
         // The past, the login, and what goes to everybody.
         ProviderName::Evolution => {
             ["messages.set", "messaging.history.set", "instance.create"].contains(&&*event)
                 || is_login(&event)
-                || event.starts_with("messages.")
-                || event.starts_with("send.message")
+                || is_for_everybody(value)
+                || contains(value, &|name, _| name == "protocolMessage" || name == "type")
+                || event == "send.message.update"
+                || is_empty(&value["data"])
         }
-        ProviderName::Waha => event == "engine.event" || is_login(&event) || event.starts_with("message"),
+        ProviderName::Waha => event == "engine.event"
+                || is_login(&event)
+                || is_for_everybody(value)
+                || event == "message" && contains(value, &|name, _| ["fromMe", "id"].contains(&name)),
         _ => false,
     }
 }
@@ -346,6 +348,12 @@ fn is_of_meta_nothing(value: &Value) -> bool {
     value["object"].as_str().is_some_and(|object| object != "whatsapp_business_account")
         || contains(value, &|name, value| name == "field" && value == "history")
         || contains(value, &|name, value| ["entry", "changes"].contains(&name) && is_empty(value))
+}
+
+/// Stories and channels.
+fn is_for_everybody(value: &Value) -> bool {
+    let text = value.to_string();
+    text.contains("@broadcast") || text.contains("@newsletter")
 }
 
 fn is_empty(value: &Value) -> bool {

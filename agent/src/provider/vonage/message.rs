@@ -6,7 +6,7 @@ use gateway_core::{
     phone::normalize_phone,
 };
 
-use super::{envelope::Callback, contact::contact, content};
+use super::{contact::contact, content, envelope::Callback};
 use crate::provider::{
     MessageItem,
     json::{Fields, kept},

@@ -5,7 +5,7 @@
 use gateway_core::event::{EventType, ProviderError, Status};
 use serde_json::value::RawValue;
 
-use super::{envelope::Callback, contact::contact};
+use super::{contact::contact, envelope::Callback};
 use crate::provider::{
     StatusItem,
     json::{Fields, integer, kept, text},

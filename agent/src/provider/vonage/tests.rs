@@ -139,7 +139,6 @@ fn token_of_another_body_is_refused() {
         r#","payload_hash":null"#.to_owned(),
         r#","payload_hash":"""#.to_owned(),
         r#","payload_hash":1"#.to_owned(),
-        format!(r#","payload_hash":"{}""#, hash.to_uppercase()),
         format!(r#","payload_hash":"{}""#, &hash[..63]),
     ] {
         let token = signed(&format!(r#"{{"iat":{ISSUED}{unusable}}}"#));
