@@ -75,5 +75,6 @@ impl Exchange {
 /// Whether a server takes this as path and query, and passes it on byte for byte.
 pub fn is_target(text: &str) -> bool {
     let uri = || text.parse::<Uri>().ok();
-    text.starts_with('/') && uri().is_some_and(|uri| uri.path_and_query().is_some_and(|target| target == text))
+    text.starts_with('/')
+        && uri().is_some_and(|uri| uri.path_and_query().is_some_and(|target| target == text))
 }

@@ -16,7 +16,7 @@ use url::form_urlencoded;
 
 use super::exchange::{Exchange, is_target};
 
-/// Parameters of a form that are never exceeded.
+/// Most parameters of a form; Twilio sends about forty.
 const PARAMETERS_MAX: usize = 10_000;
 
 /// One way of proving a callback.
@@ -189,7 +189,8 @@ impl Proof {
 
 /// Changes one byte.
 fn change(bytes: &mut [u8], seed: &[u8], to: impl FnOnce(u8) -> u8) {
-    let position = seed.iter().fold(0_usize, |sum, byte| sum.wrapping_mul(31).wrapping_add(usize::from(*byte)));
+    let position =
+        seed.iter().fold(0_usize, |sum, byte| sum.wrapping_mul(31).wrapping_add(usize::from(*byte)));
     if !bytes.is_empty() {
         let position = position % bytes.len();
         bytes[position] = to(bytes[position]);
@@ -197,8 +198,11 @@ fn change(bytes: &mut [u8], seed: &[u8], to: impl FnOnce(u8) -> u8) {
 }
 
 fn token(key: &[u8], claims: &str) -> String {
-    let signed =
-        format!("{}.{}", URL_SAFE_NO_PAD.encode(r#"{"alg":"HS256","typ":"JWT"}"#), URL_SAFE_NO_PAD.encode(claims));
+    let signed = format!(
+        "{}.{}",
+        URL_SAFE_NO_PAD.encode(r#"{"alg":"HS256","typ":"JWT"}"#),
+        URL_SAFE_NO_PAD.encode(claims)
+    );
     let signature = URL_SAFE_NO_PAD.encode(hmac_sha256(key, signed.as_bytes()));
     format!("{signed}.{signature}")
 }

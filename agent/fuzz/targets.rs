@@ -28,7 +28,7 @@ use proof::Proof;
 
 /// The number of the instance that everything is for.
 const NUMBER: &str = "106540352242922";
-/// Longest text in a column of the log, in bytes, as README and proto promise: what is longer is in the body alone.
+/// Longest text in a column of the log, in bytes; the body has the whole text.
 const LOG_TEXT_BYTES_MAX: usize = 64 * 1024;
 
 /// Normalizes a content. Whatever it is: its items are bounded, every body is JSON, and each part, kept because
@@ -77,14 +77,18 @@ fn check(log: &v1::InboundLog) {
     {
         assert_eq!(body[key], **value, "{key}");
     }
-    assert!(log.message_text.len() <= LOG_TEXT_BYTES_MAX);
+    for text in [&log.message_text, &log.message_type, &log.external_message_id, &log.contact_user_id] {
+        assert!(text.len() <= LOG_TEXT_BYTES_MAX);
+    }
     for phone in [&log.from_phone, &log.to_phone] {
         assert!(phone.is_empty() || phone.starts_with('+') && (8..=16).contains(&phone.len()), "{phone}");
     }
 }
 
 fn describe(wish: &Wish) -> String {
-    let keys = |contact: &ContactRef| format!("{:?} {:?}", contact.phone.as_ref().map(Phone::as_str), contact.user_id);
+    let keys = |contact: &ContactRef| {
+        format!("{:?} {:?}", contact.phone.as_ref().map(Phone::as_str), contact.user_id)
+    };
     match &wish.kind {
         WishKind::Follow { from, to } => format!("{} is {}", keys(from), keys(to)),
         WishKind::Decide(decision) => format!(
@@ -104,7 +108,8 @@ pub fn authenticate(name: Provider, input: &[u8]) {
     let exchange = Exchange::read(input);
     // Depends on all of the input, so that no input can have it.
     let secret = sha256_hex(input);
-    for kinds in RouteSecretKind::of(name).iter().map(std::slice::from_ref).chain([RouteSecretKind::of(name)]) {
+    for kinds in RouteSecretKind::of(name).iter().map(std::slice::from_ref).chain([RouteSecretKind::of(name)])
+    {
         let route = route(name, kinds, &secret);
         assert!(provider(name).authenticate(&route, &exchange.request(), now()).is_err(), "nobody signed");
         assert!(provider(name).handshake(&route, exchange.query()).is_err(), "nobody knows the token");
@@ -122,7 +127,8 @@ pub fn authenticate(name: Provider, input: &[u8]) {
 }
 
 fn route(provider: Provider, kinds: &[RouteSecretKind], secret: &str) -> RouteConfig {
-    let secret = |kind: &RouteSecretKind| RouteSecret { kind: *kind, value: proof::value(*kind, secret).into() };
+    let secret =
+        |kind: &RouteSecretKind| RouteSecret { kind: *kind, value: proof::value(*kind, secret).into() };
     RouteConfig {
         id: "route".parse().expect("it matches the pattern of ids"),
         provider,

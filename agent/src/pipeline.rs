@@ -212,7 +212,11 @@ impl Pipeline {
         let normalizer =
             Normalizer { route, snapshot: &snapshot, origin, receive_time: now, replay_time: None };
         let normalized = normalizer.normalize(parts);
-        if normalized.is_too_large() { Err(Answer::TooLarge) } else { Ok((normalized, provider.reply(content))) }
+        if normalized.is_too_large() {
+            Err(Answer::TooLarge)
+        } else {
+            Ok((normalized, provider.reply(content)))
+        }
     }
 
     fn refuse(&self, route: Option<&gateway_core::id::InboundRouteId>, reason: Refusal, now: Timestamp) {

@@ -16,9 +16,9 @@ const INPUTS_MAX: usize = 60;
 /// The files of a directory below `agent/`, with their names.
 fn files(directory: &str) -> Vec<(String, Vec<u8>)> {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join(directory);
-    let paths = fs::read_dir(&directory).unwrap_or_else(|error| panic!("{}: {error}", directory.display()));
-    let paths = paths.map(|entry| entry.unwrap().path());
-    paths.map(|path| (path.display().to_string(), fs::read(&path).unwrap())).collect()
+    let entries = fs::read_dir(&directory).unwrap_or_else(|error| panic!("{}: {error}", directory.display()));
+    let paths = entries.map(|entry| entry.expect("the directory can be read").path());
+    paths.map(|path| (path.display().to_string(), fs::read(&path).expect("it is a file"))).collect()
 }
 
 fn corpus(target: &str, provider: Provider) -> Vec<(String, Vec<u8>)> {

@@ -59,7 +59,8 @@ impl Normalized {
     /// Whether an event or a part is too large to be reported.
     pub fn is_too_large(&self) -> bool {
         let kept = |part: &NewUnrouted| {
-            let v1::UnroutedCallback { provider_number_id, provider_account_id, payload_json, .. } = &part.callback;
+            let v1::UnroutedCallback { provider_number_id, provider_account_id, payload_json, .. } =
+                &part.callback;
             provider_number_id.len() + provider_account_id.len() + payload_json.len()
         };
         self.entry.events.iter().any(|event| event.log.payload_json.len() > EVENT_BYTES_MAX)

@@ -7,16 +7,23 @@ use std::{borrow::Cow, fmt, marker::PhantomData};
 use gateway_core::time::{from_provider_json, from_provider_number};
 use jiff::Timestamp;
 use serde::de::{
-    Deserialize, Deserializer, MapAccess, SeqAccess, Visitor, value::MapAccessDeserializer,
+    Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor,
+    value::MapAccessDeserializer,
 };
 use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
+
+use super::ITEMS_MAX;
 
 /// Deepest nesting of a value that is passed on as JSON. Deeper ones are passed on as JSON text in a string,
 /// because parsers of receivers give up somewhere between 100 and 1,000 levels.
 pub const RAW_DEPTH_MAX: usize = 64;
 /// Largest value that is passed on whole. Of larger ones the beginning is passed on, with a mark.
 pub const RAW_BYTES_MAX: usize = 256 * 1024;
+
+/// Most fields of an object; one with more is read as if it was none, because each field costs far more memory than
+/// the bytes that name it. Providers send some hundred.
+pub const FIELDS_MAX: usize = 1 << 14;
 
 /// The fields of one JSON object.
 pub struct Fields<'a>(Vec<(Cow<'a, [u8]>, &'a RawValue)>);
@@ -101,6 +108,9 @@ impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
                 let mut fields = Vec::with_capacity(8);
                 while let Some(Bytes(key)) = map.next_key()? {
+                    if fields.len() == FIELDS_MAX {
+                        return Err(A::Error::custom("too many fields"));
+                    }
                     fields.push((key, map.next_value()?));
                 }
                 Ok(fields)
@@ -162,9 +172,39 @@ impl<'de: 'a, 'a> Deserialize<'de> for Bytes<'a> {
     }
 }
 
-/// The elements of `raw`; None when it is not an array.
+/// The elements of `raw`; None when it is not an array. Of more than [`ITEMS_MAX`] only one more than that.
 pub fn elements(raw: &RawValue) -> Option<Vec<&RawValue>> {
-    raw.get().starts_with('[').then(|| serde_json::from_str(raw.get()).ok())?
+    let Elements(elements) = raw.get().starts_with('[').then(|| serde_json::from_str(raw.get()).ok())??;
+    Some(elements)
+}
+
+struct Elements<'a>(Vec<&'a RawValue>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Elements<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct ElementsVisitor;
+
+        impl<'de> Visitor<'de> for ElementsVisitor {
+            type Value = Vec<&'de RawValue>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an array")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+                let mut elements = Vec::new();
+                while let Some(element) = seq.next_element()? {
+                    elements.push(element);
+                    if elements.len() > ITEMS_MAX {
+                        while seq.next_element::<IgnoredAny>()?.is_some() {}
+                    }
+                }
+                Ok(elements)
+            }
+        }
+
+        deserializer.deserialize_seq(ElementsVisitor).map(Self)
+    }
 }
 
 /// A string as it is, a number or truth value as it is written; None for anything else.
@@ -317,92 +357,4 @@ pub fn identity(parts: &[&str]) -> Box<str> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn raw(json: &str) -> Box<RawValue> {
-        RawValue::from_string(json.to_owned()).unwrap()
-    }
-
-    /// Whatever a provider writes instead of the documented type is read, or is absent; nothing fails.
-    #[test]
-    fn fields_of_any_type_are_read() {
-        let json = raw(
-            r#"{"a":1,"a":"two","n":16505551234,"big":1e999,"neg":-0,"null":null,"empty":"","t":"true",
-                "escaped\u0020key":"x","\ud800":1,"lone":"a\ud83db","lat":"24.5","list":[1,{}],"nan":"NaN"}"#,
-        );
-        let fields = Fields::of(&json).unwrap();
-        assert_eq!(fields.text("a").as_deref(), Some("two"));
-        assert_eq!(fields.name("n").as_deref(), Some("16505551234"));
-        assert_eq!(fields.integer("n"), Some(16_505_551_234));
-        let integers = raw(r#"[131026.0, "131026.0", " 131026 ", 1.31026e5, 131026.5, 1e300, "NaN", true]"#);
-        let integers: Vec<_> = elements(&integers).unwrap().into_iter().map(integer).collect();
-        assert_eq!(integers[..4], [Some(131_026); 4]);
-        assert_eq!(integers[4..], [None; 4]);
-        assert_eq!((fields.integer("big"), fields.number("big"), fields.time("big")), (None, None, None));
-        assert_eq!(fields.name("big").as_deref(), Some("1e999"));
-        assert!(fields.get("null").is_none() && fields.get("missing").is_none());
-        assert_eq!((fields.text("empty").as_deref(), fields.name("empty")), (Some(""), None));
-        assert_eq!(fields.truth("t"), Some(true));
-        assert_eq!(fields.name("escaped key").as_deref(), Some("x"));
-        assert!(fields.text("lone").unwrap().starts_with("a\u{fffd}"));
-        assert_eq!((fields.number("lat"), fields.number("nan")), (Some(24.5), None));
-        assert_eq!(fields.array("list").unwrap().len(), 2);
-        assert!(
-            fields.object("list").is_none() && fields.array("a").is_none() && fields.text("list").is_none()
-        );
-        for other in ["[]", "1", "\"x\"", "null", "true"] {
-            assert!(Fields::of(&raw(other)).is_none(), "{other}");
-        }
-    }
-
-    /// A struct is not read from a list, at no depth.
-    #[test]
-    fn lists_are_no_objects() {
-        #[derive(serde::Deserialize)]
-        struct Pair {
-            a: Option<i64>,
-            b: Option<Vec<Object<Pair>>>,
-        }
-        let Object(pair) = serde_json::from_str::<Object<Pair>>(r#"{"b":[{"a":1}]}"#).unwrap();
-        assert_eq!((pair.a, pair.b.unwrap()[0].0.a), (None, Some(1)));
-        for json in ["[1,null]", r#"{"b":[[1,null]]}"#, "1", "null"] {
-            assert!(serde_json::from_str::<Object<Pair>>(json).is_err(), "{json}");
-        }
-    }
-
-    /// A body is JSON as every receiver reads it: control characters stand in escapes, in names too.
-    #[test]
-    fn bodies_are_json() {
-        for json in ["{}", " {\"a\":[{}]}\n", r#"{"a\u0001\n":1}"#] {
-            assert!(Fields::of_body(json).is_some(), "{json}");
-        }
-        for other in ["", "[]", "{", "{}{}", "{\"a\u{1}\":1}", "{\"a\\n\u{1}\":1}", "{\"a\":\"\u{1}\"}"] {
-            assert!(Fields::of_body(other).is_none(), "{other}");
-        }
-    }
-
-    /// Values nested too deep become text, values too large are cut with a mark, all others stay as written.
-    #[test]
-    fn kept_values_can_be_parsed_by_everybody() {
-        let same = r#"{"b": 18446744073709551616,  "a":"\ud83d\uded1 [[[["}"#;
-        assert_eq!(kept(&raw(same)).get(), same);
-        for hostile in [r#"{"a":1e999}"#, r#"{"a":"\ud83d"}"#, r#"{"\ud83d":[]}"#] {
-            assert_eq!(serde_json::from_str::<String>(kept(&raw(hostile)).get()).unwrap(), hostile);
-        }
-        let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
-        assert_eq!(serde_json::from_str::<String>(kept(&raw(&deep)).get()).unwrap(), deep);
-        let large = format!("\"{}\"", "é".repeat(RAW_BYTES_MAX));
-        let cut: serde_json::Value = serde_json::from_str(kept(&raw(&large)).get()).unwrap();
-        assert_eq!(cut["truncated"], true);
-        assert_eq!(cut["bytes"], large.len());
-        assert!(large.starts_with(cut["beginning"].as_str().unwrap()));
-    }
-
-    /// Parts cannot run into each other.
-    #[test]
-    fn identity_keeps_parts_apart() {
-        assert_ne!(identity(&["a", "b"]), identity(&["ab", ""]));
-        assert_eq!(identity(&["a"]).len(), 64);
-    }
-}
+mod tests;

@@ -121,7 +121,8 @@ fn events_fit_a_report() {
     let body = String::from_utf8(fixture("button")).unwrap();
     let long = body.replace(r#""text": "Unsubscribe""#, &format!(r#""text": "{text}""#));
     assert_ne!(long, body);
-    let is_too_large = |snapshot: &Snapshot, body: &str| normalize(snapshot, body.as_bytes()).unwrap().is_too_large();
+    let is_too_large =
+        |snapshot: &Snapshot, body: &str| normalize(snapshot, body.as_bytes()).unwrap().is_too_large();
     let snapshot = configuration(&[]);
     assert!(is_too_large(&snapshot, &long));
     assert!(!is_too_large(&snapshot, &long.replace(&text, &text[..text.len() - 1024])));

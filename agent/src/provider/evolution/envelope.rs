@@ -43,19 +43,7 @@ pub struct Callback<'a> {
 
 /// What a body says.
 pub fn parts(body: &[u8]) -> Result<Vec<Part<'_>>, NormalizeError> {
-    let text = body::text(body)?;
-    let Some(fields) = Fields::of_body(text) else { return Ok(body::odd(body::json(text)?)) };
-    let name = fields.text("event").filter(|event| !event.is_empty());
-    let name = name.unwrap_or(Cow::Borrowed(UNKNOWN));
-    let written = |name| fields.get(name).map_or("", RawValue::get);
-    let callback = Callback {
-        stamp: ["instance", "date_time"].map(|name| beginning(written(name))),
-        event: name.to_lowercase().replace(['_', '-'], "."),
-        phone: fields.text("sender").and_then(Jid::of).and_then(|sender| sender.phone()),
-        name,
-        fields,
-    };
-    Ok(callback.part()?.into_iter().collect())
+    body::each(body::text(body)?, |fields| Callback::of(fields).part())
 }
 
 fn beginning(text: &str) -> &str {
@@ -63,6 +51,19 @@ fn beginning(text: &str) -> &str {
 }
 
 impl<'a> Callback<'a> {
+    fn of(fields: Fields<'a>) -> Self {
+        let name = fields.text("event").filter(|event| !event.is_empty());
+        let name = name.unwrap_or(Cow::Borrowed(UNKNOWN));
+        let written = |name| fields.get(name).map_or("", RawValue::get);
+        Self {
+            stamp: ["instance", "date_time"].map(|name| beginning(written(name))),
+            event: name.to_lowercase().replace(['_', '-'], "."),
+            phone: fields.text("sender").and_then(Jid::of).and_then(|sender| sender.phone()),
+            name,
+            fields,
+        }
+    }
+
     /// The event; None when it is one that is not passed on.
     fn part(&self) -> Result<Option<Part<'a>>, NormalizeError> {
         let data = self.fields.get("data").unwrap_or(RawValue::NULL);

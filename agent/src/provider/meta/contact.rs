@@ -42,9 +42,12 @@ impl Contacts {
         }
     }
 
-    /// Whether so many items can be joined with them for a price that is in proportion to what they say.
-    pub fn can_be_joined(&self, items: usize) -> bool {
-        items <= 1 || self.longest <= CARD_BYTES_MAX && items * self.cards.len() <= COMPARISONS_MAX
+    /// Those that so many items are joined with: none where the price would be out of proportion to what they say,
+    /// which no genuine batch comes near to. The items then name their contacts by themselves.
+    pub fn for_items(&self, items: usize) -> &Self {
+        const NOBODY: &Contacts = &Contacts { cards: Vec::new(), longest: 0 };
+        let is_cheap = self.longest <= CARD_BYTES_MAX && items * self.cards.len() <= COMPARISONS_MAX;
+        if items <= 1 || is_cheap { self } else { NOBODY }
     }
 
     /// The contact named by a phone field and a user id field of an item. `alone` says that the value has no
@@ -114,9 +117,11 @@ mod tests {
     fn joining_is_bounded() {
         let card = |number: usize| format!(r#"{{"wa_id":"1650555{number:04}"}}"#);
         let batch: Vec<_> = (0..1000).map(card).collect();
-        assert!(contacts(&batch).can_be_joined(1000));
-        assert!(!contacts(&batch).can_be_joined(ITEMS_MAX));
-        let long = contacts(&[format!(r#"{{"wa_id":"1","profile":{{"name":"{}"}}}}"#, "x".repeat(CARD_BYTES_MAX))]);
-        assert!(long.can_be_joined(1) && !long.can_be_joined(2));
+        let joined = |contacts: &Contacts, items| contacts.for_items(items).cards.len();
+        assert_eq!(joined(&contacts(&batch), 1000), 1000);
+        assert_eq!(joined(&contacts(&batch), ITEMS_MAX), 0);
+        let long =
+            contacts(&[format!(r#"{{"wa_id":"1","profile":{{"name":"{}"}}}}"#, "x".repeat(CARD_BYTES_MAX))]);
+        assert_eq!((joined(&long, 1), joined(&long, 2)), (1, 0));
     }
 }

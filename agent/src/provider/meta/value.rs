@@ -79,12 +79,8 @@ impl Value<'_> {
         if count > items_max {
             return Err(NormalizeError::TooManyItems);
         }
-        if !self.contacts.can_be_joined(count) {
-            // Then the value is passed on raw.
-            return Ok(Vec::new());
-        }
         let [messages, echoes, statuses, preferences] = lists;
-        let (contacts, alone, relay) = (&self.contacts, count == 1, change.relay);
+        let (contacts, alone, relay) = (self.contacts.for_items(count), count == 1, change.relay);
         let business_phone = target.display_phone.as_deref().and_then(normalize_phone);
         let mut items = Vec::with_capacity(count);
         for raw in messages {

@@ -33,19 +33,20 @@ pub struct Callback<'a> {
 
 /// What a body says.
 pub fn parts(body: &[u8]) -> Result<Vec<Part<'_>>, NormalizeError> {
-    let text = body::text(body)?;
-    let Some(fields) = Fields::of_body(text) else { return Ok(body::odd(body::json(text)?)) };
-    let event = fields.text("event").filter(|event| !event.is_empty());
-    let callback = Callback {
-        event: event.unwrap_or(Cow::Borrowed(UNKNOWN)),
-        me: Me::of(fields.object("me")),
-        time: fields.time("timestamp"),
-        fields,
-    };
-    Ok(callback.part().into_iter().collect())
+    body::each(body::text(body)?, |fields| Ok(Callback::of(fields).part()))
 }
 
 impl<'a> Callback<'a> {
+    fn of(fields: Fields<'a>) -> Self {
+        let event = fields.text("event").filter(|event| !event.is_empty());
+        Self {
+            event: event.unwrap_or(Cow::Borrowed(UNKNOWN)),
+            me: Me::of(fields.object("me")),
+            time: fields.time("timestamp"),
+            fields,
+        }
+    }
+
     /// The event; None when it is one that is not passed on.
     fn part(&self) -> Option<Part<'a>> {
         if self.event == ENGINE_EVENT || is_login(&self.event) {
