@@ -63,14 +63,18 @@ fn signed_parameters(request: &CallbackRequest) -> Result<String, Refusal> {
         // The parameters are in the URL.
         return Ok(String::new());
     }
+    let query = request.uri.query().unwrap_or_default().as_bytes();
+    let hash = form_urlencoded::parse(query).find(|(name, _)| name == BODY_HASH);
+    let is_ours = hash.as_ref().is_some_and(|(_, hash)| is_sha256_of(hash, &request.body));
     if is_json(&request.body) {
-        let query = request.uri.query().unwrap_or_default().as_bytes();
-        let hash = form_urlencoded::parse(query).find(|(name, _)| name == BODY_HASH);
-        let is_ours = hash.is_some_and(|(_, hash)| is_sha256_of(&hash, &request.body));
         return if is_ours { Ok(String::new()) } else { Err(Refusal::WrongBodyHash) };
     }
     // Nobody signs so many parameters.
     let mut pairs = pairs(&request.body).ok_or(Refusal::WrongSignature)?;
+    if pairs.is_empty() && hash.is_some() && !is_ours {
+        // It was signed with a body that is no form, and somebody took that away.
+        return Err(Refusal::WrongBodyHash);
+    }
     // By name, then by value; the same name with the same value counts once, an empty value like any other.
     pairs.sort_unstable();
     pairs.dedup();
