@@ -14,6 +14,7 @@ use std::{
 use gateway_proto::v1;
 use jiff::Timestamp;
 
+pub use crate::inbound_route::RouteSecretKind;
 use crate::{
     event::Provider,
     filter::EventFilter,
@@ -24,7 +25,6 @@ use crate::{
     violation::FieldViolations,
 };
 use convert::policy_config;
-pub use crate::inbound_route::RouteSecretKind;
 pub use destination_settings::{
     Authentication, ClientCertificate, OAuth2, ORDERING_ATTEMPTS_DEFAULT, Ordering,
 };
