@@ -228,24 +228,41 @@ fn check_control_plane(text: &str, violations: &mut FieldViolations) {
     }
 }
 
-/// The text itself, without a slash at its end: providers sign the URL byte for byte as it is written there.
+/// The text without a slash at its end, scheme and host in lower case. The path stays as it is: providers sign
+/// the URL byte for byte as it is written there.
 fn base_url(text: &str, violations: &mut FieldViolations) -> Option<Arc<str>> {
-    let text = text.trim_end_matches('/');
+    let base = normal_base_url(text.trim_end_matches('/'));
+    if base.is_none() {
+        violations.add(
+            "public_base_url",
+            "must be a URL such as https://gateway.example.com, without user, query and fragment, each percent sign \
+             with two hex digits",
+        );
+    }
+    base
+}
+
+/// The normal case of <https://www.rfc-editor.org/rfc/rfc3986#section-6.2.2.1>. None when the text is no base URL
+/// as it stands: a parser mends much on its way in, and nobody signs what it mended.
+fn normal_base_url(text: &str) -> Option<Arc<str>> {
     let is_base = |url: &Url| {
         matches!(url.scheme(), "http" | "https")
             && url.has_host()
-            && url.username().is_empty()
             && url.query().is_none()
             && url.fragment().is_none()
     };
-    if Url::parse(text).is_ok_and(|url| is_base(&url)) {
-        return Some(text.into());
-    }
-    violations.add(
-        "public_base_url",
-        "must be a URL such as https://gateway.example.com, without user, query and fragment",
-    );
-    None
+    let is_mended =
+        |character: char| character.is_whitespace() || character.is_control() || character == '\\';
+    let is_escape = |rest: &str| rest.bytes().take_while(u8::is_ascii_hexdigit).take(2).count() == 2;
+    let (scheme, rest) = text.split_once("://")?;
+    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    let is_usable = Url::parse(text).is_ok_and(|url| is_base(&url))
+        && !authority.is_empty()
+        && !authority.contains('@')
+        && !text.contains(is_mended)
+        && text.split('%').skip(1).all(is_escape);
+    let [scheme, authority] = [scheme, authority].map(str::to_ascii_lowercase);
+    is_usable.then(|| format!("{scheme}://{authority}{path}").into())
 }
 
 #[cfg(test)]
@@ -284,6 +301,41 @@ mod tests {
         let fields: Vec<String> =
             settings.validate().unwrap_err().0.into_iter().map(|violation| violation.field).collect();
         assert_eq!(fields, ["callback_listen", "control_plane_url", "public_base_url", "region"]);
+    }
+
+    /// Scheme and host of the public base URL are case-insensitive, its path is not; what is no URL as it stands is
+    /// refused.
+    #[test]
+    fn public_base_url_is_normal() {
+        let base = |text: &str| base_url(text, &mut FieldViolations::new()).map(|base| base.to_string());
+        for (given, normal) in [
+            ("https://gw.example.com", "https://gw.example.com"),
+            ("HTTPS://GW.Example.COM:443/", "https://gw.example.com:443"),
+            ("Http://[FE80::1]:8090/In/%c3%A9//", "http://[fe80::1]:8090/In/%c3%A9"),
+        ] {
+            assert_eq!(base(given).as_deref(), Some(normal));
+        }
+        for bad in [
+            "",
+            "https://",
+            "https:///x",
+            "https:gw.example.com",
+            "ftp://gw.example.com",
+            "https://x/%zz",
+            "https://x/%",
+            "https://x/%4",
+            "https://x/%+1",
+            "https://x/%é1",
+            "https://user@x",
+            "https://:password@x",
+            "https://x?y",
+            "https://x#y",
+            " https://x",
+            "https://x/a b",
+            "https://x\\y",
+        ] {
+            assert_eq!(base(bad), None, "{bad:?}");
+        }
     }
 
     /// With a proxy before it the agent may listen anywhere.

@@ -61,25 +61,28 @@ pub enum WishKind {
     },
 }
 
+/// What is done to another message, or told of the contact: no present wish.
+const NO_WISHES: [&str; 4] = ["reaction", "edit", "revoke", "system"];
+
 /// The texts of a message that may be a keyword: the body or caption, a button's text and payload, an
-/// interactive reply's title and id. None of a group message, a forwarded one, a reaction or an edit: these
-/// are not the contact's own, present wish.
+/// interactive reply's title and id, whatever the type is, known or not. None of a group message, a forwarded
+/// one, a reaction or an edit: these are not the contact's own, present wish.
 pub fn keyword_texts(message: &Message) -> Vec<&str> {
     let is_forwarded = message
         .context
         .as_ref()
         .is_some_and(|context| context.forwarded == Some(true) || context.frequently_forwarded == Some(true));
+    let is_no_wish = |word: &str| NO_WISHES.iter().any(|other| word.eq_ignore_ascii_case(other));
+    let words = [Some(&*message.message_type), message.raw_type.as_deref()];
+    if is_forwarded || message.group_id.is_some() || words.into_iter().flatten().any(is_no_wish) {
+        return Vec::new();
+    }
     let reply = message.reply.as_ref();
-    let texts = match &*message.message_type {
-        _ if is_forwarded || message.group_id.is_some() => [None, None, None],
-        "text" | "image" | "video" | "document" => [message.text.as_deref(), None, None],
-        "button" | "interactive" => [
-            message.text.as_deref(),
-            reply.and_then(|reply| reply.title.as_deref()),
-            reply.and_then(|reply| reply.id.as_deref()),
-        ],
-        _ => [None, None, None],
-    };
+    let texts = [
+        message.text.as_deref(),
+        reply.and_then(|reply| reply.title.as_deref()),
+        reply.and_then(|reply| reply.id.as_deref()),
+    ];
     texts.into_iter().flatten().filter(|text| text.len() <= KEYWORD_TEXT_BYTES_MAX).collect()
 }
 

@@ -22,7 +22,7 @@
 
 use std::sync::Arc;
 
-use gateway_core::{event::Event, id::WebhookSubscriptionId, time::from_proto};
+use gateway_core::{event::Event, id::WebhookSubscriptionId, snapshot::Snapshot, time::from_proto};
 use gateway_proto::v1;
 use gateway_runtime::clock;
 use http::{HeaderMap, Method, header};
@@ -48,7 +48,7 @@ pub mod report;
 #[cfg(test)]
 pub(crate) mod tests;
 
-use authenticate::{Address, Authenticated, authenticate, handshake};
+use authenticate::{Address, Authenticated, Refused, authenticate, handshake};
 use buffer::{AppendError, Buffer, Entry, NewEvent, Receipt};
 use callback::{Accept, Answer, CallbackServer};
 use normalize::{Normalized, Normalizer, Origin, log};
@@ -195,33 +195,49 @@ impl Pipeline {
     fn examine(&self, address: Address<'_>, request: CallbackRequest) -> Result<(Normalized, Reply), Answer> {
         let now = clock::now();
         let snapshot = self.0.snapshot.load();
-        let callback = authenticate(&snapshot, address, request, now).map_err(|refused| {
-            let route = refused.route.as_ref().map(|route| &route.id);
-            self.refuse(route, refused.reason, now);
-            Answer::NotAuthenticated
-        })?;
-        check_media_type(&callback)?;
+        let examined = authenticate(&snapshot, address, request, now).and_then(|callback| {
+            self.read(&snapshot, &callback, now)
+                .map_err(|reason| Refused { route: Some(Arc::clone(callback.route())), reason })
+        });
+        examined.map_err(|refused| self.refuse(&refused, now))
+    }
+
+    /// What a genuine callback comes to.
+    fn read(
+        &self,
+        snapshot: &Snapshot,
+        callback: &Authenticated<CallbackRequest>,
+        now: Timestamp,
+    ) -> Result<(Normalized, Reply), Refusal> {
+        check_media_type(callback)?;
         let route = callback.route();
         let provider = provider(route.provider);
         let content = provider.content(callback.value());
         let parts = provider.normalize(content).map_err(|error| match error {
-            NormalizeError::Unreadable => Answer::Unreadable,
-            NormalizeError::TooManyItems => Answer::TooLarge,
+            NormalizeError::Unreadable => Refusal::UnreadableBody,
+            NormalizeError::TooManyItems => Refusal::TooManyItems,
         })?;
         let origin = &self.0.origin;
-        let normalizer =
-            Normalizer { route, snapshot: &snapshot, origin, receive_time: now, replay_time: None };
+        let normalizer = Normalizer { route, snapshot, origin, receive_time: now, replay_time: None };
         let normalized = normalizer.normalize(parts);
         if normalized.is_too_large() {
-            Err(Answer::TooLarge)
+            Err(Refusal::TooLarge)
         } else {
             Ok((normalized, provider.reply(content)))
         }
     }
 
-    fn refuse(&self, route: Option<&gateway_core::id::InboundRouteId>, reason: Refusal, now: Timestamp) {
-        self.0.refusals.count(route, reason, now);
+    /// Counts a refused callback, and gives the answer to it.
+    fn refuse(&self, refused: &Refused, now: Timestamp) -> Answer {
+        let Refused { route, reason } = refused;
+        self.0.refusals.count(route.as_ref().map(|route| &route.id), *reason, now);
         debug!(reason = reason.name(), "refused a callback");
+        match reason {
+            Refusal::TooLarge | Refusal::TooManyItems => Answer::TooLarge,
+            Refusal::WrongMediaType => Answer::WrongMediaType,
+            Refusal::UnreadableBody => Answer::Unreadable,
+            _ => Answer::NotAuthenticated,
+        }
     }
 }
 
@@ -240,10 +256,15 @@ impl Accept for Pipeline {
         match handshake(&self.0.snapshot.load(), address, query) {
             Ok(challenge) => Answer::Challenge(challenge),
             Err(refused) => {
-                self.refuse(refused.route.as_ref().map(|route| &route.id), refused.reason, clock::now());
+                self.refuse(&refused, clock::now());
                 Answer::HandshakeRefused
             }
         }
+    }
+
+    fn refuse_too_large(&self, address: Address<'_>) -> Answer {
+        let refused = Refused::unseen(&self.0.snapshot.load(), address, Refusal::TooLarge);
+        self.refuse(&refused, clock::now())
     }
 
     async fn accept(&self, address: Address<'_>, request: CallbackRequest) -> Answer {
@@ -293,7 +314,7 @@ const fn reason(error: &AppendError) -> &'static str {
 
 /// Media type and encoding of a genuine callback. Bodies are never decompressed: one that decodes to
 /// gigabytes is a few kilobytes on the wire.
-fn check_media_type(callback: &Authenticated<CallbackRequest>) -> Result<(), Answer> {
+fn check_media_type(callback: &Authenticated<CallbackRequest>) -> Result<(), Refusal> {
     let headers = &callback.value().headers;
     let is_encoded = headers
         .get_all(header::CONTENT_ENCODING)
@@ -303,7 +324,7 @@ fn check_media_type(callback: &Authenticated<CallbackRequest>) -> Result<(), Ans
     let accepted = callback.value().method == Method::GET
         || media_type(headers)
             .is_some_and(|media_type| provider(callback.route().provider).accepts(&media_type));
-    if accepted && !is_encoded { Ok(()) } else { Err(Answer::WrongMediaType) }
+    if accepted && !is_encoded { Ok(()) } else { Err(Refusal::WrongMediaType) }
 }
 
 /// The media type in lower case, without parameters.

@@ -7,7 +7,7 @@
 //! What several share is beside the folders, under the same names; `json` reads, `body` keeps what is passed on raw,
 //! `credential`, `signature`, `signed_request` and `jwt` prove.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, mem};
 
 use gateway_core::{
     event::{Contact, EventType, Message, Provider as ProviderName, Status},
@@ -169,6 +169,24 @@ pub struct Target {
     pub display_phone: Option<Box<str>>,
     /// The provider's account.
     pub account_id: Option<Box<str>>,
+    /// Whether the two numbers are the sides of a report, of which either may be the business's: only who knows
+    /// the instances can tell. The items are told as if the first was.
+    pub either_side: bool,
+}
+
+impl Part<'_> {
+    /// The same, where the second number of two sides is the business's: the contact is the first.
+    pub fn turn(&mut self) {
+        let Target { number, other_number, display_phone, .. } = &mut self.target;
+        mem::swap(number, other_number);
+        display_phone.clone_from(number);
+        for item in &mut self.items {
+            if let Item::Status(item) = item {
+                item.contact = contact::of_field(other_number.clone());
+                item.status.recipient = other_number.clone().unwrap_or_default();
+            }
+        }
+    }
 }
 
 /// One thing that a provider says.

@@ -292,14 +292,26 @@ fn what_is_no_wish_decides_nothing() {
         "status_failed",
         "preference_unknown",
         "contact_nobody",
+        "reaction_removed",
+        "system_number_changed",
     ] {
         let told = agent.told(&fixture(name));
         assert!(!told.contains(&OUT) && !told.contains(&IN), "{name}: {told:?}");
     }
+    let unreadable = |kind: &str, of_kind: &Value| {
+        let text = json!({"body": "STOP"});
+        let message = json!({"id": "wamid.1", "from": CONTACT, "type": kind, kind: of_kind, "text": text});
+        in_value(json!({"messages": [message]}))
+    };
+    for kind in ["reaction", "edit", "revoke", "system"] {
+        let told = agent.told(&unreadable(kind, &json!(null)));
+        assert!(!told.contains(&OUT), "{kind}: {told:?}");
+    }
     assert!(agent.opt_outs.all().is_empty());
 }
 
-/// A caption, a button's text and payload, and an interactive title and id count like a text.
+/// A caption, a button's text and payload, an interactive title and id, and the text of a message of any other type,
+/// known or not, count like a text.
 #[test]
 fn buttons_and_captions_count() {
     let told = |content: Value| {
@@ -316,6 +328,10 @@ fn buttons_and_captions_count() {
     assert_eq!(told(button("Unsubscribe from Promos", "x")), (true, MARKETING));
     assert_eq!(told(button("Track my order", "TRACK")), (false, None));
     assert_eq!(told(json!({"type": "image", "image": {"id": "1", "caption": "Stop"}})), (true, FULL));
+    assert_eq!(told(json!({"type": "order", "order": {"text": "Stop"}})), (true, FULL));
+    assert_eq!(told(json!({"type": "location", "location": {"latitude": 1, "name": "Stop"}})), (true, FULL));
+    assert_eq!(told(json!({"type": "hologram", "text": {"body": "Stop"}})), (true, FULL));
+    assert_eq!(told(json!({"type": "image", "image": null, "text": {"body": "Stop"}})), (true, FULL));
     let reply = |id: &str, title: &str| json!({"type": "interactive", "interactive": {"type": "list_reply", "list_reply": {"id": id, "title": title}}});
     assert_eq!(told(reply("unsubscribe", "No thanks")), (true, FULL));
     assert_eq!(told(reply("row-1", "Darme de baja")), (true, FULL));

@@ -37,6 +37,13 @@ pub struct Refused {
     pub reason: Refusal,
 }
 
+impl Refused {
+    /// A callback to this address that is refused before anything else of it is looked at.
+    pub fn unseen(snapshot: &Snapshot, address: Address<'_>, reason: Refusal) -> Self {
+        Self { route: route(snapshot, address), reason }
+    }
+}
+
 /// The first two segments behind `/callbacks`.
 #[derive(Clone, Copy)]
 pub struct Address<'a> {

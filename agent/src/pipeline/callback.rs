@@ -153,6 +153,9 @@ pub trait Accept: Clone + Send + Sync + 'static {
     /// Answers a handshake.
     fn handshake(&self, address: Address<'_>, query: &str) -> Answer;
 
+    /// Refuses a callback whose body is over the limit and was not read: who called is not known.
+    fn refuse_too_large(&self, address: Address<'_>) -> Answer;
+
     /// Takes a callback. The answer is [`Answer::Accepted`] only once everything it comes to is on disk.
     /// Cancel safe: dropped early, the callback is taken or not, but never half.
     fn accept(&self, address: Address<'_>, request: CallbackRequest) -> impl Future<Output = Answer> + Send;
@@ -279,15 +282,10 @@ impl<A: Accept> Handler<A> {
     async fn answer(&self, address: Address<'_>, parts: http::request::Parts, body: Incoming) -> Answer {
         match parts.method {
             Method::GET if !self.is_ready() => Answer::NotReady,
-            Method::GET if code(address.provider).is_some_and(Provider::calls_by_get) => {
-                match self.callback(address, parts, body).await {
-                    // Every failure of a GET is the same, whatever it was to be.
-                    Answer::NotAuthenticated => Answer::HandshakeRefused,
-                    answer => answer,
-                }
+            Method::GET if !code(address.provider).is_some_and(Provider::calls_by_get) => {
+                self.accept.handshake(address, parts.uri.query().unwrap_or_default())
             }
-            Method::GET => self.accept.handshake(address, parts.uri.query().unwrap_or_default()),
-            Method::POST => self.callback(address, parts, body).await,
+            Method::GET | Method::POST => self.callback(address, parts, body).await,
             _ => Answer::WrongMethod,
         }
     }
@@ -307,7 +305,7 @@ impl<A: Accept> Handler<A> {
         }
         let (body, _room) = match self.budget.read(&parts.headers, body).await {
             Ok(read) => read,
-            Err(ReadBodyError::TooLarge) => return Answer::TooLarge,
+            Err(ReadBodyError::TooLarge) => return self.accept.refuse_too_large(address),
             Err(ReadBodyError::Busy) => return Answer::Busy,
             // Nobody is there to read the answer.
             Err(ReadBodyError::Broken) => return Answer::TimedOut,

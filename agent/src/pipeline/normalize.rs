@@ -87,8 +87,12 @@ impl Normalizer<'_> {
     /// The events and wishes of a callback's parts.
     pub fn normalize(&self, parts: Vec<Part<'_>>) -> Normalized {
         let mut normalized = Normalized::default();
-        for part in parts {
-            match self.instances(&part).split_last() {
+        for mut part in parts {
+            let instances = self.instances(&part);
+            if self.is_of_other_side(&part.target) {
+                part.turn();
+            }
+            match instances.split_last() {
                 None => normalized.entry.unrouted.push(self.unrouted(&part)),
                 Some((last, others)) => {
                     for instance in others {
@@ -156,6 +160,15 @@ impl Normalizer<'_> {
                 || canonical_number(&instance.provider_number_id) == phone.digits()
         };
         self.snapshot.instances_of(&self.route.id).iter().find(claims).cloned()
+    }
+
+    /// Whether of a report's two sides only the second is a number of ours.
+    fn is_of_other_side(&self, target: &Target) -> bool {
+        let is_ours = |number: &Option<Box<str>>| {
+            let number = number.as_deref();
+            number.is_some_and(|number| self.snapshot.instance_by_number(&self.route.id, number).is_some())
+        };
+        target.either_side && !is_ours(&target.number) && is_ours(&target.other_number)
     }
 
     fn unrouted(&self, part: &Part<'_>) -> NewUnrouted {

@@ -49,6 +49,14 @@ pub enum Refusal {
     WrongAccount,
     /// The request does not say which host it calls, and the agent has no public base URL.
     MissingHost,
+    /// The body is over the limit, which is known before anything is proved; or what a genuine one comes to is.
+    TooLarge,
+    /// The media type or the encoding is not one that the provider sends.
+    WrongMediaType,
+    /// The body is not in the provider's format.
+    UnreadableBody,
+    /// The body has more items than any provider sends.
+    TooManyItems,
 }
 
 impl Refusal {
@@ -72,6 +80,10 @@ impl Refusal {
             Self::WrongUrlHash => "wrong_url_hash",
             Self::WrongAccount => "wrong_account",
             Self::MissingHost => "missing_host",
+            Self::TooLarge => "too_large",
+            Self::WrongMediaType => "wrong_media_type",
+            Self::UnreadableBody => "unreadable_body",
+            Self::TooManyItems => "too_many_items",
         }
     }
 }

@@ -161,6 +161,17 @@ fn advice(reason: &str) -> &'static str {
         "wrong_account" => {
             "compare the inbound route's `provider_account_id` with the account at the provider, or empty it"
         }
+        "too_large" | "too_many_items" => {
+            "look at what is sent to the callback URL: no provider sends callbacks that large"
+        }
+        "wrong_media_type" => {
+            "make the provider send its callbacks uncompressed and in the documented format, mostly JSON, and look for \
+             a proxy before the agents that changes headers"
+        }
+        "unreadable_body" => {
+            "look at what is sent to the callback URL: it is proved, but not in the format of the inbound route's \
+             provider"
+        }
         _ => "look at the callbacks that the provider sends to this inbound route",
     }
 }
@@ -192,6 +203,9 @@ mod tests {
             "wrong_body_hash",
             "expired",
             "wrong_account",
+            "too_large",
+            "wrong_media_type",
+            "unreadable_body",
         ];
         for (index, reason) in reasons.iter().enumerate() {
             assert_ne!(advice(reason), advice("anything else"), "{reason}");

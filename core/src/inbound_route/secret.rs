@@ -13,6 +13,43 @@ pub const SECRETS_PER_KIND_MAX: usize = 8;
 /// Longest secret, in bytes.
 pub const SECRET_BYTES_MAX: usize = 1_024;
 
+/// Headers that nobody sends as a proof: whoever calls sends them anyway, a proxy adds them, or HTTP gives them a
+/// meaning of its own.
+pub const UNPROVING_HEADERS: [&str; 32] = [
+    "accept",
+    "accept-charset",
+    "accept-encoding",
+    "accept-language",
+    "cache-control",
+    "connection",
+    "content-encoding",
+    "content-language",
+    "content-length",
+    "content-type",
+    "date",
+    "expect",
+    "forwarded",
+    "from",
+    "host",
+    "keep-alive",
+    "origin",
+    "pragma",
+    "proxy-connection",
+    "referer",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "user-agent",
+    "via",
+    "x-forwarded-for",
+    "x-forwarded-host",
+    "x-forwarded-port",
+    "x-forwarded-proto",
+    "x-forwarded-server",
+    "x-real-ip",
+];
+
 /// What a secret of a route is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RouteSecretKind {
@@ -101,20 +138,37 @@ impl RouteSecretKind {
         )
     }
 
-    /// Checks one value: set, at most [`SECRET_BYTES_MAX`] bytes, and of the kind's form. There is no minimum
-    /// length: it is the provider's.
+    /// Checks one value: set, at most [`SECRET_BYTES_MAX`] bytes, without control characters, and of the kind's
+    /// form. There is no minimum length: it is the provider's.
     pub fn check(self, violations: &mut FieldViolations, field: &str, value: &str) {
         if value.is_empty() {
             violations.add(field, "must be set");
         } else if value.len() > SECRET_BYTES_MAX {
             violations.add(field, format!("must be at most {SECRET_BYTES_MAX} bytes long"));
+        } else if value.chars().any(char::is_control) {
+            // Mostly the end of the line that a file ends with.
+            violations.add(field, "must not contain control characters");
         } else if self == Self::BasicCredential && basic_authorization(value).is_none() {
-            violations
-                .add(field, "must be `user:password`, the user not empty and without control characters");
-        } else if self == Self::Header && header_line(value).is_none() {
-            violations.add(field, "must be `name: value`, a header's name and its value, neither empty");
+            violations.add(field, "must be `user:password`, neither empty");
+        } else if self == Self::Header {
+            match header_line(value) {
+                None => {
+                    violations.add(field, "must be `name: value`, a header's name and its value, neither empty");
+                }
+                Some((name, _)) if !is_proving(name) => violations.add(
+                    field,
+                    "must not be a header that everybody sends or a proxy adds: choose a name of your own, such as \
+                     `x-hook-secret`",
+                ),
+                Some(_) => {}
+            }
         }
     }
+}
+
+/// Whether a header of this name can prove who sends it.
+fn is_proving(name: &str) -> bool {
+    !UNPROVING_HEADERS.iter().any(|unproving| unproving.eq_ignore_ascii_case(name))
 }
 
 /// Whether the token in the callback path can be the only proof: of providers that cannot sign, or whose signing
@@ -132,10 +186,11 @@ pub const fn callback_token_can_suffice(provider: Provider) -> bool {
 }
 
 /// The `authorization` header of `user:password`, split at the first colon:
-/// <https://www.rfc-editor.org/rfc/rfc7617#section-2>, in UTF-8. None when it has another form.
+/// <https://www.rfc-editor.org/rfc/rfc7617#section-2>, in UTF-8. None when it has another form, or when either is
+/// empty.
 pub fn basic_authorization(credential: &str) -> Option<String> {
-    let (user, _) = credential.split_once(':')?;
-    let is_sendable = !user.is_empty() && !credential.chars().any(char::is_control);
+    let (user, password) = credential.split_once(':')?;
+    let is_sendable = !user.is_empty() && !password.is_empty() && !credential.chars().any(char::is_control);
     is_sendable.then(|| format!("Basic {}", STANDARD.encode(credential)))
 }
 
@@ -211,8 +266,7 @@ mod tests {
             basic_authorization("hook-user:p@ss:wörd").as_deref(),
             Some("Basic aG9vay11c2VyOnBAc3M6d8O2cmQ=")
         );
-        assert_eq!(basic_authorization("user:").as_deref(), Some("Basic dXNlcjo="));
-        for bad in ["", "user", ":password", "user:pass\nword"] {
+        for bad in ["", "user", "user:", ":password", "user:pass\nword"] {
             assert_eq!(basic_authorization(bad), None, "{bad:?}");
         }
     }
@@ -224,6 +278,22 @@ mod tests {
         assert_eq!(header_line("authorization:Bearer x"), Some(("authorization", "Bearer x")));
         for bad in ["", "x", "x:", "x: ", ": y", "a b: c", "x: ä", "x: y\r\nz: 1"] {
             assert_eq!(header_line(bad), None, "{bad:?}");
+        }
+    }
+
+    /// No header that a stranger sends anyway is a secret, whatever its case; others are.
+    #[test]
+    fn secrets_are_no_headers_of_everybody() {
+        let is_refused = |line: &str| {
+            let mut violations = FieldViolations::new();
+            RouteSecretKind::Header.check(&mut violations, "value", line);
+            !violations.0.is_empty()
+        };
+        for name in UNPROVING_HEADERS {
+            assert!(is_refused(&format!("{name}: x")) && is_refused(&format!("{}:x", name.to_uppercase())));
+        }
+        for name in ["x-hook-secret", "authorization", "cookie", "x-host", "hosts"] {
+            assert!(!is_refused(&format!("{name}: x")), "{name}");
         }
     }
 

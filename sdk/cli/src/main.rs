@@ -24,8 +24,8 @@ use gateway_runtime::config::EXIT_BAD_CONFIG;
 use output::Output;
 
 const EXIT_CODES: &str = "\
-Exit codes: 0 done; 1 it did not work, standard error says why and what to do; 2 wrong usage; \
-64 wrong configuration.";
+Exit codes: 0 done; 1 it did not work, standard error says why and what to do; \
+64 wrong usage or configuration.";
 
 /// WhatsApp Gateway: callbacks of WhatsApp providers in, signed webhooks out.
 #[derive(Parser)]
@@ -46,7 +46,7 @@ enum Command {
     Signature(signature::SignatureCommand),
 }
 
-/// The configuration is wrong: ends with exit code 64.
+/// Usage or configuration is wrong: ends with exit code 64.
 #[derive(Debug, thiserror::Error)]
 #[error("read configuration: {0}")]
 struct BadConfig(String);
@@ -57,8 +57,18 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 #[tokio::main]
 async fn main() -> ExitCode {
+    let command = match Cli::try_parse() {
+        Ok(cli) => cli.command,
+        Err(error) => {
+            // Help and version come this way too, and are no error.
+            let code = if error.use_stderr() { EXIT_BAD_CONFIG } else { 0 };
+            // Nothing can be done when the reader has gone.
+            drop(error.print());
+            return ExitCode::from(code);
+        }
+    };
     let output = Output::stdout();
-    let outcome = match Cli::parse().command {
+    let outcome = match command {
         Command::Dev(args) => dev::run(args, &output).await,
         Command::Trigger(args) => trigger::run(args, &output).await,
         Command::Signature(command) => signature::run(command, &output),

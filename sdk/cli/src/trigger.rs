@@ -1,11 +1,13 @@
 //! `gateway trigger`: a genuine sample callback through the agent's front door, and what became of it.
 //!
-//! In order: as whom ([`provider`]), whom to call ([`target`]), what to send ([`mod@sample`]), following its events through
-//! logs, deliveries and the receiver ([`follow`]), and showing it ([`show`]).
+//! In order: as whom ([`provider`]), whom to call ([`target`]), what to send ([`mod@sample`]), whether it opts out
+//! ([`keyword`]), following its events through logs, deliveries and the receiver ([`follow`]), and showing it
+//! ([`show`]).
 
 mod provider;
 mod target;
 mod sample;
+mod keyword;
 mod follow;
 mod show;
 
@@ -23,6 +25,7 @@ use crate::{
     output::{Look, Output},
 };
 use follow::{EventReport, Expected};
+use keyword::Keyword;
 use provider::{ProofArg, ProviderArg};
 use sample::{Happening, Sample, Scene};
 use target::Target;
@@ -112,12 +115,24 @@ pub struct SuppressionReport {
     after_ms: f64,
 }
 
+impl TriggerArgs {
+    /// What the contact writes.
+    fn text(&self) -> &str {
+        let usual = if self.kind == Kind::OptOut { "STOP" } else { "Hello from `gateway trigger`" };
+        self.text.as_deref().unwrap_or(usual)
+    }
+}
+
 /// Sends the callback and follows it.
 pub async fn run(args: TriggerArgs, output: &Output) -> anyhow::Result<()> {
     let (target, client) = Target::resolve(&args.target, args.provider.0).await?;
     let sample = sample(&args, &target)?;
-    let known = match args.kind {
-        Kind::OptOut => known_opt_out(&client, &target, &sample).await?,
+    let keyword = Keyword { client: &client, text: args.text() };
+    let known = match (args.kind, &target.instance_id) {
+        (Kind::OptOut, Some(instance_id)) => {
+            keyword.check(instance_id).await?;
+            known_opt_out(&client, instance_id, &sample).await?
+        }
         _ => None,
     };
     let http = http_client(&target)?;
@@ -130,6 +145,10 @@ pub async fn run(args: TriggerArgs, output: &Output) -> anyhow::Result<()> {
     for expected in expected(&args, &target, &sample, known.as_ref()) {
         let event = follower.follow(&expected).await?;
         show.event(&event)?;
+        if args.kind == Kind::OptOut && target.instance_id.is_none() && report.events.is_empty() {
+            // Only now it is known whose policy counts.
+            keyword.check(&event.instance_id).await?;
+        }
         report.events.push(event);
     }
     if args.kind == Kind::OptOut {
@@ -153,10 +172,7 @@ fn sample(args: &TriggerArgs, target: &Target) -> anyhow::Result<Sample> {
         (None, _) => sample::default_phone(),
     };
     let happening = match args.kind {
-        Kind::MessageReceived => {
-            Happening::Text(args.text.as_deref().unwrap_or("Hello from `gateway trigger`"))
-        }
-        Kind::OptOut => Happening::Text(args.text.as_deref().unwrap_or("STOP")),
+        Kind::MessageReceived | Kind::OptOut => Happening::Text(args.text()),
         Kind::Status => Happening::Status(args.status),
     };
     let scene = Scene { number: target.number(), contact, now: gateway_runtime::clock::now() };
@@ -188,12 +204,11 @@ fn expected(
 /// The opt-out that the contact has already: then a second STOP changes nothing, and no event tells of it.
 async fn known_opt_out(
     client: &Client,
-    target: &Target,
+    instance_id: &str,
     sample: &Sample,
 ) -> anyhow::Result<Option<v1::OptOut>> {
-    let Some(instance_id) = &target.instance_id else { return Ok(None) };
     let request = v1::CheckSuppressionRequest {
-        instance_id: instance_id.clone(),
+        instance_id: instance_id.to_owned(),
         phone: sample.contact.as_str().to_owned(),
         user_id: String::new(),
         purpose: v1::Purpose::Marketing.into(),

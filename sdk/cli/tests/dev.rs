@@ -171,6 +171,16 @@ async fn failures_say_what_to_do() {
     let output = run(gateway(directory.path()).args(["trigger", "status"])).await;
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&output.stderr).contains("gateway dev"));
+    for wrong in [
+        &["--provider-number-id", "1"][..],
+        &["--from", "nobody", "--instance-id", "x"],
+        &["--status", "lost"],
+        &["--no-such-flag"],
+    ] {
+        let output = run(gateway(directory.path()).args(["trigger", "status"]).args(wrong)).await;
+        assert_eq!(output.status.code(), Some(64), "{wrong:?}");
+    }
+    assert_eq!(run(gateway(directory.path()).arg("--help")).await.status.code(), Some(0));
     let output = run(gateway(directory.path()).args(["dev", "--callback-listen", "0.0.0.0:0"])).await;
     assert_eq!(output.status.code(), Some(64));
     let dev = Dev::start(directory.path(), &[]).await;
@@ -179,5 +189,8 @@ async fn failures_say_what_to_do() {
     assert_eq!(output.status.code(), Some(1));
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(errors.contains("401") && errors.contains("app secret"), "{errors}");
+    let output = run(gateway(directory.path()).args(["trigger", "opt-out", "--text", "Hi"])).await;
+    assert_eq!((output.status.code(), output.stdout.len()), (Some(64), 0), "nothing was sent");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("no keyword"));
     assert_eq!(dev.interrupt().await, Some(0));
 }

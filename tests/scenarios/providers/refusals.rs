@@ -173,6 +173,24 @@ async fn diagnosed(line: &Line<'_>, counts: &Counts) -> anyhow::Result<()> {
     .await
 }
 
+/// Of what is proved and cannot be taken, and of what is too large to be read, the operator learns the reason too.
+#[tokio::test]
+async fn unfit_callbacks_are_diagnosed() {
+    let world = World::start().await.unwrap();
+    let lines = super::lines(&world, &[(Provider::Waha, Kind::WahaHmacKey)]).await.unwrap();
+    let line = &lines[0];
+    let as_text = Call { media_type: Some("text/plain".to_owned()), ..Call::of(line.message("as text").1) };
+    assert_eq!(line.call(&as_text).await.unwrap().status, 415);
+    assert_eq!(line.call(&Call::of("no JSON")).await.unwrap().status, 400);
+    let large = Call::of(vec![b' '; (4 << 20) + 1]);
+    for path in [&line.route.callback_path, "/callbacks/waha/unknown"] {
+        let answer = line.send_to(&world.agent.callback_url(path), &large, &HeaderMap::new()).await.unwrap();
+        assert_eq!(answer.status, 413, "{path}");
+    }
+    let counts = ["wrong_media_type", "unreadable_body", "too_large"].map(|reason| (reason.to_owned(), 1));
+    diagnosed(line, &counts.into()).await.unwrap();
+}
+
 /// Evolution API sends a callback again for 20 minutes with the token of its first attempt, and drops it for good
 /// when that is refused: a token ten minutes and more beyond its end is taken.
 #[tokio::test]

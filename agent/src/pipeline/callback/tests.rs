@@ -13,7 +13,7 @@ use crate::{
         callback::body::BODY_BYTES_MAX,
         tests::{APP_SECRET, TOKEN, buffer, configuration, fixture, signature},
     },
-    provider::Refusals,
+    provider::{ITEMS_MAX, Refusals},
     snapshot::SnapshotHandle,
 };
 
@@ -176,7 +176,7 @@ async fn refusals_are_blank() {
     assert_eq!(APP_SECRET.len(), 17);
 }
 
-/// Only a genuine callback is told that it is not JSON, or not sent as JSON.
+/// Only a genuine callback is told that it is not JSON, or not sent as JSON; the reason is counted.
 #[tokio::test]
 async fn genuine_but_wrong_callbacks_are_told() {
     let door = FrontDoor::open().await;
@@ -205,14 +205,30 @@ async fn genuine_but_wrong_callbacks_are_told() {
     let json = "Application/JSON ; charset=utf-8";
     assert_eq!(status(post(Some(json)).header("content-encoding", "gzip")).await, 415);
     assert_eq!(status(post(Some(json)).header("content-encoding", "identity")).await, 200);
+    let many = format!(
+        r#"{{"object":"whatsapp_business_account","entry":[{{"id":"1","changes":[{{"field":"messages","value":{{"statuses":[{}{{}}]}}}}]}}]}}"#,
+        "{},".repeat(ITEMS_MAX)
+    );
+    assert_eq!(status(door.post(many)).await, 413);
+    let counted = [("wrong_media_type", 6), ("unreadable_body", 4), ("too_many_items", 1)];
+    assert_eq!(
+        door.refused(),
+        counted.map(|(reason, count)| ("route-meta".to_owned(), reason.to_owned(), count))
+    );
 }
 
-/// A body over the limit is answered 413, announced or not, and the caller gets to read the answer.
+/// A body over the limit is answered 413, announced or not, and the caller gets to read the answer. It is counted
+/// with its route if there is one, so that whoever calls makes no entries.
 #[tokio::test]
 async fn large_bodies_are_refused() {
     let door = FrontDoor::open().await;
     let body = vec![b' '; BODY_BYTES_MAX + 1];
     assert_eq!(status(door.post(body.clone())).await, 413);
+    for path in
+        ["/callbacks/meta/unknown-1", "/callbacks/meta/unknown-2", &format!("/callbacks/waha/{TOKEN}")]
+    {
+        assert_eq!(status(door.client.post(door.url(path)).body(body.clone())).await, 413, "{path}");
+    }
     let mut stream = TcpStream::connect(door.address).await.unwrap();
     let head = format!(
         "POST /callbacks/meta/{TOKEN} HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n"
@@ -229,6 +245,20 @@ async fn large_bodies_are_refused() {
     assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
     let largest = [b"[".to_vec(), vec![b' '; BODY_BYTES_MAX - 2], b"]".to_vec()].concat();
     assert_eq!(status(door.post(largest)).await, 200);
+    let counted = [("", 3), ("route-meta", 2)];
+    assert_eq!(
+        door.refused(),
+        counted.map(|(route, count)| (route.to_owned(), "too_large".to_owned(), count))
+    );
+}
+
+/// What a provider that calls by GET sends is a callback and no handshake: refused, it gets 401.
+#[tokio::test]
+async fn callbacks_by_get_are_refused_as_by_post() {
+    let door = FrontDoor::open().await;
+    let query = "MessageSid=SM1&Body=hello";
+    assert_eq!(status(door.client.get(door.url(&format!("/callbacks/twilio/x?{query}")))).await, 401);
+    assert_eq!(status(door.client.get(door.url(&format!("/callbacks/bird/x?{query}")))).await, 403);
 }
 
 /// The handshake returns the challenge as plain text that no browser takes for a page; all else is 403.
@@ -403,6 +433,10 @@ impl Accept for Nobody {
 
     fn handshake(&self, _: Address<'_>, _: &str) -> Answer {
         Answer::HandshakeRefused
+    }
+
+    fn refuse_too_large(&self, _: Address<'_>) -> Answer {
+        Answer::TooLarge
     }
 
     async fn accept(&self, _: Address<'_>, _: CallbackRequest) -> Answer {

@@ -43,6 +43,12 @@ pub fn read(kind: &str, body: &Fields<'_>, raw: &RawValue, message: &mut Message
     Some(message_type)
 }
 
+/// The text of a body of which we cannot tell more: in what its type names, or where a text has it.
+pub fn text(kind: &str, body: &Fields<'_>) -> Option<Box<str>> {
+    let within = |name| body.object(name).and_then(|object| object.name("text"));
+    within(kind).or_else(|| within("text")).or_else(|| body.name("text"))
+}
+
 /// The button or list row that the person chose.
 fn choice(object: &Fields<'_>) -> Option<Reply> {
     let action = object

@@ -45,7 +45,9 @@ fn known(event: &str, raw: &RawValue, payload: &Fields<'_>, target: &mut Target)
         "whatsapp.interaction" => ("sender", interaction(payload).filter(|items| !items.is_empty())?),
         _ => return None,
     };
-    let business_phone = connector(payload, side).map(|phone| Box::from(phone.as_str()));
+    // Which side an interaction names the contact on is unclear; the connector is on the other.
+    let other_side = || connector(payload, "receiver").filter(|_| event == "whatsapp.interaction");
+    let business_phone = connector(payload, side).or_else(other_side).map(|phone| Box::from(phone.as_str()));
     target.other_number.clone_from(&business_phone);
     target.display_phone = business_phone;
     Some(items)

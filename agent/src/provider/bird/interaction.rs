@@ -7,7 +7,10 @@ use gateway_core::{
 };
 use jiff::Timestamp;
 
-use super::{message::whatsapp_message_id, status::recipients};
+use super::{
+    message::whatsapp_message_id,
+    status::{people, recipients},
+};
 use crate::provider::{
     Item, PreferenceIdentity, PreferenceItem, StatusItem,
     json::{Fields, identity},
@@ -17,7 +20,7 @@ use crate::provider::{
 pub fn interaction(payload: &Fields<'_>) -> Option<Vec<Item>> {
     let message_id = payload.name("messageId")?;
     let time = payload.time("createdAt").or_else(|| payload.time("updatedAt"));
-    let recipients = recipients(payload)?.into_iter();
+    let recipients = who(payload)?.into_iter();
     let items = match payload.text("type")?.to_lowercase().as_str() {
         "read" => {
             let whatsapp_message_id = whatsapp_message_id(payload);
@@ -48,6 +51,13 @@ pub fn interaction(payload: &Fields<'_>) -> Option<Vec<Item>> {
         _ => return None,
     };
     Some(items)
+}
+
+/// Who did it: the receiver of the message, or else the sender of the interaction.
+fn who(payload: &Fields<'_>) -> Option<Vec<(Box<str>, Contact)>> {
+    let receivers = recipients(payload)?;
+    let is_nobody = receivers.iter().all(|(_, contact)| contact.key().is_empty());
+    if is_nobody { people(payload.object("sender").as_ref()) } else { Some(receivers) }
 }
 
 /// The contact asked to be left alone, not only by marketing.

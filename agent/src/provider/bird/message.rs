@@ -30,7 +30,10 @@ pub fn received(raw: &RawValue, payload: &Fields<'_>, business_phone: Option<Pho
     let known = literal.as_deref().zip(body.as_ref());
     match known.and_then(|(kind, body)| content::read(kind, body, raw, &mut message)) {
         Some(message_type) => message.message_type = message_type.into(),
-        None => set_unsupported(&mut message, literal, raw),
+        None => {
+            message.text = message.text.take().or_else(|| content::text(literal.as_deref()?, body.as_ref()?));
+            set_unsupported(&mut message, literal, raw);
+        }
     }
     // WhatsApp's own time, or else Bird's.
     let time = extra.as_ref().and_then(|extra| extra.time("timestamp")).or_else(|| payload.time("createdAt"));

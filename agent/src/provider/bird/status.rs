@@ -10,7 +10,7 @@ use crate::provider::{
     json::{Fields, kept},
     message::identity,
     preference::stopped_marketing,
-    status::word,
+    status::{settled, word},
 };
 
 /// Most recipients of one message. WhatsApp's messages have one; each repeats what is said of the message.
@@ -41,6 +41,7 @@ pub fn outbound(raw: &RawValue, payload: &Fields<'_>) -> Option<Vec<Item>> {
         event_type,
         time: ["lastStatusAt", "updatedAt", "createdAt"].into_iter().find_map(|name| payload.time(name)),
     };
+    let item = settled(item, || kept(raw));
     // The platform's own code; that of Bird beside it is one for all platforms.
     let code = source.and_then(|source| source.integer("code"));
     let items = recipients.into_iter().flat_map(|(recipient, contact)| {
@@ -55,8 +56,12 @@ pub fn outbound(raw: &RawValue, payload: &Fields<'_>) -> Option<Vec<Item>> {
 /// Who a message went to, as Bird names them and as persons; nobody when the payload does not say.
 /// None with more than [`RECIPIENTS_MAX`].
 pub fn recipients(payload: &Fields<'_>) -> Option<Vec<(Box<str>, Contact)>> {
-    let receiver = payload.object("receiver");
-    let cards = receiver.as_ref().and_then(|receiver| receiver.array("contacts")).unwrap_or_default();
+    people(payload.object("receiver").as_ref())
+}
+
+/// The persons of one side, as in [`recipients`].
+pub fn people(side: Option<&Fields<'_>>) -> Option<Vec<(Box<str>, Contact)>> {
+    let cards = side.and_then(|side| side.array("contacts")).unwrap_or_default();
     if cards.len() > RECIPIENTS_MAX {
         return None;
     }
@@ -66,7 +71,7 @@ pub fn recipients(payload: &Fields<'_>) -> Option<Vec<(Box<str>, Contact)>> {
     };
     let mut all: Vec<_> = cards.into_iter().filter_map(Fields::of).map(|card| one(&card)).collect();
     if all.is_empty() {
-        let card = receiver.and_then(|receiver| receiver.object("contact"));
+        let card = side.and_then(|side| side.object("contact"));
         all.push(card.map(|card| one(&card)).unwrap_or_default());
     }
     Some(all)

@@ -6,7 +6,7 @@
 use gateway_core::event::{Location, Media, Message, MessageContext};
 use serde_json::value::RawValue;
 
-use super::{bytes::base64, choice, cut::without};
+use super::{bytes::base64, choice, cut::cut};
 use crate::provider::{
     json::{self, Fields, kept},
     message::{self, set_location, set_reaction},
@@ -125,7 +125,7 @@ impl<'a> Content<'a> {
                 "location"
             }
             "contactMessage" | "contactsArrayMessage" => {
-                message.contacts = Some(kept(self.value));
+                message.contacts = Some(kept_without_secrets(self.value));
                 "contacts"
             }
             "reactionMessage" => {
@@ -135,7 +135,7 @@ impl<'a> Content<'a> {
             }
             "orderMessage" => {
                 message.text = content.name("message").or_else(|| content.name("orderTitle"));
-                message.order = Some(kept(self.value));
+                message.order = Some(kept_without_secrets(self.value));
                 "order"
             }
             _ => choice::read(kind, content, message)?,
@@ -176,9 +176,13 @@ impl<'a> Content<'a> {
 
     /// The ad that the contact came from, without its picture.
     fn referral(&self) -> Option<Box<RawValue>> {
-        let ad = self.contexts.iter().find_map(|context| context.object("externalAdReply"))?;
-        RawValue::from_string(without(&ad, &["thumbnail"], None)).ok().map(|ad| kept(&ad))
+        let ads = self.contexts.iter().filter_map(|context| context.get("externalAdReply"));
+        ads.into_iter().find(|ad| ad.get().starts_with('{')).map(kept_without_secrets)
     }
+}
+
+fn kept_without_secrets(raw: &RawValue) -> Box<RawValue> {
+    kept(serde_json::from_str(&cut(raw)).unwrap_or(RawValue::NULL))
 }
 
 fn place(content: &Fields<'_>) -> Location {

@@ -70,7 +70,7 @@ impl<'a> Callback<'a> {
         let (items, kept_data) = match &*self.event {
             // The past, and what gives access to the instance.
             "messages.set" | "messaging.history.set" | "instance.create" => return Ok(None),
-            event if is_login(event) => return Ok(None),
+            _ if is_login(&self.name) => return Ok(None),
             // A QR code of the next login can be in it.
             "connection.update" => {
                 let state = ["instance", "state", "status", "statusReason"];

@@ -67,6 +67,7 @@ fn read(
     if read.is_none() {
         let literal = literal.map(Box::from).or_else(|| content.map(|content| content.kind));
         set_unsupported(&mut message, literal, serde_json::from_str(&cut(raw)).unwrap_or(RawValue::NULL));
+        message.text = message.text.take().or_else(|| fields.object("message")?.name("conversation"));
     }
     Read::Item(Item::Message(Box::new(MessageItem {
         contact: Contact { name: name(&key, fields), ..key.contact(callback.phone.as_ref()) },

@@ -98,7 +98,7 @@ impl Root<'_> {
             number: self.app.and_then(name),
             other_number: self.app_id.or(self.gs_app_id).and_then(name),
             display_phone: self.phone.or(self.wa_number).and_then(name),
-            account_id: None,
+            ..Target::default()
         };
         Ok(vec![Part { target, items, original: vec![text.into()] }])
     }

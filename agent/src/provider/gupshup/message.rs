@@ -47,7 +47,10 @@ fn read(raw: &RawValue, fields: &Fields<'_>) -> Message {
     };
     match known {
         Some(message_type) => message.message_type = message_type.into(),
-        None => set_unsupported(&mut message, literal, raw),
+        None => {
+            set_unsupported(&mut message, literal, raw);
+            message.text = message.text.take().or_else(|| content.as_ref()?.1.name("text"));
+        }
     }
     message
 }

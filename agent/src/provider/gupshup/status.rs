@@ -12,7 +12,7 @@ use crate::provider::{
     json::{Fields, kept},
     meta::{error::Errors, relay::message_ids, status::event_type},
     preference::stopped_marketing,
-    status::word,
+    status::{settled, word},
 };
 
 /// A status of a message, and the opt-out that it may tell of. None for what is about no message (`mismatch`,
@@ -51,6 +51,7 @@ pub fn of_event(raw: &RawValue, fields: &Fields<'_>, time: Option<Timestamp>) ->
         event_type,
         time: own_time.or(time),
     };
+    let item = settled(item, || kept(raw));
     let opt_out = stopped_marketing(&item, &errors.codes);
     Some(std::iter::once(Item::Status(Box::new(item))).chain(opt_out).collect())
 }

@@ -7,12 +7,17 @@ use crate::provider::{PreferenceItem, contact::of_field, json::Fields, preferenc
 
 /// The field of a decision about marketing messages.
 const PREFERENCE: &str = "notificationMessagesStatus";
-/// Parts of words that stop, without case and punctuation. Infobip documents none of the values.
-const STOPPING: [&str; 5] = ["STOP", "OPTOUT", "OPTEDOUT", "DISABLE", "UNSUBSCRIBE"];
-/// Parts of words that resume.
-const RESUMING: [&str; 6] = ["RESUME", "START", "OPTIN", "OPTEDIN", "ENABLE", "SIGNUP"];
-/// Parts of words that may turn another into its opposite.
-const DOUBTFUL: [&str; 3] = ["REVOK", "CANCEL", "WITHDR"];
+/// Words that stop. Infobip documents none of the values.
+const STOPPING: [&str; 8] =
+    ["STOP", "STOPPED", "OPTOUT", "OPTEDOUT", "DISABLE", "DISABLED", "UNSUBSCRIBE", "UNSUBSCRIBED"];
+/// Words that resume.
+const RESUMING: [&str; 10] =
+    ["RESUME", "RESUMED", "START", "STARTED", "OPTIN", "OPTEDIN", "ENABLE", "ENABLED", "SIGNUP", "SIGNEDUP"];
+/// First halves of them, where they are written as two.
+const HALVES: [&str; 4] = ["OPT", "OPTED", "SIGN", "SIGNED"];
+/// Words that say nothing of their own.
+const NEUTRAL: [&str; 8] =
+    ["MARKETING", "PROMOTIONAL", "MESSAGE", "MESSAGES", "NOTIFICATION", "NOTIFICATIONS", "BY", "USER"];
 
 /// A contact's decision about marketing messages; None when it is none, or cannot be told.
 pub fn preference(fields: &Fields<'_>, content: &Fields<'_>) -> Option<PreferenceItem> {
@@ -32,13 +37,24 @@ pub fn preference(fields: &Fields<'_>, content: &Fields<'_>) -> Option<Preferenc
     })
 }
 
+/// Whether a value says stop. None when it does not say, says both, or has any word that we do not know: that
+/// may turn another into its opposite (`NOT_STOPPED`, `OPT_IN_REVOKED`).
 fn opts_out(value: &str) -> Option<bool> {
-    let letters: String =
-        value.chars().filter(char::is_ascii_alphabetic).map(|letter| letter.to_ascii_uppercase()).collect();
-    let has = |words: &[&str]| words.iter().any(|word| letters.contains(word));
-    match (has(&STOPPING), has(&RESUMING), has(&DOUBTFUL)) {
-        (true, false, false) => Some(true),
-        (false, true, false) => Some(false),
+    let value = value.to_ascii_uppercase();
+    let mut words: Vec<String> = Vec::new();
+    for word in value.split(|character: char| !character.is_alphabetic()).filter(|word| !word.is_empty()) {
+        match words.last_mut() {
+            Some(half) if HALVES.contains(&half.as_str()) => half.push_str(word),
+            _ => words.push(word.to_owned()),
+        }
+    }
+    let is_one = |word: &String, wanted: &[&str]| wanted.contains(&word.as_str());
+    let has = |wanted: &[&str]| words.iter().any(|word| is_one(word, wanted));
+    let are_known =
+        words.iter().all(|word| is_one(word, &STOPPING) || is_one(word, &RESUMING) || is_one(word, &NEUTRAL));
+    match (are_known, has(&STOPPING), has(&RESUMING)) {
+        (true, true, false) => Some(true),
+        (true, false, true) => Some(false),
         _ => None,
     }
 }

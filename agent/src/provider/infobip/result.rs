@@ -63,21 +63,25 @@ fn kind<'a>(fields: &Fields<'a>) -> Kind<'a> {
         _ if has("message") => Kind::Message,
         _ if has("deletedAt") => Kind::Deletion,
         _ if has("seenAt") => Kind::Seen,
-        _ if has("status") => Kind::Delivery,
+        // A report whose status is missing or null is one all the same.
+        _ if fields.iter().any(|(name, _)| name == b"status") || has("doneAt") || has("sentAt") => {
+            Kind::Delivery
+        }
         // A message whose content is missing.
         _ if has("integrationType") && has("receivedAt") => Kind::Message,
         _ => fields.object("content").map_or(Kind::Unknown, Kind::Notification),
     }
 }
 
-/// The business number: of a message the receiver, of reports the sender, of notifications the field `sender`.
-/// Delivery reports do not name it.
+/// The business number: of a message the receiver, of notifications the field `sender`. Of reports it should be the
+/// sender, which delivery reports do not name; that of seen and deletion reports is documented nowhere.
 fn target(fields: &Fields<'_>, kind: &Kind<'_>) -> Target {
     let from = || fields.name("from").or_else(|| fields.name("sender"));
     let to = || fields.name("to").or_else(|| fields.name("destination"));
+    let either_side = matches!(kind, Kind::Deletion | Kind::Seen | Kind::Delivery);
     let (number, other_number) = match kind {
         Kind::Message => (to(), None),
-        Kind::Deletion | Kind::Seen | Kind::Delivery => (from(), None),
+        Kind::Deletion | Kind::Seen | Kind::Delivery => (from(), to()),
         Kind::Notification(content) => (content.name("sender").or_else(from), None),
         Kind::OtherChannel(_) | Kind::Unknown => (to(), from()),
     };
@@ -86,6 +90,7 @@ fn target(fields: &Fields<'_>, kind: &Kind<'_>) -> Target {
         display_phone: number.clone(),
         number,
         other_number,
+        either_side,
         account_id: fields.name("applicationId").or_else(platform),
     }
 }

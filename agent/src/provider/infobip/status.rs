@@ -1,7 +1,8 @@
 //! What became of a message of the business: delivery reports,
 //! <https://www.infobip.com/docs/api/channels/whatsapp/whatsapp-message-status-reports/receive-whatsapp-delivery-reports>,
 //! seen reports (`receive-whatsapp-seen-reports` beside it), and deletion reports, which Huawei's adapter of Infobip
-//! describes, <https://support.huaweicloud.com/intl/en-us/api-cec/cec_07_0995.html>. In all of them `to` is the contact.
+//! describes, <https://support.huaweicloud.com/intl/en-us/api-cec/cec_07_0995.html>. In all of them `to`
+//! is taken for the contact; see [`Target::either_side`](crate::provider::Target::either_side).
 
 use gateway_core::event::{EventType, ProviderError, Status};
 use serde_json::value::RawValue;
@@ -11,6 +12,7 @@ use crate::provider::{
     contact::of_field,
     json::{Fields, integer, kept},
     message::identity,
+    status::settled,
 };
 
 /// The name of the error that is none.
@@ -38,7 +40,7 @@ pub fn delivery(raw: &RawValue, fields: &Fields<'_>) -> StatusItem {
     }
     let item = item(raw, fields, &word.to_lowercase(), event_type, &["doneAt", "sentAt"]);
     let status = Status { error, pricing: fields.get("price").map(kept), ..item.status };
-    StatusItem { status, ..item }
+    settled(StatusItem { status, ..item }, || kept(raw))
 }
 
 /// A seen report.

@@ -93,6 +93,82 @@ fn reports_without_number_need_a_route_with_one() {
     assert_eq!(events_and_unrouted(&corpus(Some(("15550783882", "+15550783882")))), (0, 1));
 }
 
+/// Of a report that names both sides, whichever is a number of the route is the business, also where the route has
+/// several; the other one is the contact. With both or neither of them ours the sender is.
+#[test]
+fn reports_find_their_side() {
+    let corpus = corpus(Some(("15550783882", "+15550783882")));
+    let snapshot = corpus.configuration(&["*"]);
+    let told = |from: &str, to: &str, rest: &str| {
+        let body = format!(r#"{{"messageId":"1","from":"{from}","to":"{to}",{rest}}}"#);
+        let entry = corpus.normalize(&snapshot, body.as_bytes()).unwrap().entry;
+        let log = entry.events.into_iter().next().map(|event| event.log);
+        log.map(|log| [log.instance_id, log.from_phone, log.to_phone].join(" "))
+    };
+    for rest in [
+        r#""seenAt":"2026-05-07T09:59:58.251+0000""#,
+        r#""deletedAt":"2026-05-07T09:59:58.251+0000""#,
+        r#""status":{"groupName":"DELIVERED"}"#,
+        r#""status":null"#,
+        r#""status":7,"doneAt":"2026-05-07T09:59:58.251+0000""#,
+        r#""doneAt":"2026-05-07T09:59:58.251+0000""#,
+    ] {
+        let support = Some("support-line +15550783881 +16505551234".to_owned());
+        assert_eq!(told("15550783881", "16505551234", rest), support, "{rest}");
+        assert_eq!(told("16505551234", "15550783881", rest), support, "{rest}");
+        let sales = Some("sales-line +15550783882 +16505551234".to_owned());
+        assert_eq!(told("16505551234", "15550783882", rest), sales, "{rest}");
+        let both = Some("sales-line +15550783882 +15550783881".to_owned());
+        assert_eq!(told("15550783882", "15550783881", rest), both, "{rest}");
+        assert_eq!(told("16505551234", "16505551235", rest), None, "{rest}");
+    }
+}
+
+/// Decisions are read by whole words; a word of negation, or any other that we do not know, makes them unclear.
+#[test]
+fn decisions_are_read_by_whole_words() {
+    use crate::provider::Item;
+    let opts_out = |value: &str| {
+        let body = format!(r#"{{"content":{{"from":"1","notificationMessagesStatus":"{value}"}}}}"#);
+        match Infobip.normalize(body.as_bytes()).unwrap().remove(0).items.remove(0) {
+            Item::Preference(item) => Some(item.opts_out),
+            _ => None,
+        }
+    };
+    for stop in [
+        "STOP",
+        "stopped",
+        "OPT_OUT",
+        "Opted-out",
+        "OPTOUT",
+        "DISABLED",
+        "MARKETING_UNSUBSCRIBE",
+        "STOPPED_BY_USER",
+    ] {
+        assert_eq!(opts_out(stop), Some(true), "{stop}");
+    }
+    for start in ["RESUME", "start", "OPT_IN", "Opted-in", "ENABLED", "SIGN_UP", "SIGNUP"] {
+        assert_eq!(opts_out(start), Some(false), "{start}");
+    }
+    for unclear in [
+        "",
+        "OPT",
+        "OUT",
+        "IN",
+        "UP",
+        "UNSTOP",
+        "NOT_STOPPED",
+        "NOT_DISABLED",
+        "OPT_IN_REVOKED",
+        "NONSTOP",
+        "RESTART",
+        "UN-STOP",
+        "STOP_START",
+    ] {
+        assert_eq!(opts_out(unclear), None, "{unclear}");
+    }
+}
+
 /// What is not JSON in UTF-8 is refused; everything else is read, however deep.
 #[test]
 fn only_json_is_read() {

@@ -55,7 +55,7 @@ fn known(
         number: message.name("channelId"),
         other_number: business_phone.as_ref().map(number),
         display_phone: business_phone.as_ref().map(number),
-        account_id: None,
+        ..Target::default()
     };
     let items = if is_received {
         vec![message::received(raw, message, contact, business_phone)]

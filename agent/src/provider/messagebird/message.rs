@@ -26,7 +26,10 @@ pub fn received(
     let known = literal.as_deref().zip(content.as_ref());
     match known.and_then(|(kind, content)| content::read(kind, content, &mut message)) {
         Some(message_type) => message.message_type = message_type.into(),
-        None => set_unsupported(&mut message, literal, raw),
+        None => {
+            set_unsupported(&mut message, literal, raw);
+            message.text = message.text.take().or_else(|| content.as_ref()?.name("text"));
+        }
     }
     Item::Message(Box::new(MessageItem {
         identity: identity(message.external_message_id.as_deref(), raw),

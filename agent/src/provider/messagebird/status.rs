@@ -9,7 +9,7 @@ use crate::provider::{
     json::{self, Fields, kept},
     message::identity,
     preference::stopped_marketing,
-    status::word,
+    status::{settled, word},
 };
 
 /// The status, and the opt-out that it may tell of.
@@ -34,6 +34,7 @@ pub fn sent(raw: &RawValue, fields: &Fields<'_>, contact: Contact) -> Vec<Item> 
         event_type,
         time: fields.time("updatedDatetime").or_else(|| fields.time("createdDatetime")),
     };
+    let item = settled(item, || kept(raw));
     let code = item.status.error.as_ref().and_then(|error| error.code);
     let opt_out = stopped_marketing(&item, code.as_slice());
     std::iter::once(Item::Status(Box::new(item))).chain(opt_out).collect()

@@ -97,6 +97,7 @@ fn read(raw: &RawValue, fields: &Fields<'_>, relay: Relay<'_>) -> Message {
             let shown = fields.object("unsupported").and_then(|unsupported| unsupported.name("type"));
             let shown = shown.filter(|_| literal.as_deref() == Some(UNSUPPORTED));
             set_unsupported(&mut message, shown.or(literal), raw);
+            message.text = message.text.take().or_else(|| fields.object("text")?.name("body"));
         }
     }
     message

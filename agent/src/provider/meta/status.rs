@@ -15,12 +15,13 @@ use crate::provider::{
     json::{Fields, kept},
     message::identity,
     preference::stopped_marketing,
-    status::word,
+    status::{settled, word},
 };
 
 /// A status of a message, and the opt-out that it may tell of.
 pub fn of_message(raw: &RawValue, contacts: &Contacts, alone: bool, relay: Relay<'_>) -> Vec<Item> {
     let (item, errors) = read(raw, contacts, alone, relay);
+    let item = settled(item, || kept(raw));
     // It counts like the contact's own `user_preferences` callback, which has to be subscribed separately.
     let opt_out = stopped_marketing(&item, &errors.codes);
     std::iter::once(Item::Status(Box::new(item))).chain(opt_out).collect()

@@ -171,6 +171,7 @@ fn target(change: &Change<'_>, value: &Fields<'_>) -> Target {
         other_number: change.relay.app_id(),
         display_phone: of_metadata("display_phone_number").or_else(|| value.name("display_phone_number")),
         account_id: customer.or_else(|| change.account_id()),
+        ..Target::default()
     }
 }
 

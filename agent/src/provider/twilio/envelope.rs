@@ -71,6 +71,7 @@ fn part<'a>(parameters: &Parameters<'a>) -> Part<'a> {
         // Of a message that has not left yet a service stands for the number that it will choose.
         other_number: parameters.name("MessagingServiceSid"),
         account_id: parameters.name("AccountSid"),
+        ..Target::default()
     };
     Part { target, items, original: vec![parameters.json()] }
 }

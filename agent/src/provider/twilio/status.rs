@@ -52,6 +52,7 @@ pub fn of_message(parameters: &Parameters<'_>) -> Vec<Item> {
         event_type,
         time: None,
     };
+    let item = status::settled(item, || parameters.kept());
     let opt_out = is_unsubscribed.then(|| of_failure(&item, OptOutScope::NonEssential)).flatten();
     std::iter::once(Item::Status(Box::new(item))).chain(opt_out).collect()
 }

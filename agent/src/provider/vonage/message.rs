@@ -29,6 +29,7 @@ pub fn read(callback: &Callback<'_>, kind: &str) -> MessageItem {
         Some(message_type) => message.message_type = message_type.into(),
         None => {
             set_unsupported(&mut message, Some(kind.into()), callback.raw);
+            message.text = message.text.take().or_else(|| fields.name("text"));
             // What WhatsApp says of a message that Vonage cannot show.
             message.error = fields
                 .name("provider_message")

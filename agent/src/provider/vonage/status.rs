@@ -10,6 +10,7 @@ use crate::provider::{
     StatusItem,
     json::{Fields, integer, kept, text},
     message::identity,
+    status::settled,
 };
 
 /// The status of a callback with this `status`.
@@ -19,7 +20,7 @@ pub fn read(callback: &Callback<'_>, word: &str) -> StatusItem {
     let event_type = event_type(&word);
     let recipient = fields.name("to");
     let external_message_id = fields.name("message_uuid");
-    StatusItem {
+    let item = StatusItem {
         identity: identity(external_message_id.as_deref(), callback.raw),
         status: Status {
             external_message_id,
@@ -35,7 +36,8 @@ pub fn read(callback: &Callback<'_>, word: &str) -> StatusItem {
         contact: contact(callback, recipient, "recipient"),
         event_type,
         time: fields.time("timestamp"),
-    }
+    };
+    settled(item, || kept(callback.raw))
 }
 
 fn event_type(word: &str) -> Option<EventType> {

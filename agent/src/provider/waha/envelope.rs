@@ -14,7 +14,7 @@ use crate::provider::{
     Item, NormalizeError, Part, Target,
     body::{self, UNKNOWN},
     json::Fields,
-    login::is_login,
+    login::{LOGIN, cut, is_login},
 };
 
 /// What the engine below WAHA says, raw, for finding faults: QR codes, keys and history among it.
@@ -53,21 +53,21 @@ impl<'a> Callback<'a> {
             return None;
         }
         let payload = self.fields.get("payload");
-        let (items, payload) = match notice::without_login(&self.event, payload) {
-            Some(safe) => (vec![self.notice(&safe)], Cow::Owned(safe.get().to_owned())),
-            None => (self.items(payload)?, Cow::Borrowed(payload.map_or("null", RawValue::get))),
+        let (item, payload) = match notice::without_login(&self.event, payload) {
+            Some(safe) => (self.notice(&safe), Cow::Owned(safe.get().to_owned())),
+            None => self.item(payload.unwrap_or(RawValue::NULL))?,
         };
         let target = Target {
             number: self.fields.name("session"),
             display_phone: self.me.phone.as_ref().map(|phone| phone.as_str().into()),
             ..Target::default()
         };
-        Some(Part { target, items, original: self.original(payload) })
+        Some(Part { target, items: vec![item], original: self.original(payload) })
     }
 
-    /// The items of an event that carries no login; None when it is one that is not passed on.
-    fn items(&self, raw: Option<&'a RawValue>) -> Option<Vec<Item>> {
-        let raw = raw.unwrap_or(RawValue::NULL);
+    /// What an event of this payload says, and as much of it as may be kept; None when it is one that is not
+    /// passed on.
+    fn item(&self, raw: &'a RawValue) -> Option<(Item, Cow<'a, str>)> {
         let item = match Payload::of(&self.event, raw) {
             // Stories and channels are for everybody.
             Some(payload) if payload.is_public() => return None,
@@ -83,7 +83,13 @@ impl<'a> Callback<'a> {
             },
             None => None,
         };
-        Some(vec![item.unwrap_or_else(|| self.notice(raw))])
+        Some(match item {
+            Some(item) => (item, Cow::Borrowed(raw.get())),
+            None => {
+                let safe = cut(raw.get(), &LOGIN);
+                (self.notice(serde_json::from_str(&safe).unwrap_or(RawValue::NULL)), safe)
+            }
+        })
     }
 
     fn notice(&self, raw: &RawValue) -> Item {

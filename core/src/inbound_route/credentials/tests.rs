@@ -148,7 +148,7 @@ fn each_bad_value_is_named() {
             let mut bad = vec![String::new(), long];
             let malformed: &[&str] = match kind {
                 RouteSecretKind::BasicCredential => {
-                    &["planted", ":planted", "planted:\nplanted", "planted\u{7f}:x"]
+                    &["planted", "planted:", ":planted", "planted:\nplanted", "planted\u{7f}:x"]
                 }
                 RouteSecretKind::Header => &[
                     "planted",
@@ -158,8 +158,11 @@ fn each_bad_value_is_named() {
                     "pla nted: x",
                     "planted: \u{e4}",
                     "planted: x\r\ny: z",
+                    "planted: x\ty",
+                    "host: planted",
+                    "Content-Type: planted",
                 ],
-                _ => &[],
+                _ => &["planted\n", "\tplanted", "pla\u{0}nted", "planted\u{85}"],
             };
             bad.extend(malformed.iter().map(|value| (*value).to_owned()));
             for bad in bad {

@@ -5,7 +5,7 @@ use std::{path::Path, time::Duration};
 use anyhow::Context as _;
 use clap::Args;
 use gateway_core::event::Provider;
-use gateway_sdk::{Client, ClientOptions};
+use gateway_sdk::{Client, ClientOptions, Error};
 use reqwest::Url;
 use tokio::time::{Instant, sleep};
 
@@ -110,7 +110,8 @@ impl Target {
         };
         let is_same_callback = args.callback_url.is_none();
         let pick = |flag: &Option<String>, default: Option<String>, name: &str| {
-            flag.clone().or(default).with_context(|| format!("{name} is missing (see --help)"))
+            let picked = flag.clone().or(default);
+            picked.ok_or_else(|| BadConfig(format!("{name} is missing (see --help)")))
         };
         let callback_url = pick(&args.callback_url, defaults.callback_url, "--callback-url")?;
         let callback_url = callback(&callback_url, provider)?;
@@ -231,14 +232,30 @@ impl TargetArgs {
         }
         let missing = missing.join(", ");
         match session {
-            Some(_) => anyhow::bail!(
+            Some(_) => anyhow::bail!(BadConfig(format!(
                 "a target that is not a demo of `gateway dev` also needs {missing} (see --help)"
-            ),
+            ))),
+            None if self.is_named() => anyhow::bail!(BadConfig(format!(
+                "no `gateway dev` is running, and a target without it also needs {missing} (see --help)"
+            ))),
             None => anyhow::bail!(
                 "no `gateway dev` is running. Start it in another terminal (`gateway dev`, or `cargo run --bin \
                  gateway -- dev`), or name another target: {missing} is missing (see --help)"
             ),
         }
+    }
+
+    /// Whether any flag says that another target is meant.
+    fn is_named(&self) -> bool {
+        let names = [
+            &self.callback_url,
+            &self.control_plane_url,
+            &self.instance_id,
+            &self.provider_number_id,
+            &self.phone_number,
+            &self.provider_account_id,
+        ];
+        names.into_iter().any(Option::is_some)
     }
 
     async fn client(&self, session: Option<&Session>) -> anyhow::Result<Client> {
@@ -248,8 +265,12 @@ impl TargetArgs {
         let url = pick(&self.control_plane_url, |session| &session.control_plane_url);
         let api_key = pick(&self.api_key, |session| &session.api_key);
         let process = session.map(|session| session.process);
-        let client = Client::connect(ClientOptions::new(&url, &api_key)).await;
-        client.with_context(|| help(process, "the control plane does not answer"))
+        match Client::connect(ClientOptions::new(&url, &api_key)).await {
+            Err(error @ (Error::Endpoint { .. } | Error::ApiKey)) => {
+                Err(BadConfig(format!("--control-plane-url, --api-key: {error}")).into())
+            }
+            client => client.with_context(|| help(process, "the control plane does not answer")),
+        }
     }
 }
 

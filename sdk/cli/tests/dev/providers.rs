@@ -116,7 +116,7 @@ async fn other_routes_are_named_by_flags() {
     ];
     assert_eq!(events(&trigger(directory.path(), &flags).await), ["message.received"]);
     let (code, text) = complaint(directory.path(), &flags[..4]).await;
-    assert_eq!(code, Some(1));
+    assert_eq!(code, Some(64));
     assert!(text.contains("--secret, --provider-number-id, --phone-number"), "{text}");
     let other: Vec<_> =
         flags.iter().map(|flag| if *flag == "--provider=waha" { "--provider=bird" } else { flag }).collect();
@@ -141,7 +141,7 @@ async fn providers_are_listed() {
     let help = run(gateway(directory.path()).args(["trigger", "--help"])).await;
     let help = String::from_utf8_lossy(&help.stdout).into_owned();
     let (code, text) = complaint(directory.path(), &["status", "--provider", "list"]).await;
-    assert_eq!(code, Some(2));
+    assert_eq!(code, Some(64));
     for provider in PROVIDERS {
         assert!(help.contains(&format!("- {provider}:")) && text.contains(provider), "{help}\n{text}");
     }
