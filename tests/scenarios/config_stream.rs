@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use gateway_proto::v1;
 use gateway_tests::{
     DEADLINE, World, eventually, figure,
@@ -61,8 +61,12 @@ async fn every_kind_of_change_reaches_a_running_agent() {
     world.delivered(&heard).await.unwrap();
     assert!(world.receiver.all().iter().all(|webhook| webhook.text("external_message_id") != unheard));
     // What nobody selected is logged all the same, and owed to nobody.
-    let logs = world.logs().await.unwrap();
-    let unheard = logs.iter().find(|log| log.external_message_id == unheard).unwrap();
+    let unheard = eventually(DEADLINE, async || {
+        let logs = world.logs().await?;
+        let log = logs.into_iter().find(|log| log.external_message_id == unheard);
+        log.context("what nobody selected is not logged yet")
+    });
+    let unheard = unheard.await.unwrap();
     assert!(unheard.deliveries.is_empty(), "{unheard:?}");
 
     let request = v1::PauseWebhookSubscriptionRequest { id: id(), reason: "maintenance".to_owned() };
