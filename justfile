@@ -51,10 +51,20 @@ bench *arguments:
 crash kills="200":
     GATEWAY_TESTS_KILL_CYCLES={{kills}} cargo test -p gateway-tests --test scenarios durable_before_ack::kill_9
 
-# Damages 500 places of a buffer, and lets 2,000,000 events wait: half an hour.
-soak damages="500" backlog="2000000":
+# Damages 500 places of a buffer, lets 2,000,000 events wait, edits at random and leaves the control plane away: an hour.
+soak damages="500" backlog="2000000" edits="10000" resources="100000" outage="600":
     GATEWAY_TESTS_DAMAGES={{damages}} cargo test --release -p gateway-tests --test scenarios damage::
     GATEWAY_TESTS_BACKLOG={{backlog}} cargo test --release -p gateway-tests --test scenarios backlog::
+    GATEWAY_TESTS_EDITS={{edits}} GATEWAY_TESTS_RESOURCES={{resources}} cargo test --release -p gateway-tests --test scenarios config_stream::
+    GATEWAY_TESTS_OUTAGE_SECONDS={{outage}} cargo test --release -p gateway-tests --test scenarios static_stability::
+
+# Figures of the config stream: 100,000 subscriptions on a fresh agent, a change on 100 agents.
+config-figures *arguments:
+    cargo run --release -p gateway-tests --bin gateway-config-figures -- {{arguments}}
+
+# Records how the programs in a directory talk to each other into tests/versions/NAME, for tests of later versions.
+record-versions programs name:
+    cargo run -p gateway-tests --bin gateway-record -- {{programs}} {{name}}
 
 # Fuzzes reading and proving callbacks, SECONDS for each provider and target; needs a nightly and cargo-fuzz.
 fuzz seconds="60" *providers:

@@ -11,11 +11,13 @@ use gateway_core::violation::FieldViolations;
 use gateway_runtime::{
     config::{Bytes, Layer, Span, load_file},
     layer,
+    sealing::{BadKey, Key},
     telemetry::{LOG_FILTER_DEFAULT, LogFormat},
+    tls::CertificateFiles,
 };
 use ipnet::IpNet;
 use serde::Deserialize;
-use url::Url;
+use url::{Host, Url};
 
 /// Settings as given, each perhaps unset.
 #[derive(Debug, Clone, Default, clap::Args, Deserialize)]
@@ -34,6 +36,10 @@ pub struct Settings {
     /// The control plane [default: http://127.0.0.1:50051]
     #[arg(long, env = "GATEWAY_AGENT_CONTROL_PLANE_URL", value_name = "URL")]
     pub control_plane_url: Option<String>,
+    /// PEM file of the authority that the control plane's certificate comes from, for https; without it the one
+    /// that the join token names, or those that the system trusts
+    #[arg(long, env = "GATEWAY_AGENT_CONTROL_PLANE_CA", value_name = "FILE")]
+    pub control_plane_ca: Option<PathBuf>,
     /// Where this agent runs; when given it must be the join token's region [default: the join token's]
     #[arg(long, env = "GATEWAY_AGENT_REGION", value_name = "REGION")]
     pub region: Option<String>,
@@ -57,6 +63,17 @@ pub struct Settings {
         value_name = "BOOL"
     )]
     pub callback_behind_proxy: Option<bool>,
+    /// PEM file of the certificate, with its chain, that providers see: callbacks come in over HTTPS; read again
+    /// when it changes
+    #[arg(long, env = "GATEWAY_AGENT_CALLBACK_TLS_CERT", value_name = "FILE")]
+    pub callback_tls_cert: Option<PathBuf>,
+    /// PEM file of the key of --callback-tls-cert
+    #[arg(long, env = "GATEWAY_AGENT_CALLBACK_TLS_KEY", value_name = "FILE")]
+    pub callback_tls_key: Option<PathBuf>,
+    /// Network of proxies whose X-Forwarded-Proto and X-Forwarded-Host say what the provider called, for those
+    /// that sign it; repeatable. From others these headers count for nothing
+    #[arg(long, env = "GATEWAY_AGENT_CALLBACK_TRUSTED_PROXY", value_name = "CIDR", value_delimiter = ',')]
+    pub callback_trusted_proxy: Vec<IpNet>,
     /// Most bytes of events that are not delivered and reported yet; beyond it callbacks get 503
     /// [default: 4GiB]
     #[arg(long, env = "GATEWAY_AGENT_BUFFER_BYTES_MAX", value_name = "SIZE")]
@@ -98,6 +115,9 @@ layer!(Settings {
         public_base_url,
         join_token_file,
         callback_behind_proxy,
+        control_plane_ca,
+        callback_tls_cert,
+        callback_tls_key,
         buffer_bytes_max,
         buffer_destination_share,
         buffer_marks_bytes_max,
@@ -107,7 +127,7 @@ layer!(Settings {
         log_filter,
         log_format,
     ],
-    lists: [allow_destination_cidr],
+    lists: [callback_trusted_proxy, allow_destination_cidr],
 });
 
 /// Settings validated, nothing left to parse.
@@ -121,6 +141,12 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// The control plane.
     pub control_plane_url: String,
+    /// The authority of the control plane; None for the one of the join token, or else the system's.
+    pub control_plane_ca: Option<PathBuf>,
+    /// The certificate that providers see; None for plain HTTP.
+    pub callback_tls: Option<CertificateFiles>,
+    /// Proxies that may say what the provider called.
+    pub callback_trusted_proxy: Vec<IpNet>,
     /// Where this agent is meant to run; None for where its join token says.
     pub region: Option<String>,
     /// The address that providers call, if it is not the request's own.
@@ -141,10 +167,24 @@ pub struct Config {
     pub disk_free_bytes_min: Option<u64>,
     /// Longest time that stopping may take.
     pub shutdown_grace: Duration,
+    /// The key under which the last good configuration is sealed; None for `config.key` of the data directory,
+    /// made when it is not there.
+    pub config_key: Option<Key>,
     /// Which log lines.
     pub log_filter: String,
     /// How log lines look.
     pub log_format: LogFormat,
+}
+
+impl Config {
+    /// Takes the key under which the last good configuration is sealed, from the environment.
+    ///
+    /// # Errors
+    /// When it is not a key.
+    pub fn use_config_key(&mut self, text: &str) -> Result<(), BadKey> {
+        self.config_key = Some(Key::parse(text)?);
+        Ok(())
+    }
 }
 
 impl Settings {
@@ -167,11 +207,24 @@ impl Settings {
         let mut violations = FieldViolations::new();
         let callback_listen = self.callback_listen.unwrap_or(([127, 0, 0, 1], 8090).into());
         let behind_proxy = self.callback_behind_proxy.unwrap_or(false);
-        if !callback_listen.ip().is_loopback() && !behind_proxy {
+        let callback_tls = match (self.callback_tls_cert, self.callback_tls_key) {
+            (Some(certificate), Some(key)) => Some(CertificateFiles { certificate, key }),
+            (None, None) => None,
+            (Some(_), None) => {
+                violations.add("callback_tls_key", "must be set: it is the key of callback_tls_cert");
+                None
+            }
+            (None, Some(_)) => {
+                violations.add("callback_tls_cert", "must be set: callback_tls_key is its key");
+                None
+            }
+        };
+        if !callback_listen.ip().is_loopback() && !behind_proxy && callback_tls.is_none() {
             violations.add(
                 "callback_listen",
-                "is not a loopback address, and callbacks would come in without TLS: put a proxy that \
-                 terminates TLS before the agent and say so with --callback-behind-proxy",
+                "is not a loopback address, and callbacks would come in without TLS: give a certificate with \
+                 --callback-tls-cert and --callback-tls-key, or put a proxy that terminates TLS before the agent \
+                 and say so with --callback-behind-proxy",
             );
         }
         let control_plane_url = self.control_plane_url.unwrap_or_else(|| "http://127.0.0.1:50051".to_owned());
@@ -194,6 +247,9 @@ impl Settings {
             admin_listen: self.admin_listen.unwrap_or(([127, 0, 0, 1], 9465).into()),
             data_dir: self.data_dir.unwrap_or_else(|| PathBuf::from("./data/agent")),
             control_plane_url,
+            control_plane_ca: self.control_plane_ca,
+            callback_tls,
+            callback_trusted_proxy: self.callback_trusted_proxy,
             region: self.region,
             public_base_url,
             join_token_file: self.join_token_file,
@@ -204,6 +260,7 @@ impl Settings {
             buffer_segment_bytes,
             disk_free_bytes_min: self.disk_free_bytes_min.map(|size| size.0),
             shutdown_grace: self.shutdown_grace.map_or(Duration::from_secs(10), |span| span.0),
+            config_key: None,
             log_filter: self.log_filter.unwrap_or_else(|| LOG_FILTER_DEFAULT.to_owned()),
             log_format: self.log_format.unwrap_or_default(),
         })
@@ -219,12 +276,26 @@ fn is_region(text: &str) -> bool {
 
 fn check_control_plane(text: &str, violations: &mut FieldViolations) {
     match Url::parse(text) {
-        Ok(url) if url.scheme() == "http" && url.has_host() => {}
-        Ok(url) if url.scheme() == "https" => violations.add(
+        Ok(url) if url.scheme() == "https" && url.has_host() => {}
+        Ok(url) if url.scheme() == "http" && is_this_machine(&url) => {}
+        Ok(url) if url.scheme() == "http" && url.has_host() => violations.add(
             "control_plane_url",
-            "is https, which this version cannot do yet: use http to a tunnel or proxy on this machine",
+            "is http to another machine, which would show the agent's credential and everything it reports: use \
+             https, or http to a tunnel or proxy on this machine",
         ),
-        _ => violations.add("control_plane_url", "must be a URL such as http://127.0.0.1:50051"),
+        _ => violations.add(
+            "control_plane_url",
+            "must be a URL such as http://127.0.0.1:50051 or https://control-plane.example.com:50051",
+        ),
+    }
+}
+
+fn is_this_machine(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
+        Some(Host::Ipv4(ip)) => ip.is_loopback(),
+        Some(Host::Ipv6(ip)) => ip.is_loopback(),
+        None => false,
     }
 }
 
@@ -301,6 +372,32 @@ mod tests {
         let fields: Vec<String> =
             settings.validate().unwrap_err().0.into_iter().map(|violation| violation.field).collect();
         assert_eq!(fields, ["callback_listen", "control_plane_url", "public_base_url", "region"]);
+    }
+
+    /// With TLS of its own the agent may listen anywhere; a certificate needs its key. The control plane is
+    /// called without TLS on this machine only.
+    #[test]
+    fn tls_is_whole_and_needed_off_this_machine() {
+        let settings = |cert: bool, key: bool, url: &str| {
+            let settings = Settings {
+                callback_listen: Some(([0, 0, 0, 0], 8090).into()),
+                callback_tls_cert: cert.then(|| "tls.pem".into()),
+                callback_tls_key: key.then(|| "tls.key".into()),
+                control_plane_url: Some(url.to_owned()),
+                ..Settings::default()
+            };
+            settings.validate().map_err(|violations| violations.0[0].field.clone())
+        };
+        let url = "https://control-plane.example.com";
+        assert!(settings(true, true, url).unwrap().callback_tls.is_some());
+        assert_eq!(settings(true, false, url).unwrap_err(), "callback_tls_key");
+        assert_eq!(settings(false, true, url).unwrap_err(), "callback_tls_cert");
+        for good in ["http://localhost:1", "http://127.0.0.9:1", "http://[::1]:1", "https://[fd00::1]:1"] {
+            assert!(settings(true, true, good).is_ok(), "{good}");
+        }
+        for bad in ["http://control-plane.example.com", "http://10.0.0.1:1", "https://", "grpc://localhost"] {
+            assert_eq!(settings(true, true, bad).unwrap_err(), "control_plane_url", "{bad}");
+        }
     }
 
     /// Scheme and host of the public base URL are case-insensitive, its path is not; what is no URL as it stands is

@@ -1,8 +1,12 @@
 //! The way to the control plane: the channel, the agent's credential, and enrolling for it.
+//!
+//! [`link`] is the connection, [`trust`] decides whose server it may end at, [`certificate`] is the agent's
+//! client certificate and keeps it fresh.
 
 use std::{
     fs, io,
     path::{Path, PathBuf},
+    sync::LazyLock,
     time::Duration,
 };
 
@@ -12,30 +16,45 @@ use tonic::{
     Code, Request, Status,
     metadata::{Ascii, MetadataValue},
     service::{Interceptor, interceptor::InterceptedService},
-    transport::{Channel, Endpoint},
 };
+use tonic_types::StatusExt as _;
+use uuid::Uuid;
 
 use crate::private;
 
+mod link;
+mod trust;
+mod certificate;
 mod reports;
+#[cfg(test)]
+mod tests;
 
+pub use certificate::{AgentCertificate, CertificateError, Keeper};
+pub use link::{Calls, Link};
 pub use reports::ReportClient;
+pub use trust::{Pin, TrustError};
 
 /// Largest message of the config and report streams.
 pub const MESSAGE_BYTES_MAX: usize = 8 * 1024 * 1024;
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const ENROLL_TIMEOUT: Duration = Duration::from_secs(10);
-/// So that a dead connection is seen within 30 s.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 const CREDENTIAL_FILE: &str = "credential.json";
 
 /// The agent's client of `AgentSyncService`. Cheap to clone.
-pub type Client = AgentSyncServiceClient<InterceptedService<Channel, Credential>>;
+pub type Client = AgentSyncServiceClient<InterceptedService<Calls, Credential>>;
+
+/// Header that says which start of this program is calling, so that the control plane tells a restart from a
+/// second agent with a copied data directory.
+const START_ID_HEADER: &str = "gateway-start-id";
+
+/// `ErrorInfo.reason` of the control plane's answers to a revoked agent.
+const AGENT_REVOKED: &str = "AGENT_REVOKED";
 
 /// Adds the agent's credential to every call. Prints masked.
 #[derive(Clone)]
-pub struct Credential(MetadataValue<Ascii>);
+pub struct Credential {
+    authorization: MetadataValue<Ascii>,
+    start_id: MetadataValue<Ascii>,
+}
 
 impl Credential {
     fn of(identity: &Identity, data_dir: &Path) -> Result<Self, IdentityError> {
@@ -43,15 +62,22 @@ impl Credential {
             .parse()
             .map_err(|_| IdentityError::Credential(data_dir.join(CREDENTIAL_FILE)))?;
         value.set_sensitive(true);
-        Ok(Self(value))
+        Ok(Self { authorization: value, start_id: start_id() })
     }
 }
 
 impl Interceptor for Credential {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        request.metadata_mut().insert("authorization", self.0.clone());
+        request.metadata_mut().insert("authorization", self.authorization.clone());
+        request.metadata_mut().insert(START_ID_HEADER, self.start_id.clone());
         Ok(request)
     }
+}
+
+/// Random, the same for as long as this process runs.
+fn start_id() -> MetadataValue<Ascii> {
+    static START_ID: LazyLock<String> = LazyLock::new(|| Uuid::now_v7().simple().to_string());
+    START_ID.parse().expect("hexadecimal digits can be in a header")
 }
 
 /// A call that the control plane refused or did not answer. A `Status` itself prints its whole insides.
@@ -64,8 +90,51 @@ pub struct CallFailed {
 
 impl From<Status> for CallFailed {
     fn from(status: Status) -> Self {
-        Self { code: status.code(), message: status.message().to_owned() }
+        Self { code: status.code(), message: explain(&status) }
     }
+}
+
+/// An open stream ended without a word of the control plane: at the age of the connection, because it stops, or because
+/// the network broke. A reason to warn only when the next one cannot be opened.
+#[derive(Debug, thiserror::Error)]
+#[error("read stream: it ended")]
+pub struct StreamEnded(#[source] Option<CallFailed>);
+
+impl StreamEnded {
+    /// What was read from an open stream: a message, or why the control plane ended it.
+    ///
+    /// # Errors
+    /// When the stream ended without a word.
+    pub fn check<T>(read: Result<Option<T>, Status>) -> Result<Result<T, Status>, Self> {
+        match read {
+            Ok(Some(message)) => Ok(Ok(message)),
+            Ok(None) => Err(Self(None)),
+            // A status that was received has no source.
+            Err(status) if std::error::Error::source(&status).is_some() => Err(Self(Some(status.into()))),
+            Err(status) => Ok(Err(status)),
+        }
+    }
+}
+
+/// Whether the control plane says that this agent was revoked.
+pub fn is_revocation(status: &Status) -> bool {
+    let info = || status.get_details_error_info();
+    status.code() == Code::Unauthenticated && info().is_some_and(|info| info.reason == AGENT_REVOKED)
+}
+
+/// What a status says, and why, when it was made here because there is no connection.
+fn explain(status: &Status) -> String {
+    let mut text = status.message().to_owned();
+    let mut next = std::error::Error::source(status);
+    while let Some(cause) = next {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        next = cause.source();
+    }
+    text
 }
 
 /// Who this agent is. Made by enrolling, kept in the data directory.
@@ -76,6 +145,9 @@ pub struct Identity {
     /// The agent's region, from its join token.
     pub region: String,
     credential: String,
+    /// The authority that the control plane's certificate must come from, as the join token said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub control_plane_pin: Option<Pin>,
 }
 
 impl std::fmt::Debug for Identity {
@@ -125,9 +197,23 @@ pub enum IdentityError {
     /// The join token file has nothing in it.
     #[error("read join token from `{0}`: the file is empty")]
     EmptyJoinToken(PathBuf),
-    /// The control plane URL is not a URL.
-    #[error("parse --control-plane-url")]
-    Url(#[source] tonic::transport::Error),
+    /// What follows the full stop of a join token is no SHA-256.
+    #[error("read join token from `{0}`: it is damaged; copy the whole line of CreateJoinToken")]
+    DamagedJoinToken(PathBuf),
+    /// The control plane cannot be called at all.
+    #[error("prepare calls to the control plane")]
+    Link(#[from] TrustError),
+    /// The client certificate cannot be made or kept.
+    #[error("get a client certificate")]
+    Certificate(#[from] CertificateError),
+    /// Whoever answers is not the control plane, or cannot prove it.
+    #[error("trust the control plane at {url}: {message}")]
+    Untrusted {
+        /// The control plane.
+        url: String,
+        /// What is wrong with its certificate.
+        message: String,
+    },
     /// The control plane refused.
     #[error("enroll agent at {url}: {message}")]
     Refused {
@@ -149,30 +235,13 @@ pub enum IdentityError {
     Credential(PathBuf),
 }
 
-/// A channel to the control plane that connects when first used and reconnects by itself.
-///
-/// # Errors
-/// When `url` is not a URL.
-pub fn channel(url: &str) -> Result<Channel, IdentityError> {
-    let endpoint = Endpoint::from_shared(url.to_owned())
-        .map_err(IdentityError::Url)?
-        .connect_timeout(CONNECT_TIMEOUT)
-        .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
-        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
-        .keep_alive_while_idle(true)
-        .tcp_nodelay(true)
-        .initial_stream_window_size(Some(4 * 1024 * 1024))
-        .initial_connection_window_size(Some(8 * 1024 * 1024));
-    Ok(endpoint.connect_lazy())
-}
-
 /// The client of an enrolled agent.
 ///
 /// # Errors
 /// When the stored credential cannot be a header.
-pub fn client(channel: Channel, identity: &Identity, data_dir: &Path) -> Result<Client, IdentityError> {
+pub fn client(link: &Link, identity: &Identity, data_dir: &Path) -> Result<Client, IdentityError> {
     let credential = Credential::of(identity, data_dir)?;
-    Ok(AgentSyncServiceClient::with_interceptor(channel, credential)
+    Ok(AgentSyncServiceClient::with_interceptor(link.calls(), credential)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX))
 }
@@ -182,11 +251,11 @@ pub fn client(channel: Channel, identity: &Identity, data_dir: &Path) -> Result<
 /// # Errors
 /// When the stored credential cannot be a header.
 pub fn report_client(
-    channel: Channel,
+    link: &Link,
     identity: &Identity,
     data_dir: &Path,
 ) -> Result<ReportClient, IdentityError> {
-    Ok(ReportClient::new(InterceptedService::new(channel, Credential::of(identity, data_dir)?)))
+    Ok(ReportClient::new(InterceptedService::new(link.calls(), Credential::of(identity, data_dir)?)))
 }
 
 /// The stored identity, if the agent enrolled before.
@@ -204,43 +273,75 @@ pub fn stored_identity(data_dir: &Path) -> Result<Option<Identity>, IdentityErro
     }
 }
 
-/// Turns the join token in `token_file` into an identity and stores it.
+/// A join token: a secret, and perhaps whom to trust.
+pub struct JoinToken {
+    secret: String,
+    /// The authority that the control plane's certificate must come from.
+    pub pin: Option<Pin>,
+}
+
+impl JoinToken {
+    /// Reads the token for an agent with its data in `data_dir`.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn read(file: Option<&Path>, data_dir: &Path) -> Result<Self, IdentityError> {
+        let file = file.ok_or_else(|| IdentityError::NoJoinToken(data_dir.to_owned()))?;
+        let text = fs::read_to_string(file)
+            .map_err(|source| IdentityError::File { path: file.to_owned(), source })?;
+        let text = text.trim();
+        if text.is_empty() {
+            return Err(IdentityError::EmptyJoinToken(file.to_owned()));
+        }
+        let Some((secret, pin)) = text.split_once('.') else {
+            return Ok(Self { secret: text.to_owned(), pin: None });
+        };
+        let pin = pin.parse().map_err(|_| IdentityError::DamagedJoinToken(file.to_owned()))?;
+        Ok(Self { secret: secret.to_owned(), pin: Some(pin) })
+    }
+}
+
+/// Turns a join token into an identity and stores it, and over TLS also the certificate that comes with it.
 ///
 /// # Errors
-/// When there is no token, the control plane refuses or cannot be reached, or the identity cannot be
-/// stored.
+/// When the control plane refuses, is not to be trusted or cannot be reached, or the identity cannot be stored.
 pub async fn enroll(
-    channel: Channel,
-    url: &str,
-    token_file: Option<&Path>,
+    link: &Link,
+    token: &JoinToken,
     region: Option<&str>,
     data_dir: &Path,
 ) -> Result<Identity, IdentityError> {
-    let token_file = token_file.ok_or_else(|| IdentityError::NoJoinToken(data_dir.to_owned()))?;
-    let join_token = fs::read_to_string(token_file)
-        .map_err(|source| IdentityError::File { path: token_file.to_owned(), source })?;
-    if join_token.trim().is_empty() {
-        return Err(IdentityError::EmptyJoinToken(token_file.to_owned()));
-    }
+    let key = if link.is_tls() { Some(certificate::NewKey::make()?) } else { None };
+    let signing_request = key.as_ref().map(certificate::NewKey::request).transpose()?;
     let mut request = Request::new(v1::EnrollAgentRequest {
-        join_token: join_token.trim().to_owned(),
+        join_token: token.secret.clone(),
         build: crate::BUILD.to_owned(),
         region: region.unwrap_or_default().to_owned(),
+        certificate_signing_request: signing_request.unwrap_or_default(),
     });
     request.set_timeout(ENROLL_TIMEOUT);
-    let response = AgentSyncServiceClient::new(channel)
+    let response = AgentSyncServiceClient::new(link.calls())
         .enroll_agent(request)
         .await
-        .map_err(|status| refusal(url, &status))?;
-    let v1::EnrollAgentResponse { agent_id, credential, region } = response.into_inner();
-    let identity = Identity { agent_id, region, credential };
+        .map_err(|status| refusal(link, &status))?;
+    let v1::EnrollAgentResponse { agent_id, credential, region, certificate } = response.into_inner();
+    // The certificate first: without an identity it is nothing, and is written over by the next enrolment.
+    if let (Some(key), Some(certificate)) = (key, certificate) {
+        let certificate = AgentCertificate::new(key, certificate)?;
+        certificate.store(data_dir)?;
+        link.show(&certificate)?;
+    }
+    let identity = Identity { agent_id, region, credential, control_plane_pin: token.pin };
     store_identity(&identity, data_dir)?;
     Ok(identity)
 }
 
 /// Tells a refusal, which is final, from a control plane that is away.
-fn refusal(url: &str, status: &Status) -> IdentityError {
-    let (url, message) = (url.to_owned(), status.message().to_owned());
+fn refusal(link: &Link, status: &Status) -> IdentityError {
+    let (url, message) = (link.url().to_owned(), explain(status));
+    if let Some(message) = link.untrusted() {
+        return IdentityError::Untrusted { url, message };
+    }
     match status.code() {
         Code::Unauthenticated | Code::InvalidArgument | Code::PermissionDenied | Code::Unimplemented => {
             IdentityError::Refused { url, message }
@@ -251,6 +352,6 @@ fn refusal(url: &str, status: &Status) -> IdentityError {
 
 fn store_identity(identity: &Identity, data_dir: &Path) -> Result<(), IdentityError> {
     let path = data_dir.join(CREDENTIAL_FILE);
-    let bytes = serde_json::to_vec_pretty(identity).expect("three strings are JSON");
+    let bytes = serde_json::to_vec_pretty(identity).expect("four strings are JSON");
     private::write_file(&path, &bytes).map_err(|source| IdentityError::File { path, source })
 }

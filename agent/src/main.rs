@@ -2,11 +2,13 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
+use anyhow::Context as _;
 use clap::{Parser, Subcommand};
-use gateway_agent::{app, config::Settings};
+use gateway_agent::{app, config::Settings, snapshot::disk::key};
 use gateway_runtime::{config::EXIT_BAD_CONFIG, supervise, telemetry};
 use tokio_util::sync::CancellationToken;
 use tracing::error;
+use zeroize::Zeroizing;
 
 mod buffer_command;
 
@@ -64,7 +66,11 @@ async fn run_agent(arguments: Arguments) -> ExitCode {
         .with_file(arguments.config.as_deref())
         .map_err(anyhow::Error::from)
         .and_then(|settings| settings.validate().map_err(anyhow::Error::from));
-    let config = match configured.and_then(|config| {
+    let config = match configured.and_then(|mut config| {
+        if let Some(key) = std::env::var_os(key::ENV) {
+            let key = Zeroizing::new(key.to_string_lossy().into_owned());
+            config.use_config_key(&key).with_context(|| format!("use {}", key::ENV))?;
+        }
         telemetry::init(&config.log_filter, config.log_format)?;
         Ok(config)
     }) {

@@ -20,6 +20,7 @@ pub struct Metrics {
     buffer_bytes: Gauge,
     buffer_oldest_age: Gauge<f64, AtomicU64>,
     applied_version: Gauge,
+    certificate_expired: Gauge,
     registry: Arc<Mutex<Registry>>,
 }
 
@@ -55,6 +56,7 @@ impl Metrics {
             buffer_bytes: Gauge::default(),
             buffer_oldest_age: Gauge::default(),
             applied_version: Gauge::default(),
+            certificate_expired: Gauge::default(),
             registry: Arc::new(Mutex::new(Registry::with_prefix("gateway"))),
         };
         metrics.register();
@@ -95,6 +97,11 @@ impl Metrics {
             "Configuration version in use",
             self.applied_version.clone(),
         );
+        registry.register(
+            "certificate_expired",
+            "1 while the agent's client certificate has expired and cannot be renewed",
+            self.certificate_expired.clone(),
+        );
     }
 
     /// Counts a callback by how it was answered.
@@ -129,6 +136,16 @@ impl Metrics {
     /// Shows the configuration version in use.
     pub fn applied_version(&self, version: u64) {
         self.applied_version.set(i64::try_from(version).unwrap_or(i64::MAX));
+    }
+
+    /// Shows whether the client certificate has expired without a new one.
+    pub fn certificate_expired(&self, is_expired: bool) {
+        self.certificate_expired.set(i64::from(is_expired));
+    }
+
+    /// Whether the client certificate has expired without a new one.
+    pub fn is_certificate_expired(&self) -> bool {
+        self.certificate_expired.get() != 0
     }
 
     /// The registry, for the admin server.

@@ -12,7 +12,7 @@ use std::{
 use gateway_core::{
     event::{Contact, Content, Message, OptOutNotice},
     id::{EventId, InstanceId},
-    opt_out::{ContactRef, Decision, Merged, OptOutRecord, OptOutSet, merge, merge_record},
+    opt_out::{ContactRef, Decision, Merged, OptOutId, OptOutRecord, OptOutSet, merge, merge_record},
     phone::Phone,
     snapshot::{InstanceConfig, Snapshot},
 };
@@ -116,6 +116,50 @@ impl OptOuts {
         }
         let records: Vec<OptOutRecord> = opt_outs.iter().filter_map(readable).collect();
         self.remember(&records);
+    }
+
+    /// Takes decisions from the control plane, and notes in `confirmed` the records in which it and this agent
+    /// now agree.
+    pub fn merge_and_confirm(&self, opt_outs: Vec<v1::OptOut>, confirmed: &mut HashSet<OptOutId>) {
+        let records: Vec<OptOutRecord> = opt_outs.iter().filter_map(readable).collect();
+        self.remember(&records);
+        let set = self.0.set.lock().unwrap_or_else(PoisonError::into_inner);
+        for record in records {
+            let known = set.lookup(&record.instance_id, &record.contact);
+            if let Some(known) = known.filter(|known| says_the_same(known, &record)) {
+                confirmed.insert(known.id);
+            }
+        }
+    }
+
+    /// Whether nothing is known.
+    pub fn is_empty(&self) -> bool {
+        self.0.set.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
+    /// Every record but these.
+    pub fn all_but(&self, confirmed: &HashSet<OptOutId>) -> Vec<OptOutRecord> {
+        let set = self.0.set.lock().unwrap_or_else(PoisonError::into_inner);
+        set.iter().filter(|record| !confirmed.contains(&record.id)).collect()
+    }
+
+    /// Reports what is known now of the contacts of `records` once more, as if it had been seen here.
+    ///
+    /// # Errors
+    /// When the buffer refuses; then nothing is reported.
+    pub async fn report_again(&self, buffer: &Buffer, records: &[OptOutRecord]) -> Result<(), AppendError> {
+        // A wish that is decided meanwhile must not be followed by what was known before it.
+        let _turn = self.0.turn.lock().await;
+        let opt_outs = {
+            let set = self.0.set.lock().unwrap_or_else(PoisonError::into_inner);
+            let newest = |record: &OptOutRecord| {
+                let known = set.lookup(&record.instance_id, &record.contact);
+                v1::OptOut::from(known.as_ref().unwrap_or(record))
+            };
+            records.iter().map(newest).collect()
+        };
+        buffer.append(Entry { opt_outs, ..Entry::default() }).await?;
+        Ok(())
     }
 
     /// Everything known, for the disk.
@@ -297,6 +341,14 @@ pub fn notice(
     };
     let event = about.event(decided.event_id(), decided.event_type(), Content::OptOut(Box::new(notice)));
     Some(record(&event, snapshot, origin))
+}
+
+/// Whether two records of a contact come to the same, now and for what is merged into them.
+fn says_the_same(one: &OptOutRecord, other: &OptOutRecord) -> bool {
+    let decided = |record: &OptOutRecord| {
+        (record.state(), record.scope(), record.deciding().event_time, record.change_number)
+    };
+    decided(one) == decided(other) && one.contact == other.contact
 }
 
 fn readable(opt_out: &v1::OptOut) -> Option<OptOutRecord> {

@@ -16,6 +16,7 @@
 //! | items of a callback | [`crate::provider::ITEMS_MAX`] | 413 |
 //! | one event; one part that nobody claims | [`normalize::EVENT_BYTES_MAX`] | 413 |
 //! | callbacks waiting for the buffer | [`BUFFER_WAITERS_MAX`] | 503 |
+//! | while the agent drains, or once it was revoked | none | 503 |
 //! | the buffer | `buffer_bytes_max`, `disk_free_bytes_min` | 503 |
 //! | what one destination is owed | `buffer_destination_share` | 503 for its callbacks |
 //! | what is remembered of the last eight days | `buffer_marks_bytes_max` | the oldest is forgotten: a repeat is delivered again |
@@ -50,12 +51,18 @@ pub(crate) mod tests;
 
 use authenticate::{Address, Authenticated, Refused, authenticate, handshake};
 use buffer::{AppendError, Buffer, Entry, NewEvent, Receipt};
-use callback::{Accept, Answer, CallbackServer};
+use callback::{Accept, Answer, CallbackServer, Front};
 use normalize::{Normalized, Normalizer, Origin, log};
 
 /// Most callbacks that wait for the buffer at once. Beyond it callbacks are answered 503: the disk is behind,
 /// and a longer queue would only make every answer slower than the provider waits.
 pub const BUFFER_WAITERS_MAX: usize = 2_048;
+/// What providers are told while the agent drains: others of its region take their callbacks.
+const DRAINING: Answer =
+    Answer::BufferRefused { reason: "draining", retry_after: std::time::Duration::from_secs(30) };
+/// What providers are told by a revoked agent: nobody would see what it takes.
+const REVOKED: Answer =
+    Answer::BufferRefused { reason: "revoked", retry_after: std::time::Duration::from_secs(30) };
 /// From this size on, a body is checked and read off the async threads: it would hold one up for longer than
 /// half a millisecond.
 const BLOCKING_BODY_BYTES: usize = 128 * 1024;
@@ -91,19 +98,19 @@ impl Pipeline {
         Self(Arc::new(Inner { origin, snapshot, buffer, opt_outs, metrics, refusals, waiters, tasks }))
     }
 
-    /// Takes callbacks on `listener` until `stop`, then finishes those that have begun. Providers call
-    /// `public_base_url`, or else the listener itself.
+    /// Takes callbacks on `listener` until `stop`, then finishes those that have begun. They come in as `front`
+    /// says.
     ///
     /// # Errors
     /// Never; the result is for the supervisor.
     pub async fn serve(
         self,
         listener: TcpListener,
-        public_base_url: Option<Arc<str>>,
+        front: Front,
         stop: CancellationToken,
     ) -> anyhow::Result<()> {
         let metrics = self.0.metrics.clone();
-        CallbackServer { listener, accept: self, public_base_url, metrics }.run(stop).await
+        CallbackServer { listener, accept: self, front, metrics }.run(stop).await
     }
 
     /// Buffers an event that is made here, for these subscriptions.
@@ -172,8 +179,12 @@ impl Pipeline {
         let appended = if normalized.wishes.is_empty() {
             self.0.buffer.append(normalized.entry).await
         } else {
-            let pipeline = self.clone();
-            let deciding = self.0.tasks.spawn(async move { pipeline.decide(normalized).await });
+            let (pipeline, taking) = (self.clone(), self.0.snapshot.drain().hold());
+            let deciding = self.0.tasks.spawn(async move {
+                let decided = pipeline.decide(normalized).await;
+                drop(taking);
+                decided
+            });
             deciding.await.unwrap_or(Err(AppendError::Stopped))
         };
         let counts = match &appended {
@@ -268,6 +279,10 @@ impl Accept for Pipeline {
     }
 
     async fn accept(&self, address: Address<'_>, request: CallbackRequest) -> Answer {
+        let drain = self.0.snapshot.drain();
+        let Some(_taking) = drain.admit() else {
+            return if drain.is_revoked() { REVOKED } else { DRAINING };
+        };
         let Ok(_waiting) = self.0.waiters.try_acquire() else { return Answer::Busy };
         let examined = if request.body.len() < BLOCKING_BODY_BYTES {
             self.examine(address, request)

@@ -1,10 +1,19 @@
 //! Follows the config stream: validates each response, stores it, acks or nacks, and lets the pipeline use
 //! it. What the pipeline uses is the last good configuration, also after a restart without a control plane.
+//!
+//! The stream also says whether the agent is to [`drain`] or was revoked, and who is at its other end: a control plane that was
+//! restored from a backup gets the opt-outs back that it has forgotten ([`resend`]).
 
 pub mod disk;
+pub mod drain;
+mod resend;
+#[cfg(test)]
+mod revoked_tests;
+mod staged;
 
 use std::{
-    path::Path,
+    collections::HashSet,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -12,21 +21,30 @@ use std::{
     time::Duration,
 };
 
-use anyhow::Context as _;
+use drain::Drain;
+use resend::Resend;
+use staged::{Staged, Whole};
+
 use arc_swap::ArcSwap;
 use gateway_core::{
     snapshot::{Refused, Snapshot},
-    time::duration_to_proto,
+    time::{duration_to_proto, from_proto, to_proto},
 };
 use gateway_proto::v1;
-use gateway_runtime::backoff::Backoff;
-use tokio::sync::{mpsc, watch};
+use gateway_runtime::{backoff::Backoff, clock, sealing::Key};
+use jiff::SignedDuration;
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
+use tonic::Status;
+use tonic_types::StatusExt as _;
 use tracing::{debug, error, info, warn};
 
 use crate::{
-    control_plane::{CallFailed, Client, Identity},
+    control_plane::{self, CallFailed, Client, Identity, StreamEnded},
     metrics::Metrics,
     opt_out::OptOuts,
     pipeline::buffer::Buffer,
@@ -38,8 +56,20 @@ use crate::{
 /// at once, and full-jittered, so that a fleet does not return in one instant.
 const RECONNECT_FIRST: Duration = Duration::from_millis(200);
 const RECONNECT_MAX: Duration = Duration::from_secs(10);
-/// How often the agent says how it is doing.
+/// Longest time for which the agent stays away when the control plane asks it to come again later.
+const COME_AGAIN_MAX: Duration = Duration::from_secs(60);
+/// What is added to that time at random, as a share of it: those who were told the same do not come in one
+/// instant.
+const COME_AGAIN_JITTER: f64 = 0.2;
+/// How often the agent says how it is doing. The control plane takes 13 s of silence for its end.
 const HEALTH_INTERVAL: Duration = Duration::from_secs(5);
+/// How often it does while it drains: somebody waits for the end.
+const HEALTH_INTERVAL_DRAINING: Duration = Duration::from_secs(1);
+/// Clocks that differ by more are worth a warning: signatures and certificates carry times.
+const CLOCK_SKEW_MAX: SignedDuration = SignedDuration::from_secs(30);
+/// What the log says of a revoked agent, once per start.
+pub const REVOKED: &str = "the control plane has revoked this agent: new callbacks are refused, what is in the buffer is \
+                           delivered; to use it again, delete credential.json and start it with a new join token";
 /// Messages to the control plane that wait. When full, the follower waits for the network.
 const OUTGOING_MAX: usize = 64;
 
@@ -50,6 +80,8 @@ pub struct SnapshotHandle {
     ready: Arc<AtomicBool>,
     fresh: watch::Sender<bool>,
     version: watch::Sender<u64>,
+    connected: watch::Sender<bool>,
+    drain: Arc<Drain>,
 }
 
 impl SnapshotHandle {
@@ -60,6 +92,8 @@ impl SnapshotHandle {
             ready: Arc::new(AtomicBool::new(false)),
             fresh: watch::Sender::new(false),
             version: watch::Sender::new(0),
+            connected: watch::Sender::new(false),
+            drain: Arc::default(),
         }
     }
 
@@ -93,6 +127,19 @@ impl SnapshotHandle {
         self.fresh.send_replace(true);
     }
 
+    /// Whether this agent takes callbacks.
+    pub fn drain(&self) -> &Drain {
+        &self.drain
+    }
+
+    /// Waits until the control plane has let this agent in: its config stream is open and was answered. Cancel
+    /// safe.
+    pub async fn connected(&self) {
+        let mut connected = self.connected.subscribe();
+        // The sender is in `self`, so the wait does not fail.
+        drop(connected.wait_for(|is_connected| *is_connected).await);
+    }
+
     /// Wakes whenever another configuration is in use.
     pub fn changed(&self) -> watch::Receiver<u64> {
         self.version.subscribe()
@@ -124,26 +171,59 @@ pub struct Follower {
     pub metrics: Metrics,
     /// Who the agent is.
     pub identity: Identity,
+    /// Where it is kept that opt-outs are to go back to the control plane: [`resend_file`].
+    pub resend_file: PathBuf,
 }
 
-/// Reads the last good configuration from `data_dir` and uses it. Returns the log to go on with.
+/// The file that says, in a data directory, that opt-outs are to go back to the control plane.
+pub fn resend_file(data_dir: &Path) -> PathBuf {
+    Resend::file_in(data_dir)
+}
+
+/// The control plane asked to come again after this time. Context of the error that ended a connection.
+#[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
+#[error("come again after {0:?}")]
+struct ComeAgain(Duration);
+
+/// Whether a connection that was answered ended as they all do. One that was not answered did not work.
+fn is_regular(ended: &anyhow::Error, was_answered: bool) -> bool {
+    was_answered && ended.is::<StreamEnded>()
+}
+
+/// The error of a stream that ended, with the time that the control plane asks for, if it does.
+fn failed(status: Status) -> anyhow::Error {
+    let come_again = status.get_details_retry_info().and_then(|info| info.retry_delay);
+    let failure = anyhow::Error::from(CallFailed::from(status));
+    match come_again {
+        Some(delay) => failure.context(ComeAgain(delay.min(COME_AGAIN_MAX))),
+        None => failure,
+    }
+}
+
+/// What one connection knows.
+#[derive(Default)]
+struct Connection {
+    /// Parts of a snapshot that is not complete yet.
+    staged: Staged,
+    /// Whether it was warned of the clocks.
+    clock_is_off: bool,
+}
+
+/// Reads the last good configuration from `data_dir` and uses it. Returns the log to go on with, which is sealed
+/// under `given_key`, or the key that the data directory keeps.
 ///
 /// # Errors
 /// When the file cannot be read or made.
 pub fn restore(
     data_dir: &Path,
+    given_key: Option<&Key>,
     handle: &SnapshotHandle,
     opt_outs: &OptOuts,
 ) -> Result<ConfigLog, disk::ConfigLogError> {
-    let (log, responses) = ConfigLog::open(data_dir)?;
-    if responses.is_empty() {
-        return Ok(log);
-    }
-    let mut snapshot = Snapshot::default();
-    for response in responses {
-        snapshot = snapshot.apply(&response).0;
-        opt_outs.merge_from_stream(response.opt_outs);
-    }
+    let key = disk::key::load(data_dir, given_key)?;
+    let (log, stored_opt_outs) = ConfigLog::open(data_dir, &key)?;
+    opt_outs.merge_from_stream(stored_opt_outs);
+    let Some(snapshot) = log.snapshot() else { return Ok(log) };
     info!(version = snapshot.version, "using the last good configuration from disk");
     handle.replace(snapshot);
     Ok(log)
@@ -157,19 +237,35 @@ impl Follower {
     pub async fn run(mut self, client: Client, stop: CancellationToken) -> anyhow::Result<()> {
         let mut backoff = Backoff::new(RECONNECT_FIRST, RECONNECT_MAX);
         let mut away = false;
+        let mut resend = Resend::new(self.resend_file.clone());
         loop {
             let ended = tokio::select! {
-                ended = self.follow(client.clone(), &mut backoff, &mut away) => ended,
+                ended = self.follow(client.clone(), &mut backoff, &mut away, &mut resend) => ended,
                 () = stop.cancelled() => return Ok(()),
             };
-            if let Err(failure) = ended
-                && !away
-            {
-                away = true;
-                warn!(
-                    error = format!("{failure:#}"),
-                    "failed to follow the config stream; serving from the last good configuration"
-                );
+            let was_answered = self.handle.connected.send_replace(false);
+            if let Some(ComeAgain(delay)) = ended.as_ref().err().and_then(|failure| failure.downcast_ref()) {
+                let delay = delay.mul_f64(1.0 + COME_AGAIN_JITTER * rand::random::<f64>());
+                debug!(?delay, "the control plane asked to come again later");
+                tokio::select! {
+                    () = tokio::time::sleep(delay) => continue,
+                    () = stop.cancelled() => return Ok(()),
+                }
+            }
+            match ended {
+                Err(ended) if is_regular(&ended, was_answered) => {
+                    debug!(error = format!("{ended:#}"), "the config stream ended; opening another")
+                }
+                // It was told loudly when the agent learned of it.
+                Err(_) if self.handle.drain.is_revoked() => {}
+                Err(failure) if !away => {
+                    away = true;
+                    warn!(
+                        error = format!("{failure:#}"),
+                        "failed to follow the config stream; serving from the last good configuration"
+                    );
+                }
+                _ => {}
             }
             if !backoff.wait(&stop).await {
                 return Ok(());
@@ -183,34 +279,73 @@ impl Follower {
         mut client: Client,
         backoff: &mut Backoff,
         away: &mut bool,
+        resend: &mut Resend,
     ) -> anyhow::Result<()> {
         let (outgoing, requests) = mpsc::channel(OUTGOING_MAX);
-        outgoing.send(request(v1::stream_config_request::Message::Hello(self.hello()))).await?;
-        let mut responses =
-            client.stream_config(ReceiverStream::new(requests)).await.map_err(CallFailed::from)?.into_inner();
-        let mut health = tokio::time::interval(HEALTH_INTERVAL);
-        let mut staged = None;
+        outgoing.send(request(v1::stream_config_request::Message::Hello(self.hello(resend)))).await?;
+        let opened = client.stream_config(ReceiverStream::new(requests)).await;
+        let mut responses = opened.map_err(|status| self.refused(status))?.into_inner();
+        let mut health_at = Instant::now();
+        let mut connection = Connection::default();
         loop {
             tokio::select! {
                 response = responses.message() => {
-                    let response = response.map_err(CallFailed::from)?.context("read config stream: it ended")?;
+                    let response = StreamEnded::check(response)?.map_err(|status| self.refused(status))?;
                     if std::mem::take(away) {
                         info!("the control plane is back");
                     }
                     backoff.reset();
-                    match whole(&mut staged, response) {
-                        Ok(response) => self.take(response, &outgoing).await?,
+                    self.handle.connected.send_replace(true);
+                    connection.compare_clocks(&response);
+                    if self.drain(response.drain) {
+                        health_at = Instant::now();
+                    }
+                    match connection.staged.complete(response) {
+                        Ok(response) => self.take(response, &outgoing, resend).await?,
                         Err(nonce) => outgoing.send(request(verdict(nonce, &[]))).await?,
                     }
                 }
-                _ = health.tick() => {
-                    outgoing.send(request(v1::stream_config_request::Message::Health(self.health()))).await?;
+                () = tokio::time::sleep_until(health_at) => {
+                    let health = self.health();
+                    let waits = health.is_draining && !health.is_drained;
+                    let pause = if waits { HEALTH_INTERVAL_DRAINING } else { HEALTH_INTERVAL };
+                    health_at = Instant::now() + pause;
+                    outgoing.send(request(v1::stream_config_request::Message::Health(health))).await?;
                 }
             }
         }
     }
 
-    fn hello(&self) -> v1::ConfigHello {
+    /// Why the control plane ended a stream, or did not open it. When that is because the agent was revoked, callbacks
+    /// are refused from here on.
+    fn refused(&self, status: Status) -> anyhow::Error {
+        if control_plane::is_revocation(&status) {
+            match self.handle.drain.revoke() {
+                Ok(true) => error!("{REVOKED}"),
+                Ok(false) => {}
+                Err(error) => error!(%error, "failed to write down that the agent was revoked. {REVOKED}"),
+            }
+        }
+        failed(status)
+    }
+
+    /// Begins or ends draining when the control plane says so. True when something changed.
+    fn drain(&self, wanted: Option<bool>) -> bool {
+        let Some(wanted) = wanted else { return false };
+        let changed = self.handle.drain.set(wanted).unwrap_or_else(|error| {
+            error!(%error, "failed to write down whether the agent drains; a restart could forget it");
+            true
+        });
+        match (changed, wanted) {
+            (true, true) => info!("draining: refusing new callbacks, emptying the buffer"),
+            (true, false) => info!("taking callbacks again"),
+            (false, _) => {}
+        }
+        changed
+    }
+
+    fn hello(&self, resend: &mut Resend) -> v1::ConfigHello {
+        let opt_out_cursor = if resend.begins_anew() { 0 } else { self.log.opt_out_cursor() };
         let snapshot = self.handle.load();
         v1::ConfigHello {
             agent_id: self.identity.agent_id.clone(),
@@ -218,11 +353,13 @@ impl Follower {
             build: crate::BUILD.to_owned(),
             version: snapshot.version,
             store_epoch: snapshot.store_epoch.to_string(),
-            opt_out_cursor: self.log.opt_out_cursor(),
+            opt_out_cursor,
         }
     }
 
     fn health(&self) -> v1::AgentHealth {
+        // Asked in this order: what is taken after the first question would show in the others.
+        let is_quiet = self.handle.drain.is_quiet();
         let stats = self.buffer.stats();
         let age = stats.oldest_age.map_or(0.0, |age| age.as_secs_f64());
         self.metrics.buffer(stats.events, stats.bytes, age);
@@ -234,20 +371,34 @@ impl Follower {
             buffer_bytes: stats.bytes,
             buffer_bytes_max: self.buffer.bytes_max(),
             over_share_subscription_ids: self.buffer.over_share().iter().map(ToString::to_string).collect(),
+            time: Some(to_proto(clock::now())),
+            is_draining: self.handle.drain.is_on(),
+            is_drained: is_quiet && stats.events == 0 && !self.buffer.has_reports(),
         }
     }
 
     async fn take(
         &mut self,
-        mut response: v1::StreamConfigResponse,
+        mut response: Whole,
         outgoing: &mpsc::Sender<v1::StreamConfigRequest>,
+        resend: &mut Resend,
     ) -> anyhow::Result<()> {
-        let (snapshot, refused) = self.handle.load().apply(&response);
-        let (nonce, version) = (response.nonce.clone(), response.version);
+        let current = self.handle.load();
+        // Opt-outs without a configuration are in the buffer alone: nobody knows who has heard of them.
+        let was_told = !current.store_epoch.is_empty() || !self.opt_outs.is_empty();
+        if was_told && *current.store_epoch != *response.last.store_epoch {
+            resend.begin();
+        }
+        let (snapshot, refused) = current.apply_parts(response.parts());
+        let (nonce, version) = (response.last.nonce.clone(), response.last.version);
         debug!(version, refused = refused.len(), "took a configuration");
         self.keep_last_good(&mut response, &refused);
-        let opt_outs = response.opt_outs.clone();
-        self.opt_outs.merge_from_stream(opt_outs);
+        for part in response.parts() {
+            resend.merge(&self.opt_outs, part.opt_outs.clone());
+        }
+        if response.last.opt_out_cursor >= response.last.opt_out_cursor_newest {
+            resend.send(&self.opt_outs, &self.buffer);
+        }
         self.store(response).await;
         outgoing.send(request(verdict(nonce, &refused))).await?;
         self.handle.replace(snapshot);
@@ -260,27 +411,31 @@ impl Follower {
 
     /// Puts the last good value in the place of what was refused, or leaves it out when there is none, so
     /// that the disk holds what is in use.
-    fn keep_last_good(&self, response: &mut v1::StreamConfigResponse, refused: &[Refused]) {
+    fn keep_last_good(&self, response: &mut Whole, refused: &[Refused]) {
         if refused.is_empty() {
             return;
         }
-        let upserts = std::mem::take(&mut response.upserts);
-        response.upserts.extend(upserts.into_iter().filter_map(|resource| {
-            let (resource_type, id) = disk::name_of(&resource);
-            if refused.iter().any(|refused| refused.resource_type == resource_type && refused.id == id) {
-                self.log.last_good(resource_type, id)
-            } else {
-                Some(resource)
-            }
-        }));
+        let refused: HashSet<(&str, &str)> =
+            refused.iter().map(|refused| (refused.resource_type, refused.id.as_str())).collect();
+        response.change(|part| {
+            let upserts = std::mem::take(&mut part.upserts);
+            part.upserts.extend(upserts.into_iter().filter_map(|resource| {
+                let (resource_type, id) = disk::name_of(&resource);
+                if refused.contains(&(resource_type, id)) {
+                    self.log.last_good(resource_type, id)
+                } else {
+                    Some(resource)
+                }
+            }));
+        });
     }
 
     /// Stores the response. A disk that cannot take it is an error for a person, but the configuration is
     /// used all the same: serving stale configuration would be worse.
-    async fn store(&mut self, response: v1::StreamConfigResponse) {
-        let all_opt_outs = if self.log.is_due_for_rewrite() { Some(self.opt_outs.all()) } else { None };
-        let log = self.log.clone();
-        let stored = tokio::task::spawn_blocking(move || log.append(response, all_opt_outs)).await;
+    async fn store(&mut self, response: Whole) {
+        let (log, opt_outs) = (self.log.clone(), self.opt_outs.clone());
+        let stored =
+            tokio::task::spawn_blocking(move || log.append(response.into_parts(), || opt_outs.all())).await;
         let failure = match stored {
             Ok(Ok(())) => return,
             Ok(Err(failure)) => anyhow::Error::from(failure),
@@ -290,32 +445,18 @@ impl Follower {
     }
 }
 
-/// Collects the parts of a snapshot that is too large for one response: all but the last have version 0.
-/// Using them one by one would mean a configuration that knows an instance and not its subscriptions.
-/// Ok with the whole response, or the nonce of a part to ack.
-fn whole(
-    staged: &mut Option<v1::StreamConfigResponse>,
-    response: v1::StreamConfigResponse,
-) -> Result<v1::StreamConfigResponse, String> {
-    let is_part = response.version == 0 && !response.upserts.is_empty();
-    let collected = match staged.take() {
-        None => response,
-        Some(mut collected) => {
-            collected.version = response.version;
-            collected.nonce = response.nonce;
-            collected.upserts.extend(response.upserts);
-            collected.removals.extend(response.removals);
-            collected.opt_outs.extend(response.opt_outs);
-            collected.opt_out_cursor = response.opt_out_cursor;
-            collected
+impl Connection {
+    /// Warns when the control plane's clock and ours differ, once.
+    fn compare_clocks(&mut self, response: &v1::StreamConfigResponse) {
+        let Some(theirs) = response.time.as_ref().and_then(from_proto) else { return };
+        let ahead = clock::now().duration_since(theirs);
+        let is_off = ahead.abs() > CLOCK_SKEW_MAX;
+        if is_off && !self.clock_is_off {
+            let seconds_ahead = ahead.as_secs();
+            warn!(seconds_ahead, "our clock differs from the control plane's; set one of them right");
         }
-    };
-    if !is_part {
-        return Ok(collected);
+        self.clock_is_off = is_off;
     }
-    let nonce = collected.nonce.clone();
-    *staged = Some(collected);
-    Err(nonce)
 }
 
 fn request(message: v1::stream_config_request::Message) -> v1::StreamConfigRequest {
@@ -343,23 +484,6 @@ fn refused_to_proto(refused: &Refused) -> v1::RefusedResource {
 mod tests {
     use super::*;
 
-    fn part(version: u64, nonce: &str, ids: &[&str]) -> v1::StreamConfigResponse {
-        let instance = |id: &&str| v1::ConfigResource {
-            version: 1,
-            resource: Some(v1::config_resource::Resource::Instance(v1::Instance {
-                id: (*id).to_owned(),
-                ..v1::Instance::default()
-            })),
-        };
-        v1::StreamConfigResponse {
-            version,
-            nonce: nonce.to_owned(),
-            snapshot: nonce == "1",
-            upserts: ids.iter().map(instance).collect(),
-            ..v1::StreamConfigResponse::default()
-        }
-    }
-
     /// A configuration from disk is not fresh, whatever else changes; what the control plane delivers makes it so.
     #[tokio::test(start_paused = true)]
     async fn fresh_once_the_control_plane_delivers() {
@@ -371,16 +495,30 @@ mod tests {
         assert!(tokio::time::timeout(patience, handle.fresh()).await.is_ok());
     }
 
-    /// A snapshot in parts is used only when its last part is there, and then as one; an empty configuration
-    /// of version 0 is whole by itself.
+    /// The end of a connection at its age is no reason to warn; one that ended before it was answered is, and so is
+    /// a failure.
     #[test]
-    fn parts_are_used_together() {
-        let mut staged = None;
-        assert_eq!(whole(&mut staged, part(0, "1", &["one"])), Err("1".to_owned()));
-        assert_eq!(whole(&mut staged, part(0, "2", &["two"])), Err("2".to_owned()));
-        let all = whole(&mut staged, part(7, "3", &["three"])).unwrap();
-        assert!(all.snapshot && all.version == 7 && all.nonce == "3" && all.upserts.len() == 3);
-        assert!(staged.is_none());
-        assert!(whole(&mut staged, part(0, "1", &[])).is_ok());
+    fn connections_end_regularly() {
+        let cut = Status::from_error(Box::new(std::io::Error::from(std::io::ErrorKind::UnexpectedEof)));
+        for end in [Ok(None::<()>), Err(cut)] {
+            let ended = anyhow::Error::from(StreamEnded::check(end).unwrap_err());
+            assert!(is_regular(&ended, true));
+            assert!(!is_regular(&ended, false));
+        }
+        let refusal = StreamEnded::check(Err::<Option<()>, _>(Status::unauthenticated("revoked"))).unwrap();
+        assert!(!is_regular(&failed(refusal.unwrap_err()), true));
+    }
+
+    /// The time that the control plane asks for is found in its refusal and bounded; another refusal asks for none.
+    #[test]
+    fn the_asked_time_is_kept() {
+        let asked = |seconds| {
+            let info = tonic_types::ErrorDetails::with_retry_info(Some(Duration::from_secs(seconds)));
+            let refusal = Status::with_error_details(tonic::Code::Unavailable, "many agents", info);
+            failed(refusal).downcast_ref::<ComeAgain>().copied()
+        };
+        assert_eq!(asked(7), Some(ComeAgain(Duration::from_secs(7))));
+        assert_eq!(asked(3_600), Some(ComeAgain(COME_AGAIN_MAX)));
+        assert!(failed(Status::unavailable("away")).downcast_ref::<ComeAgain>().is_none());
     }
 }

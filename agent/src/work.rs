@@ -48,6 +48,11 @@ impl Worker {
     pub async fn run(self, client: Client, stop: CancellationToken) -> anyhow::Result<()> {
         let mut backoff = Backoff::new(RECONNECT_FIRST, RECONNECT_MAX);
         loop {
+            // The control plane paces agents at the config stream; this one keeps the same pace.
+            tokio::select! {
+                () = self.snapshot.connected() => {}
+                () = stop.cancelled() => return Ok(()),
+            }
             tokio::select! {
                 ended = self.follow(client.clone(), &mut backoff) => {
                     if let Err(failure) = ended {

@@ -103,11 +103,11 @@ impl Agent {
     async fn connect(url: String, admin_key: &str) -> Self {
         let channel = Channel::from_shared(url).expect("the address is a URL").connect().await;
         let channel = channel.expect("the control plane listens");
-        let mut ask = Request::new(v1::CreateJoinTokenRequest { region: "eu".into(), ttl: None });
+        let mut ask = Request::new(v1::CreateJoinTokenRequest { region: "eu".into(), ..Default::default() });
         authorize(&mut ask, admin_key);
         let token = AgentServiceClient::new(channel.clone()).create_join_token(ask).await;
         let join_token = token.expect("the admin may make join tokens").into_inner().join_token;
-        let enroll = v1::EnrollAgentRequest { join_token, build: "1".into(), region: "eu".into() };
+        let enroll = v1::EnrollAgentRequest { join_token, build: "1".into(), ..Default::default() };
         let mut client = AgentSyncServiceClient::new(channel);
         let enrolled = client.enroll_agent(enroll).await.expect("the token is good").into_inner();
         let (requests, receiver) = mpsc::channel(IN_FLIGHT_MAX);

@@ -2,31 +2,30 @@
 //!
 //! Limits: a message of the API is at most 4 MiB, one of agents 8 MiB; a connection has at most 128 open
 //! streams; a call must have its answer, or a stream its beginning, within 30 s. Idle connections are
-//! probed, so that half-open ones end.
+//! probed, so that half-open ones end; all end at their age, so that callers spread over several control planes.
 
 use std::{net::SocketAddr, time::Duration};
 
 use gateway_proto::v1::{
     agent_service_server::AgentServiceServer, agent_sync_service_server::AgentSyncServiceServer,
-    inbound_log_service_server::InboundLogServiceServer,
+    audit_service_server::AuditServiceServer, inbound_log_service_server::InboundLogServiceServer,
     inbound_route_service_server::InboundRouteServiceServer, instance_service_server::InstanceServiceServer,
-    opt_out_service_server::OptOutServiceServer,
+    opt_out_service_server::OptOutServiceServer, tenant_service_server::TenantServiceServer,
     webhook_subscription_service_server::WebhookSubscriptionServiceServer,
 };
 use gateway_runtime::supervise::{OnEnd, Supervisor};
 use rand::RngExt as _;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use tonic::{
-    server::NamedService,
-    service::Routes,
-    transport::{Server, server::TcpIncoming},
-};
+use tonic::{body::Body, server::NamedService, service::Routes, transport::Server};
 use tonic_health::{ServingStatus, server::HealthReporter};
+use tower::util::{MapRequestLayer, MapResponseLayer};
 
-use crate::app::State;
+use crate::{app::State, tls};
 
 pub mod status;
+mod unexplained;
+mod driven;
 pub mod authorize;
 pub mod page;
 pub mod field_mask;
@@ -39,6 +38,9 @@ mod opt_out;
 mod inbound_log;
 mod agent;
 mod agent_sync;
+mod audit;
+mod tenant;
+mod api_key;
 #[cfg(test)]
 mod tests;
 
@@ -53,6 +55,8 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// How often a connection without traffic is probed, and how long the answer may take.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long calls may go on over a connection that has reached its age, unless the age is shorter.
+const CONNECTION_GRACE: Duration = Duration::from_secs(5 * 60);
 /// How long open calls may go on after a stop.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -62,18 +66,24 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// When the listener has no address or the descriptors cannot be served.
 pub fn serve(state: &State, supervisor: &Supervisor, listener: TcpListener) -> anyhow::Result<SocketAddr> {
     let address = listener.local_addr()?;
+    let acceptor = state.config.tls.acceptor(&state.authority, supervisor)?;
     let (health, routes) = routes(state)?;
     let layer = authorize::AuthorizeLayer::new(state.clone());
+    let age_max = state.config.grpc_connection_age_max;
     supervisor.spawn("grpc", OnEnd::Shutdown, |stop| async move {
         announce(&health, ServingStatus::Serving).await;
         let server = Server::builder()
+            .layer(MapResponseLayer::new(unexplained::explain))
+            .layer(MapRequestLayer::new(with_connect_info))
             .layer(layer)
             .timeout(CALL_TIMEOUT)
             .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
             .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
             .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+            .max_connection_age(age_max)
+            .max_connection_age_grace(age_max.min(CONNECTION_GRACE))
             .add_routes(routes);
-        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        let incoming = tls::incoming(listener, acceptor);
         let stopping = stop.clone().cancelled_owned();
         let serving = server.serve_with_incoming_shutdown(incoming, stopping);
         let out_of_time = out_of_time(stop, health);
@@ -83,6 +93,15 @@ pub fn serve(state: &State, supervisor: &Supervisor, listener: TcpListener) -> a
         }
     });
     Ok(address)
+}
+
+/// Adds what tonic itself would say of a plain connection, for those who want to know the caller's address.
+fn with_connect_info(mut request: http::Request<Body>) -> http::Request<Body> {
+    let info = request.extensions().get::<tls::Peer>().map(tls::Peer::connect_info);
+    if let Some(info) = info {
+        request.extensions_mut().insert(info);
+    }
+    request
 }
 
 /// Resolves when open calls have had their time after a stop. Calls that wait for ever, such as a health
@@ -130,12 +149,14 @@ fn routes(state: &State) -> anyhow::Result<(HealthReporter, Routes)> {
     add!(routes, names, max, AgentServiceServer, agent::AgentApi::new(state.clone()));
     let agent_sync = agent_sync::AgentSyncApi::new(state.clone());
     add!(routes, names, AGENT_MESSAGE_BYTES_MAX, AgentSyncServiceServer, agent_sync);
+    add!(routes, names, max, AuditServiceServer, audit::AuditApi::new(state.clone()));
+    add!(routes, names, max, TenantServiceServer, tenant::TenantApi::new(state.clone()));
     debug_assert_eq!(names, SERVICES);
     Ok((health, routes))
 }
 
 /// Every service, for health.
-const SERVICES: [&str; 7] = [
+const SERVICES: [&str; 9] = [
     "whatsapp_gateway.v1.InstanceService",
     "whatsapp_gateway.v1.InboundRouteService",
     "whatsapp_gateway.v1.WebhookSubscriptionService",
@@ -143,6 +164,8 @@ const SERVICES: [&str; 7] = [
     "whatsapp_gateway.v1.InboundLogService",
     "whatsapp_gateway.v1.AgentService",
     "whatsapp_gateway.v1.AgentSyncService",
+    "whatsapp_gateway.v1.AuditService",
+    "whatsapp_gateway.v1.TenantService",
 ];
 
 async fn announce(health: &HealthReporter, status: ServingStatus) {

@@ -16,6 +16,7 @@ use std::{
 use anyhow::Context as _;
 use gateway_runtime::{
     admin::{self, Admin},
+    clock,
     supervise::{OnEnd, Supervisor},
 };
 use rand::RngExt as _;
@@ -25,12 +26,16 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::{
-    api,
+    admission::Admissions,
+    api::{self, authorize::keys::KeyRing},
+    backup,
+    ca::Authority,
     config::{AdminKey, Config},
-    fleet::Fleet,
+    fleet::{self, Fleet},
     inbound_log::LogStore,
     metrics::Metrics,
     pause,
+    sealing::rewrap,
     store::{self, Store},
     work::{self, WorkQueue},
 };
@@ -53,6 +58,12 @@ pub struct State {
     pub logs: LogStore,
     /// Connected agents.
     pub fleet: Fleet,
+    /// Which process speaks for an agent.
+    pub admissions: Admissions,
+    /// Signs the certificates of agents.
+    pub authority: Arc<Authority>,
+    /// Open calls of API keys.
+    pub keys: KeyRing,
     /// What agents are asked to do.
     pub work: WorkQueue,
     /// The settings.
@@ -96,13 +107,15 @@ impl Running {
 /// When the data directory is in use or cannot be used, or an address cannot be bound.
 pub async fn start(config: Config, stop: CancellationToken) -> anyhow::Result<Running> {
     let lock = DataDirLock::take(&config.data_dir)?;
+    backup::refuse_unfinished(&config.data_dir)?;
     for name in DATABASES {
         let path = config.data_dir.join(name);
         private_file(&path).with_context(|| format!("create database file `{}`", path.display()))?;
     }
     let supervisor = Supervisor::new(stop.clone());
-    let store = Store::open(&config.data_dir).await?;
+    let store = Store::open_sealed(&config.data_dir, &config.root_keys).await?;
     let (admin_key, key_file) = admin_key(&config)?;
+    let authority = Authority::open(&config.data_dir, clock::now())?;
     let grpc = bind(config.grpc_listen, "--grpc-listen").await?;
     let admin_listener = bind(config.admin_listen, "--admin-listen").await?;
     let (failing, failing_subscriptions) = mpsc::channel(pause::WAITING_MAX);
@@ -110,6 +123,9 @@ pub async fn start(config: Config, stop: CancellationToken) -> anyhow::Result<Ru
     pause::spawn(store.clone(), &supervisor, failing_subscriptions);
     let state = State {
         fleet: Fleet::default(),
+        admissions: Admissions::default(),
+        authority: Arc::new(authority),
+        keys: KeyRing::default(),
         work: WorkQueue::new(store.clone(), logs.clone()),
         logs,
         metrics: Metrics::new(),
@@ -119,11 +135,14 @@ pub async fn start(config: Config, stop: CancellationToken) -> anyhow::Result<Ru
         store: store.clone(),
     };
     work::spawn(&state, &supervisor);
+    state.keys.spawn(store.clone(), &supervisor);
+    fleet::spawn(&state.fleet, &state.store, &supervisor);
     spawn_version_gauge(&state, &supervisor);
     let ready = Arc::new(AtomicBool::new(false));
     let readiness = Arc::clone(&ready);
     let admin = Admin {
         readiness: Arc::new(move || (!readiness.load(Ordering::Acquire)).then_some("starting")),
+        degraded: Arc::new(|| None),
         registry: Arc::clone(&state.metrics.registry),
     };
     let admin_addr = admin::serve(&supervisor, admin_listener, admin)?;
@@ -132,6 +151,30 @@ pub async fn start(config: Config, stop: CancellationToken) -> anyhow::Result<Ru
     let key_from = key_file.map_or_else(|| "environment".to_owned(), |path| path.display().to_string());
     info!(%grpc_addr, %admin_addr, admin_key = key_from, config = ?state.config, "control plane is serving");
     Ok(Running { grpc_addr, admin_addr, admin_key, supervisor, store, _lock: lock })
+}
+
+/// Seals all data keys of a stopped control plane under its newest root key; with `renew_data_keys` makes new ones
+/// and seals all secrets under them. Stopped in between, it goes on with the next call.
+///
+/// # Errors
+/// When there is no database, its control plane runs, or a key is missing.
+pub async fn rewrap(
+    config: &Config,
+    renew_data_keys: bool,
+    progress: impl FnMut(rewrap::Progress),
+) -> anyhow::Result<()> {
+    let database = config.data_dir.join(store::FILE_NAME);
+    anyhow::ensure!(
+        database.exists(),
+        "open configuration database `{}`: it does not exist",
+        database.display()
+    );
+    let _lock = DataDirLock::take(&config.data_dir)?;
+    let store = Store::open_sealed(&config.data_dir, &config.root_keys).await?;
+    let root_keys = rewrap::existing(&config.root_keys)?;
+    let rewrapped = store.rewrap(&root_keys, renew_data_keys, progress).await;
+    store.close().await;
+    Ok(rewrapped?)
 }
 
 fn private_file(path: &Path) -> io::Result<File> {

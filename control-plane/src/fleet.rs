@@ -1,18 +1,41 @@
 //! The agents as this process sees them: who is connected, what configuration each has accepted and
 //! applied, what it refused, and how it is doing. In memory only; agents say it again when they
-//! connect again.
+//! connect again. When each was last heard is written down now and then, since the number of agents that
+//! will come back after a restart is counted from it ([`pace`]).
 
 use std::{
     collections::{BTreeMap, HashMap},
+    net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use gateway_core::time;
 use gateway_proto::v1;
-use gateway_runtime::clock;
-use jiff::Timestamp;
+use gateway_runtime::{
+    clock,
+    supervise::{OnEnd, Supervisor},
+};
+use jiff::{SignedDuration, Timestamp};
+use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
 
+use crate::store::{Store, StoreError, fleet};
+
+pub mod pace;
+#[cfg(test)]
+mod tests;
+
+/// An agent of which nothing was heard for so long is offline. Agents say how they are every 5 s, so two
+/// messages may be lost; and a dead agent shows as offline within 15 s.
+pub const SILENCE_MAX: Duration = Duration::from_secs(13);
+/// Clocks that differ by more are worth a warning: signatures and certificates carry times.
+pub const CLOCK_SKEW_MAX: SignedDuration = SignedDuration::from_secs(30);
+/// How often it is written down when agents were last heard.
+const SEEN_INTERVAL: Duration = Duration::from_secs(300);
+/// How long the number of agents is taken as known.
+const SIZE_LIFE: Duration = Duration::from_secs(1);
 /// Refused resources kept per agent; more are not listed.
 const REFUSED_MAX: usize = 1_000;
 /// Pairs of inbound route and reason kept per agent; more are not counted.
@@ -27,12 +50,17 @@ pub type ResourceKey = (String, String);
 #[derive(Clone, Default)]
 pub struct Fleet {
     members: Arc<Mutex<Members>>,
+    /// Counts changes of who is to drain.
+    drains: Arc<watch::Sender<u64>>,
 }
 
 #[derive(Default)]
 struct Members {
     agents: HashMap<String, Member>,
     connections: u64,
+    pace: pace::Pace,
+    /// How many agents there are, and when they were counted.
+    size: Option<(usize, Instant)>,
 }
 
 /// What is known of an agent that was connected since this process started.
@@ -40,10 +68,14 @@ struct Members {
 pub struct Member {
     /// Its region.
     pub region: String,
+    /// The tenant it works for; None for an agent of the platform.
+    pub tenant_id: Option<String>,
     /// Its program version.
     pub build: String,
-    /// Whether its config stream is open.
-    pub is_online: bool,
+    /// Where its config stream comes from; None when it has none.
+    pub address: Option<SocketAddr>,
+    /// When its newest config stream was opened.
+    pub connect_time: Timestamp,
     /// The configuration it has stored.
     pub accepted_version: u64,
     /// The configuration its pipeline uses.
@@ -52,10 +84,34 @@ pub struct Member {
     pub refused: BTreeMap<ResourceKey, v1::RefusedResource>,
     /// The last it said about itself.
     pub health: v1::AgentHealth,
+    /// How far its clock is ahead of ours, as of its last word about itself.
+    pub clock_skew: Option<SignedDuration>,
+    /// Whether it is to drain.
+    pub is_to_drain: bool,
     /// When it was last heard.
     pub last_seen: Timestamp,
+    /// Whether its config stream is open.
+    is_open: bool,
+    heard: Instant,
     connection: u64,
     superseded: CancellationToken,
+}
+
+impl Member {
+    /// Whether its config stream is open and it was heard within [`SILENCE_MAX`].
+    pub fn is_online(&self) -> bool {
+        self.is_open && self.heard.elapsed() < SILENCE_MAX
+    }
+
+    /// What operators are told. `drains` is what was asked for.
+    pub fn state(&self, drains: bool) -> v1::AgentState {
+        match (self.is_online(), drains) {
+            (false, _) => v1::AgentState::Offline,
+            (true, false) => v1::AgentState::Online,
+            (true, true) if self.health.is_drained => v1::AgentState::Drained,
+            (true, true) => v1::AgentState::Draining,
+        }
+    }
 }
 
 /// How the agents that serve an instance are doing.
@@ -88,13 +144,19 @@ impl Fleet {
         }
         let member = Member {
             region: region.to_owned(),
+            tenant_id: None,
             build: build.to_owned(),
-            is_online: true,
+            address: None,
+            connect_time: clock::now(),
             accepted_version: version,
             applied_version: 0,
             refused: before.map(|before| before.refused).unwrap_or_default(),
             health: v1::AgentHealth::default(),
+            clock_skew: None,
+            is_to_drain: false,
             last_seen: clock::now(),
+            is_open: true,
+            heard: Instant::now(),
             connection,
             superseded: superseded.clone(),
         };
@@ -111,18 +173,74 @@ impl Fleet {
     /// said so yet.
     pub fn applied_version(&self, agent_id: &str) -> u64 {
         let members = self.lock();
-        let member = members.agents.get(agent_id).filter(|member| member.is_online);
+        let member = members.agents.get(agent_id).filter(|member| member.is_open);
         member.map_or(0, |member| member.applied_version)
     }
 
-    /// How the agents of `regions` (empty: of any region) are doing, seen from one inbound route.
-    pub fn diagnosis(&self, route_id: &str, regions: &[String], config_version: u64) -> FleetDiagnosis {
+    /// Whether a connected agent is to drain: then it is given nothing new to do.
+    pub fn is_to_drain(&self, agent_id: &str) -> bool {
+        self.lock().agents.get(agent_id).is_some_and(|member| member.is_to_drain)
+    }
+
+    /// Says that an agent was asked to drain, or no more: its config stream looks it up and tells it.
+    pub fn drain_changed(&self, agent_id: &str) {
+        if let Some(member) = self.lock().agents.get_mut(agent_id) {
+            // What it said before the question is no answer to it.
+            member.health.is_drained = false;
+        }
+        self.drains.send_modify(|count| *count = count.wrapping_add(1));
+    }
+
+    /// Wakes whenever somebody was asked to drain, or no more.
+    pub fn watch_drains(&self) -> watch::Receiver<u64> {
+        self.drains.subscribe()
+    }
+
+    /// Admits one more config stream, unless too many agents came within the last second ([`pace`]). Ok(Err)
+    /// says how long the agent is to wait.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn admit(&self, store: &Store) -> Result<Result<(), Duration>, StoreError> {
+        let known = self.lock().size.filter(|(_, counted)| counted.elapsed() < SIZE_LIFE);
+        let size = match known {
+            Some((size, _)) => size,
+            None => {
+                let size = fleet::size(store).await?;
+                self.lock().size = Some((size, Instant::now()));
+                size
+            }
+        };
+        let mut members = self.lock();
+        Ok(members.pace.admit(size, Instant::now()))
+    }
+
+    /// When each connected agent was last heard.
+    fn seen(&self) -> Vec<(String, Timestamp)> {
+        let members = self.lock();
+        let online = members.agents.iter().filter(|(_, member)| member.is_online());
+        online.map(|(id, member)| (id.clone(), member.last_seen)).collect()
+    }
+
+    /// How the agents of `regions` (empty: of any region) are doing, seen from one inbound route of
+    /// `route_tenant` (empty: of the platform). Agents of other tenants do not serve it, and have no say.
+    pub fn diagnosis(
+        &self,
+        (route_tenant, route_id): (&str, &str),
+        regions: &[String],
+        config_version: u64,
+    ) -> FleetDiagnosis {
         let members = self.lock();
         let mut diagnosis = FleetDiagnosis::default();
         let mut refusals: BTreeMap<&str, v1::CallbackRefusal> = BTreeMap::new();
-        for member in members.agents.values().filter(|member| serves(regions, &member.region)) {
-            diagnosis.online += i32::from(member.is_online);
-            diagnosis.current += i32::from(member.is_online && member.applied_version >= config_version);
+        let is_served_by = |member: &&Member| {
+            let may = member.tenant_id.as_ref().is_none_or(|tenant_id| tenant_id == route_tenant);
+            may && serves(regions, &member.region)
+        };
+        for member in members.agents.values().filter(is_served_by) {
+            let is_online = member.is_online();
+            diagnosis.online += i32::from(is_online);
+            diagnosis.current += i32::from(is_online && member.applied_version >= config_version);
             let of_route =
                 member.health.refused_callbacks.iter().filter(|refused| refused.inbound_route_id == route_id);
             for refused in of_route {
@@ -139,6 +257,22 @@ impl Fleet {
     fn lock(&self) -> MutexGuard<'_, Members> {
         self.members.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Starts the task that writes down when agents were last heard.
+pub fn spawn(fleet: &Fleet, store: &Store, supervisor: &Supervisor) {
+    let (fleet, store) = (fleet.clone(), store.clone());
+    supervisor.spawn("fleet", OnEnd::Log, |stop| async move {
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(SEEN_INTERVAL) => {}
+                () = stop.cancelled() => return Ok(()),
+            }
+            if let Err(error) = fleet::record_seen(&store, &fleet.seen()).await {
+                warn!(%error, "failed to write down when agents were last heard");
+            }
+        }
+    });
 }
 
 /// Whether agents of `region` serve what is limited to `regions`.
@@ -163,6 +297,21 @@ pub struct Connection {
 }
 
 impl Connection {
+    /// Notes the tenant that the agent works for.
+    pub fn belongs_to(&self, tenant_id: Option<String>) {
+        self.change(|member| member.tenant_id = tenant_id);
+    }
+
+    /// Notes where the connection comes from.
+    pub fn comes_from(&self, address: Option<SocketAddr>) {
+        self.change(|member| member.address = address);
+    }
+
+    /// Notes whether the agent is to drain.
+    pub fn is_to_drain(&self, drains: bool) {
+        self.alter(|member| member.is_to_drain = drains);
+    }
+
     /// Cancelled when the agent has connected again.
     pub const fn superseded(&self) -> &CancellationToken {
         &self.superseded
@@ -199,17 +348,48 @@ impl Connection {
     pub fn health(&self, mut health: v1::AgentHealth) {
         health.refused_callbacks.truncate(REFUSED_CALLBACKS_MAX);
         health.over_share_subscription_ids.truncate(OVER_SHARE_MAX);
-        self.change(|member| member.health = health);
+        let clock_skew =
+            health.time.as_ref().and_then(time::from_proto).map(|time| time.duration_since(clock::now()));
+        let before = self.change(|member| {
+            member.health = health;
+            std::mem::replace(&mut member.clock_skew, clock_skew)
+        });
+        self.judge_clock(before.flatten(), clock_skew);
     }
 
-    fn change(&self, change: impl FnOnce(&mut Member)) {
+    /// Says when the agent's clock goes wrong, and when it is right again; once each.
+    fn judge_clock(&self, before: Option<SignedDuration>, now: Option<SignedDuration>) {
+        let is_off = |skew: Option<SignedDuration>| skew.is_some_and(|skew| skew.abs() > CLOCK_SKEW_MAX);
+        let clock_skew_seconds = now.map_or(0, |skew| skew.as_secs());
+        match (is_off(before), is_off(now)) {
+            (false, true) => warn!(
+                gateway.agent.id = self.agent_id,
+                clock_skew_seconds, "the clock of an agent differs from ours; set one of them right"
+            ),
+            (true, false) => {
+                info!(
+                    gateway.agent.id = self.agent_id,
+                    clock_skew_seconds, "the clock of an agent is right again"
+                );
+            }
+            _ => {}
+        }
+    }
+
+    /// The agent was heard, and says this of itself.
+    fn change<T>(&self, change: impl FnOnce(&mut Member) -> T) -> Option<T> {
+        self.alter(|member| {
+            member.last_seen = clock::now();
+            member.heard = Instant::now();
+            change(member)
+        })
+    }
+
+    fn alter<T>(&self, change: impl FnOnce(&mut Member) -> T) -> Option<T> {
         let mut members = self.fleet.lock();
         let member =
             members.agents.get_mut(&self.agent_id).filter(|member| member.connection == self.connection);
-        if let Some(member) = member {
-            member.last_seen = clock::now();
-            change(member);
-        }
+        member.map(change)
     }
 }
 
@@ -219,72 +399,8 @@ impl Drop for Connection {
         let member =
             members.agents.get_mut(&self.agent_id).filter(|member| member.connection == self.connection);
         if let Some(member) = member {
-            member.is_online = false;
+            member.is_open = false;
+            member.address = None;
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn refused_callbacks(count: u64) -> v1::AgentHealth {
-        let refused = v1::RefusedCallbacks {
-            inbound_route_id: "route_1".into(),
-            reason: "wrong_signature".into(),
-            count,
-            last_time: Some(prost_types::Timestamp { seconds: i64::try_from(count).unwrap(), nanos: 0 }),
-        };
-        v1::AgentHealth { refused_callbacks: vec![refused], ..Default::default() }
-    }
-
-    /// An agent is online as long as its newest stream: the end of an older one changes nothing.
-    #[test]
-    fn reconnect_wins_over_the_old_stream() {
-        let fleet = Fleet::new();
-        let old = fleet.connect("agt_1", "eu", "1", 0);
-        let new = fleet.connect("agt_1", "eu", "1", 4);
-        assert!(old.superseded().is_cancelled() && !new.superseded().is_cancelled());
-        old.applied(9);
-        drop(old);
-        let member = fleet.member("agt_1").unwrap();
-        assert!(member.is_online);
-        assert_eq!((member.accepted_version, member.applied_version), (4, 0));
-        new.applied(5);
-        assert_eq!(fleet.applied_version("agt_1"), 5);
-        drop(new);
-        assert_eq!((fleet.applied_version("agt_1"), fleet.applied_version("agt_2")), (0, 0));
-        assert!(!fleet.member("agt_1").unwrap().is_online);
-    }
-
-    /// A diagnosis counts agents of the instance's regions and sums their refusals.
-    #[test]
-    fn diagnosis_sums_agents_of_the_regions() {
-        let fleet = Fleet::new();
-        let [one, two, _far] = [("agt_1", "eu"), ("agt_2", "eu"), ("agt_3", "us")]
-            .map(|(id, region)| fleet.connect(id, region, "1", 0));
-        one.applied(7);
-        one.health(refused_callbacks(3));
-        two.applied(6);
-        two.health(refused_callbacks(5));
-        let diagnosis = fleet.diagnosis("route_1", &["eu".into()], 7);
-        assert_eq!((diagnosis.online, diagnosis.current), (2, 1));
-        assert_eq!(diagnosis.refusals.len(), 1);
-        assert_eq!((diagnosis.refusals[0].count, diagnosis.refusals[0].last_time.unwrap().seconds), (8, 5));
-        assert_eq!(fleet.diagnosis("route_2", &[], 7).online, 3);
-    }
-
-    /// A refused resource stays listed until it is sent anew and taken.
-    #[test]
-    fn refused_resources_stay_until_accepted() {
-        let fleet = Fleet::new();
-        let connection = fleet.connect("agt_1", "eu", "1", 0);
-        let refused =
-            v1::RefusedResource { r#type: "instance".into(), id: "inst_1".into(), ..Default::default() };
-        connection.accepted(2, &[], vec![refused]);
-        connection.accepted(3, &[("instance".into(), "inst_2".into())], vec![]);
-        assert_eq!(fleet.member("agt_1").unwrap().refused.len(), 1);
-        connection.accepted(4, &[("instance".into(), "inst_1".into())], vec![]);
-        assert!(fleet.member("agt_1").unwrap().refused.is_empty());
     }
 }

@@ -38,7 +38,11 @@ mod tests;
 pub use failing::{FAILING_ATTEMPTS_MIN, FAILING_MAX, FailingSubscription};
 pub use live::{LogChange, LogWatch, WatchFrom};
 pub use query::{AttemptPage, LogFilter, LogPage};
+pub(crate) use schema::{SCHEMA_VERSION, forget_epoch};
 pub use unrouted::{UNROUTED_PER_ROUTE_MAX, Unrouted, UnroutedNumber};
+
+/// Name of the database file in the data directory.
+pub const FILE_NAME: &str = "logs.db";
 
 use event_index::EventIndex;
 use writer::{Append, Channels, Forget, Job, Writer};
@@ -113,6 +117,8 @@ impl LogStoreError {
 pub struct ReportBatch {
     /// The agent.
     pub agent_id: String,
+    /// The tenant whose agent it is, which changes logs of that tenant only; None for an agent of the platform.
+    pub tenant_id: Option<String>,
     /// The agent's buffer, to which sequences are scoped.
     pub buffer_id: String,
     /// Records in the order of their sequence.
@@ -185,7 +191,7 @@ impl LogStore {
         failing: mpsc::Sender<FailingSubscription>,
         segment_rows: usize,
     ) -> Result<Self, LogStoreError> {
-        let path = data_dir.join("logs.db");
+        let path = data_dir.join(FILE_NAME);
         let open = |source| LogStoreError::Open { path: path.clone(), source: Arc::new(source) };
         let mut connection = schema::open_writer(&path).await?;
         let epoch = schema::epoch(&mut connection).await.map_err(open)?;
@@ -197,7 +203,9 @@ impl LogStore {
         let channels = Channels { jobs: job_receiver, forgets: forget_receiver, failing };
         let closing = CancellationToken::new();
         let (writer, head, unrouted_head) =
-            Writer::new(connection, channels, Arc::clone(&index), closing.clone()).await.map_err(open)?;
+            Writer::new(connection, path.clone(), channels, Arc::clone(&index), closing.clone())
+                .await
+                .map_err(open)?;
         supervisor.spawn("inbound-log-writer", OnEnd::Shutdown, |stop| writer.run(stop));
         let inner = Inner { readers, jobs, forgets, index, epoch, head, unrouted_head, closing };
         Ok(Self { inner: Arc::new(inner) })

@@ -2,18 +2,24 @@
 //! policies and opt-outs, and the keeper of inbound logs.
 //!
 //! Reading order: [`config`] (every setting), [`app`] (parts joined, run, drained), [`api`] (gRPC: limits,
-//! who may call what, one file per service), [`store`] (configuration and opt-outs on SQLite, one version
-//! counter), [`publish`] (store change to delta per agent), [`fleet`] (connected agents), [`work`] (what
-//! agents are asked to do), [`inbound_log`] (reported events and attempts), [`pause`] (subscriptions that
-//! only fail).
+//! who may call what, one file per service), [`audit`] (who did what), [`sealing`] (secrets at rest), [`store`] (configuration and opt-outs
+//! on SQLite, one version counter), [`publish`] (store change to delta per agent), [`fleet`] (connected
+//! agents), [`work`] (what agents are asked to do), [`inbound_log`] (reported events and attempts),
+//! [`pause`] (subscriptions that only fail), [`backup`] (copies of the databases, and starting from one).
 
 pub mod config;
 pub mod app;
 pub mod metrics;
 pub mod api;
+pub mod audit;
+pub mod sealing;
 pub mod store;
 pub mod publish;
 pub mod fleet;
+pub mod ca;
+pub mod tls;
+pub mod admission;
 pub mod work;
 pub mod inbound_log;
 pub mod pause;
+pub mod backup;

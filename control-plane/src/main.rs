@@ -1,21 +1,27 @@
 //! `gateway-control-plane`: exit code and process plumbing; everything else is in the library.
 
-use std::{io::Write as _, process::ExitCode};
+use std::{io::Write as _, path::PathBuf, process::ExitCode};
 
 use anyhow::Context as _;
 use clap::Parser as _;
 use gateway_control_plane::{
     app,
-    config::{ADMIN_KEY_ENV, Config, Settings},
+    config::{ADMIN_KEY_ENV, Config, ROOT_KEYS_ENV, Settings},
+    sealing::rewrap::Progress,
 };
 use gateway_runtime::{config::EXIT_BAD_CONFIG, supervise, telemetry};
 use tokio_util::sync::CancellationToken;
+use zeroize::Zeroizing;
+
+mod backup_command;
 
 /// Ends `--help`.
 const AFTER_HELP: &str = "\
 Environment:
   GATEWAY_CONTROL_PLANE_ADMIN_KEY  The admin key; without it `admin.key` of the data directory, made at the
                                    first start
+  GATEWAY_CONTROL_PLANE_ROOT_KEYS  Root keys with commas between them, newest first, instead of
+                                   --root-key-file; GATEWAY_CONTROL_PLANE_ROOT_KEY for one
 
 Exit codes:
   0   stopped as asked
@@ -24,10 +30,50 @@ Exit codes:
 
 /// The source of truth of WhatsApp Gateway: configuration, opt-outs and inbound logs over gRPC.
 #[derive(clap::Parser)]
-#[command(name = "gateway-control-plane", version, after_help = AFTER_HELP)]
+#[command(
+    name = "gateway-control-plane",
+    version,
+    after_help = AFTER_HELP,
+    args_conflicts_with_subcommands = true
+)]
 struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
     #[command(flatten)]
     settings: Settings,
+}
+
+/// What to do instead of running.
+#[derive(clap::Subcommand)]
+enum Command {
+    /// Copies the databases to a new directory. The control plane may run meanwhile. Root key, CA key and admin key
+    /// are not in the copy.
+    Backup {
+        /// Directory of the backup; made, or empty.
+        #[arg(long, value_name = "DIR")]
+        to: PathBuf,
+        #[command(flatten)]
+        settings: Box<Settings>,
+    },
+    /// Makes a data directory, which must be empty, from a backup. Agents then take their configuration anew and
+    /// report the opt-outs that the backup does not have.
+    Restore {
+        /// Directory of the backup.
+        #[arg(long, value_name = "DIR")]
+        from: PathBuf,
+        #[command(flatten)]
+        settings: Box<Settings>,
+    },
+    /// Seals the stored secrets under the newest root key, so that older ones can be thrown away. The control
+    /// plane must be stopped. Stopped in between, it goes on with the next call.
+    Rewrap {
+        /// Also makes new data keys, and seals every secret anew: for when the database and a root key may have
+        /// been read by others.
+        #[arg(long)]
+        data_keys: bool,
+        #[command(flatten)]
+        settings: Box<Settings>,
+    },
 }
 
 /// Much of the work is small, short-lived allocations on several threads (ADR 9).
@@ -43,11 +89,27 @@ fn main() -> ExitCode {
             return error.print().map_or(ExitCode::FAILURE, |()| ExitCode::from(code));
         }
     };
-    let config = match configure(cli.settings) {
+    match cli.command {
+        Some(Command::Backup { to, settings }) => {
+            finish(configure(*settings), |config| backup_command::back_up(&config, &to))
+        }
+        Some(Command::Restore { from, settings }) => {
+            finish(configure(*settings), |config| backup_command::restore(&config, &from))
+        }
+        Some(Command::Rewrap { data_keys, settings }) => {
+            finish(configure(*settings), |config| rewrap(&config, data_keys))
+        }
+        None => finish(configure(cli.settings), run),
+    }
+}
+
+/// Does it with the settings, and gives the exit code.
+fn finish(config: anyhow::Result<Config>, act: impl FnOnce(Config) -> anyhow::Result<()>) -> ExitCode {
+    let config = match config {
         Ok(config) => config,
         Err(error) => return fail(&error, EXIT_BAD_CONFIG),
     };
-    match run(config) {
+    match act(config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&error, 1),
     }
@@ -55,7 +117,10 @@ fn main() -> ExitCode {
 
 fn configure(settings: Settings) -> anyhow::Result<Config> {
     let admin_key = std::env::var_os(ADMIN_KEY_ENV).map(|key| key.to_string_lossy().into_owned());
-    let config = Config::load(settings, admin_key.as_deref())?;
+    let mut config = Config::load(settings, admin_key.as_deref())?;
+    for root_keys in ROOT_KEYS_ENV.iter().filter_map(std::env::var_os) {
+        config.use_root_keys(&Zeroizing::new(root_keys.to_string_lossy().into_owned()))?;
+    }
     telemetry::init(&config.log_filter, config.log_format)?;
     Ok(config)
 }
@@ -73,6 +138,25 @@ async fn run(config: Config) -> anyhow::Result<()> {
     tracing::info!("stopping");
     stop.cancel();
     stopped.await
+}
+
+/// Progress goes to standard output.
+#[tokio::main]
+async fn rewrap(config: &Config, renew_data_keys: bool) -> anyhow::Result<()> {
+    app::rewrap(config, renew_data_keys, |progress| {
+        let line = match progress {
+            Progress::DataKeys { done, total } => {
+                format!("{done} of {total} data keys are sealed under the newest root key")
+            }
+            Progress::Tenants { done, total, rows } => {
+                format!("{done} of {total} tenants have a new data key; {rows} rows are sealed under it")
+            }
+            Progress::Wiping => "writing the database anew".to_owned(),
+        };
+        // When standard output is gone the work still goes on.
+        drop(writeln!(std::io::stdout(), "{line}"));
+    })
+    .await
 }
 
 fn fail(error: &anyhow::Error, code: u8) -> ExitCode {

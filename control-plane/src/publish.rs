@@ -1,16 +1,17 @@
 //! From a change in the store to what one agent is sent.
 //!
 //! All config streams share one [`Publisher`]: agents that have the same version need the same changes, so
-//! they are read once. What an agent gets depends on its region: every inbound route, the instances that
-//! it serves, and their webhook subscriptions and opt-out policies. When an instance changes, everything
-//! that hangs on it goes along, although it has not changed itself: perhaps the instance has just come
-//! into the agent's region. Sending a resource again does no harm.
+//! they are read once. What an agent gets depends on its region: the instances that it serves, their inbound
+//! routes, webhook subscriptions and opt-out policies. An inbound route without any instance goes to every
+//! region, so that callbacks for numbers that nobody has claimed yet are taken somewhere. When an instance
+//! changes, its route and everything that hangs on it go along, although they have not changed themselves:
+//! perhaps the instance has just come into the agent's region. Sending a resource again does no harm.
 //!
 //! An instance and what hangs on it travel in the same response wherever they fit, because an agent that
 //! knew an instance without its subscriptions would deliver its events to nobody.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     sync::{Arc, Weak},
 };
 
@@ -20,7 +21,9 @@ use tokio::sync::Mutex;
 
 use crate::{
     fleet::{ResourceKey, serves},
-    store::{ConfigChanges, Store, StoreError, from_sql},
+    store::{
+        ConfigChanges, Store, StoreError, from_sql, route_reach, schema::REMOVAL_ORDER, webhook_subscriptions,
+    },
 };
 
 /// Longest response, some way under the 4 MiB that gRPC clients take by default.
@@ -72,10 +75,10 @@ impl Publisher {
         }
         let mut changes = self.store.changes_since(since).await?;
         let regions = if since == 0 {
-            regions_of(&changes.upserts)
+            Regions::of(&changes.upserts)
         } else if changes.upserts.len() > LOOKUPS_MAX {
             let everything = self.store.changes_since(0).await?.upserts;
-            let regions = regions_of(&everything);
+            let regions = Regions::of(&everything);
             add_dependents(&mut changes.upserts, everything);
             regions
         } else {
@@ -88,17 +91,22 @@ impl Publisher {
 
     /// Adds what hangs on the instances among `upserts`, and finds the regions of all others.
     async fn look_up(&self, upserts: &mut Vec<v1::ConfigResource>) -> Result<Regions, StoreError> {
-        let mut regions = regions_of(upserts);
+        let mut regions = Regions::of(upserts);
+        for route_id in upserts.iter().filter_map(route_id) {
+            // The instances among the changes are not all that it has.
+            let reach = route_reach::regions(&mut *self.store.reader().await?, route_id).await?;
+            regions.routes.insert(route_id.to_owned(), reach.into());
+        }
         let mut dependents = Vec::new();
-        for instance_id in regions.keys() {
+        for instance_id in regions.instances.keys() {
             dependents.extend(self.dependents(instance_id).await?);
         }
         add_dependents(upserts, dependents);
         for instance_id in upserts.iter().map(group).filter(|group| !group.is_empty()) {
-            if !regions.contains_key(instance_id)
+            if !regions.instances.contains_key(instance_id)
                 && let Some(instance) = self.store.instance(instance_id).await?
             {
-                regions.insert(instance.id, instance.regions.into());
+                regions.instances.insert(instance.id, instance.regions.into());
             }
         }
         Ok(regions)
@@ -111,36 +119,42 @@ impl Publisher {
                 .bind(instance_id)
                 .fetch_all(self.store.pool())
                 .await?;
-        let subscriptions: Vec<(i64, Vec<u8>)> = sqlx::query_as(
-            "SELECT version, config FROM webhook_subscriptions WHERE instance_id = ?1 ORDER BY id",
-        )
-        .bind(instance_id)
-        .fetch_all(self.store.pool())
-        .await?;
+        let mut connection = self.store.reader().await?;
+        let subscriptions = webhook_subscriptions::of_instance(&mut connection, instance_id).await?;
         let mut dependents = Vec::with_capacity(policies.len() + subscriptions.len());
         for (version, body) in policies {
             let resource = Some(Resource::OptOutPolicy(v1::OptOutPolicy::decode(body.as_slice())?));
             dependents.push(v1::ConfigResource { version: from_sql(version), resource });
         }
-        for (version, config) in subscriptions {
-            let resource = Some(Resource::WebhookSubscription(v1::WebhookSubscriptionConfig::decode(
-                config.as_slice(),
-            )?));
-            dependents.push(v1::ConfigResource { version: from_sql(version), resource });
-        }
+        dependents.extend(subscriptions);
         Ok(dependents)
     }
 }
 
-/// Regions of instances, by id.
-type Regions = HashMap<String, Arc<[String]>>;
+/// Regions that get a resource, by its id; empty means every region.
+struct Regions {
+    instances: HashMap<String, Arc<[String]>>,
+    routes: HashMap<String, Arc<[String]>>,
+}
 
-fn regions_of(upserts: &[v1::ConfigResource]) -> Regions {
-    upserts
-        .iter()
-        .filter_map(instance)
-        .map(|instance| (instance.id.clone(), instance.regions.clone().into()))
-        .collect()
+impl Regions {
+    /// As the instances among `upserts` say. A route that none of them is on is not in it.
+    fn of(upserts: &[v1::ConfigResource]) -> Self {
+        let mut instances: HashMap<String, Arc<[String]>> = HashMap::new();
+        // None: one of its instances is served everywhere.
+        let mut routes: HashMap<&str, Option<BTreeSet<&String>>> = HashMap::new();
+        for instance in upserts.iter().filter_map(instance) {
+            instances.insert(instance.id.clone(), instance.regions.clone().into());
+            let reach = routes.entry(&instance.inbound_route_id).or_insert_with(|| Some(BTreeSet::new()));
+            match reach {
+                Some(reach) if !instance.regions.is_empty() => reach.extend(&instance.regions),
+                _ => *reach = None,
+            }
+        }
+        let named = |reach: Option<BTreeSet<&String>>| reach.into_iter().flatten().cloned().collect();
+        let routes = routes.into_iter().map(|(id, reach)| (id.to_owned(), named(reach))).collect();
+        Self { instances, routes }
+    }
 }
 
 /// Adds those of `candidates` that hang on an instance among `upserts` and are not among them.
@@ -162,7 +176,10 @@ fn annotate(since: u64, changes: ConfigChanges, regions: &Regions) -> Changes {
         .into_iter()
         .filter_map(|resource| {
             let group = group(&resource).to_owned();
-            let regions = if group.is_empty() { Some(&everywhere) } else { regions.get(&group) };
+            let regions = match route_id(&resource) {
+                Some(id) => Some(regions.routes.get(id).unwrap_or(&everywhere)),
+                None => regions.instances.get(&group),
+            };
             // What hangs on an instance that is gone meanwhile is about to be removed as well.
             Some(Item { regions: Arc::clone(regions?), group, resource })
         })
@@ -177,6 +194,14 @@ fn rank(resource: &v1::ConfigResource) -> u8 {
         Some(Resource::InboundRoute(_) | Resource::Instance(_)) => 0,
         Some(Resource::OptOutPolicy(_)) => 1,
         Some(Resource::WebhookSubscription(_)) | None => 2,
+    }
+}
+
+/// The id of an inbound route; None of anything else.
+fn route_id(resource: &v1::ConfigResource) -> Option<&str> {
+    match &resource.resource {
+        Some(Resource::InboundRoute(route)) => Some(&route.id),
+        _ => None,
     }
 }
 
@@ -257,7 +282,8 @@ impl Parts {
         self.changes.since == 0
     }
 
-    /// The next group that starts at `next_item`, and whether its instance is part of the changes.
+    /// The next group that starts at `next_item`, and whether it has to be removed where it is not for: a route,
+    /// or what hangs on an instance that is part of the changes.
     fn group(&self) -> (&[Item], bool) {
         let items = &self.changes.items[self.next_item..];
         let Some(first) = items.first() else { return (&[], false) };
@@ -265,7 +291,7 @@ impl Parts {
         let is_route = first.group.is_empty();
         let end = items.iter().position(|item| is_route || item.group != first.group);
         let end = if is_route { 1 } else { end.unwrap_or(items.len()) };
-        (&items[..end], instance(&first.resource).is_some())
+        (&items[..end], is_route || instance(&first.resource).is_some())
     }
 }
 
@@ -287,10 +313,10 @@ impl Iterator for Parts {
         let mut bytes = 0;
         while self.next_item < self.changes.items.len() {
             let changes = Arc::clone(&self.changes);
-            let (group, has_instance) = self.group();
+            let (group, is_whole) = self.group();
             let group = &changes.items[self.next_item..self.next_item + group.len()];
             if !serves(&group[0].regions, &self.region) {
-                if has_instance && !self.is_snapshot() {
+                if is_whole && !self.is_snapshot() {
                     let keys = group.iter().filter_map(|item| resource_key(&item.resource));
                     let left = keys.map(|(r#type, id)| v1::ConfigRemoval { r#type, id, deleted: false });
                     self.removals.extend(left);
@@ -315,9 +341,14 @@ impl Iterator for Parts {
         self.is_done = true;
         part.is_last = true;
         part.removals = std::mem::take(&mut self.removals);
+        // What refers to others goes before what is referred to.
+        part.removals.sort_by_key(|removal| REMOVAL_ORDER.iter().position(|known| *known == removal.r#type));
         Some(part)
     }
 }
 
+mod tenant;
 #[cfg(test)]
 mod tests;
+
+pub use tenant::TenantFilter;

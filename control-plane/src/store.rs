@@ -5,11 +5,14 @@
 //! append-only log and never take part in a rollback of configuration. `store_epoch` is made with the
 //! file; another one means that versions and cursors cannot be compared.
 //!
-//! Tables: [`schema`] (meta, tombstones), [`instances`], [`inbound_routes`], [`webhook_subscriptions`],
-//! [`opt_out_policies`], [`opt_outs`], [`requests`]; [`agents`] and [`work`] for the fleet. A row carries
-//! the resource as protobuf bytes, and beside it only what is looked up.
+//! Columns with secrets are sealed ([`crate::sealing`]); a [`Connection`] opens them.
+//!
+//! Tables: [`schema`] (meta, tombstones), [`tenant_keys`], [`tenants`], [`api_keys`],
+//! [`instances`], [`inbound_routes`], [`webhook_subscriptions`], [`opt_out_policies`], [`opt_outs`], [`requests`]; [`agents`] and [`work`] for the fleet; [`audit`]. A row
+//! carries the resource as protobuf bytes, and beside it only what is looked up.
 
 use std::{
+    fmt,
     ops::{Deref, DerefMut},
     path::{Path, PathBuf},
     sync::Arc,
@@ -18,16 +21,27 @@ use std::{
 
 use gateway_core::violation::FieldViolations;
 use gateway_proto::v1;
+use gateway_runtime::clock;
 use jiff::Timestamp;
 use prost::Message;
 use sqlx::{
-    Sqlite, SqliteConnection, SqlitePool, Transaction,
-    pool::PoolConnection,
+    Connection as _, SqliteConnection, SqlitePool,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 use tokio::sync::{Mutex, OwnedMutexGuard, watch};
+use tracing::error;
 
+use crate::{
+    audit::{Audited, AuditedBy},
+    sealing::{RootKeys, Sealer, SealingError},
+};
+
+mod connection;
 pub mod schema;
+pub mod sealed;
+pub mod tenant_keys;
+pub mod tenants;
+pub mod api_keys;
 pub mod instances;
 pub mod inbound_routes;
 pub mod webhook_subscriptions;
@@ -36,15 +50,21 @@ pub mod opt_outs;
 pub mod requests;
 pub mod agents;
 pub mod work;
+pub mod fleet;
+pub mod route_reach;
+pub mod audit;
 #[cfg(test)]
 mod tests;
 
+pub use connection::Connection;
 pub use opt_outs::OptOutRecorded;
 
 /// Name of the database file in the data directory.
 pub const FILE_NAME: &str = "config.db";
 /// Connections to the file. Readers wait for a free one; there is one writer at a time.
 const CONNECTIONS_MAX: u32 = 6;
+/// The method with which agents report opt-outs, as the audit log names it.
+const REPORT: &str = "AgentSyncService/ReportLogs";
 /// How long SQLite waits for another process that holds the file, such as a backup.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -77,6 +97,9 @@ pub enum StoreError {
     /// A stored resource cannot be read.
     #[error("decode a row of the configuration database")]
     Corrupt(#[from] prost::DecodeError),
+    /// A secret cannot be opened.
+    #[error(transparent)]
+    Sealed(#[from] SealingError),
     /// A stored resource breaks a rule that held when it was written.
     #[error("use a row of table `{table}`")]
     Invalid {
@@ -89,7 +112,7 @@ pub enum StoreError {
 }
 
 /// What changed in the configuration.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Clone, Default, PartialEq)]
 pub struct ConfigChanges {
     /// The version after the changes.
     pub version: u64,
@@ -97,6 +120,17 @@ pub struct ConfigChanges {
     pub upserts: Vec<v1::ConfigResource>,
     /// Removed resources: subscriptions, policies, instances, routes, in this order.
     pub removals: Vec<v1::ConfigRemoval>,
+}
+
+impl fmt::Debug for ConfigChanges {
+    /// How many, since the resources hold secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ConfigChanges")
+            .field("version", &self.version)
+            .field("upserts", &self.upserts.len())
+            .field("removals", &self.removals.len())
+            .finish()
+    }
 }
 
 /// The store. Cheap to clone.
@@ -109,16 +143,28 @@ struct Inner {
     pool: SqlitePool,
     write_turn: Arc<Mutex<()>>,
     epoch: String,
+    sealer: Sealer,
     version: watch::Sender<u64>,
     opt_out_cursor: watch::Sender<u64>,
 }
 
 impl Store {
-    /// Opens or creates the database in `data_dir`.
+    /// Opens or creates the database in `data_dir`, whose secrets are sealed under the root key in the same
+    /// directory.
     ///
     /// # Errors
-    /// When the file cannot be opened, or was written by a newer program.
+    /// As [`Store::open_sealed`].
     pub async fn open(data_dir: &Path) -> Result<Self, StoreError> {
+        Self::open_sealed(data_dir, &RootKeys::of_data_dir(data_dir)).await
+    }
+
+    /// Opens or creates the database in `data_dir`, whose secrets are sealed under `root_keys`. A database of
+    /// an older program is brought to this one's schema.
+    ///
+    /// # Errors
+    /// When the file cannot be opened, was written by a newer program, or needs a root key that is not there;
+    /// then it is left as it was.
+    pub async fn open_sealed(data_dir: &Path, root_keys: &RootKeys) -> Result<Self, StoreError> {
         let path = data_dir.join(FILE_NAME);
         let options = SqliteConnectOptions::new()
             .filename(&path)
@@ -129,10 +175,13 @@ impl Store {
             .busy_timeout(BUSY_TIMEOUT);
         let pool = SqlitePoolOptions::new()
             .max_connections(CONNECTIONS_MAX)
+            // After a full disk SQLite may have ended a transaction by itself; then its connection cannot begin
+            // another one.
+            .before_acquire(|connection, _| Box::pin(async { Ok(!connection.is_in_transaction()) }))
             .connect_with(options)
             .await
             .map_err(|source| StoreError::Open { path, source })?;
-        schema::prepare(&pool).await?;
+        let sealer = schema::prepare(&pool, root_keys).await?;
         let mut connection = pool.acquire().await?;
         let epoch = schema::epoch(&mut connection).await?;
         let version = schema::version(&mut connection).await?;
@@ -142,6 +191,7 @@ impl Store {
             pool,
             write_turn: Arc::default(),
             epoch,
+            sealer,
             version: watch::Sender::new(version),
             opt_out_cursor: watch::Sender::new(cursor),
         };
@@ -153,6 +203,11 @@ impl Store {
         self.inner.pool.close().await;
     }
 
+    /// What seals and opens secrets.
+    pub fn sealer(&self) -> &Sealer {
+        &self.inner.sealer
+    }
+
     /// The connections, for reading.
     pub fn pool(&self) -> &SqlitePool {
         &self.inner.pool
@@ -162,8 +217,8 @@ impl Store {
     ///
     /// # Errors
     /// When none becomes free in time.
-    pub async fn reader(&self) -> Result<PoolConnection<Sqlite>, StoreError> {
-        Ok(self.inner.pool.acquire().await?)
+    pub async fn reader(&self) -> Result<Connection, StoreError> {
+        Ok(Connection::pooled(self.inner.pool.acquire().await?, self.inner.sealer.clone()))
     }
 
     /// Begins a transaction that may write. Waits until every writer before it is done.
@@ -173,7 +228,10 @@ impl Store {
     pub async fn begin_write(&self) -> Result<WriteTx, StoreError> {
         let turn = Arc::clone(&self.inner.write_turn).lock_owned().await;
         let transaction = self.inner.pool.begin_with("BEGIN IMMEDIATE").await?;
-        Ok(WriteTx { transaction, store: self.clone(), version: None, opt_out_cursor: None, _turn: turn })
+        let transaction = Connection::transaction(transaction, self.inner.sealer.clone());
+        let store = self.clone();
+        let sealed_for = Vec::new();
+        Ok(WriteTx { transaction, store, version: None, opt_out_cursor: None, sealed_for, _turn: turn })
     }
 
     /// The newest committed configuration version.
@@ -202,8 +260,7 @@ impl Store {
 
     /// The etag of a configuration resource last changed in `version`.
     pub fn etag(&self, version: u64) -> String {
-        let head: String = self.inner.epoch.chars().take(8).collect();
-        format!("{version}-{head}")
+        schema::etag(version, &self.inner.epoch)
     }
 
     /// Everything that changed after `version`; with 0, everything that is there and no removals. All of
@@ -212,17 +269,17 @@ impl Store {
     /// # Errors
     /// When the database cannot be read.
     pub async fn changes_since(&self, version: u64) -> Result<ConfigChanges, StoreError> {
-        let mut transaction = self.inner.pool.begin().await?;
-        let connection = &mut *transaction;
-        let now = schema::version(connection).await?;
+        let transaction = self.inner.pool.begin().await?;
+        let mut connection = Connection::transaction(transaction, self.inner.sealer.clone());
+        let now = schema::version(&mut connection).await?;
         let since = to_sql(version);
-        let mut upserts = inbound_routes::changed_since(connection, since).await?;
-        upserts.extend(instances::changed_since(connection, since).await?);
-        upserts.extend(opt_out_policies::changed_since(connection, since).await?);
-        upserts.extend(webhook_subscriptions::changed_since(connection, since).await?);
+        let mut upserts = inbound_routes::changed_since(&mut connection, since).await?;
+        upserts.extend(instances::changed_since(&mut connection, since).await?);
+        upserts.extend(opt_out_policies::changed_since(&mut connection, since).await?);
+        upserts.extend(webhook_subscriptions::changed_since(&mut connection, since).await?);
         let removals =
-            if version == 0 { Vec::new() } else { schema::removed_since(connection, since).await? };
-        transaction.commit().await?;
+            if version == 0 { Vec::new() } else { schema::removed_since(&mut connection, since).await? };
+        connection.commit().await?;
         Ok(ConfigChanges { version: now, upserts, removals })
     }
 
@@ -258,7 +315,7 @@ impl Store {
         &self,
         id: &str,
     ) -> Result<Option<v1::WebhookSubscription>, StoreError> {
-        let found = webhook_subscriptions::find_any(&mut *self.reader().await?, id).await?;
+        let found = webhook_subscriptions::find_any(&mut self.reader().await?, id).await?;
         Ok(found.and_then(|config| config.webhook_subscription))
     }
 
@@ -275,19 +332,25 @@ impl Store {
         opt_outs::since(&mut *self.reader().await?, cursor, limit).await
     }
 
-    /// Merges decisions that agents report into the records, all in one transaction. Repeats change
+    /// Merges decisions that an agent reports into the records, all in one transaction. Repeats change
     /// nothing; see [`gateway_core::opt_out`] for which decision wins.
     ///
     /// # Errors
     /// When the database cannot be written; then none is recorded.
     pub async fn record_opt_outs(
         &self,
+        by: AuditedBy,
         decisions: Vec<v1::OptOut>,
     ) -> Result<Vec<OptOutRecorded>, StoreError> {
         let mut transaction = self.begin_write().await?;
         let mut recorded = Vec::with_capacity(decisions.len());
         for decision in &decisions {
-            recorded.push(opt_outs::record_reported(&mut transaction, decision).await?);
+            let outcome = opt_outs::record_reported(&mut transaction, decision).await?;
+            if outcome.changed {
+                let audited = Audited::written(REPORT, outcome.before.as_ref(), &outcome.opt_out);
+                transaction.audit(by.clone(), audited).await?;
+            }
+            recorded.push(outcome);
         }
         transaction.commit().await?;
         Ok(recorded)
@@ -337,10 +400,12 @@ impl Store {
 
 /// A transaction that may write. Dropped without commit, it changes nothing.
 pub struct WriteTx {
-    transaction: Transaction<'static, Sqlite>,
+    transaction: Connection,
     store: Store,
     version: Option<u64>,
     opt_out_cursor: Option<u64>,
+    /// Tenants whose data key was stored in this transaction.
+    sealed_for: Vec<String>,
     _turn: OwnedMutexGuard<()>,
 }
 
@@ -369,6 +434,35 @@ impl WriteTx {
         Ok(version)
     }
 
+    /// Writes an entry of the audit log, in this transaction: it and the change come together or not at all.
+    ///
+    /// # Errors
+    /// When the database cannot be written.
+    pub async fn audit(&mut self, by: impl Into<AuditedBy>, audited: Audited) -> Result<(), StoreError> {
+        let AuditedBy { actor, source_address } = by.into();
+        let now = clock::now();
+        audit::insert(&mut self.transaction, now, &actor.to_string(), source_address, audited).await
+    }
+
+    /// Seals bytes of a tenant's resource; `tenant_id` is empty for what belongs to no tenant. The first time,
+    /// the tenant's data key is made and stored in this transaction.
+    ///
+    /// # Errors
+    /// When the database cannot be written.
+    pub async fn seal(
+        &mut self,
+        tenant_id: &str,
+        resource: &str,
+        plain: &[u8],
+    ) -> Result<Vec<u8>, StoreError> {
+        let (sealed, unstored) = self.transaction.sealer().seal(tenant_id, resource, plain);
+        if let Some(key) = unstored {
+            tenant_keys::insert(&mut self.transaction, &key).await?;
+            self.sealed_for.push(key.tenant_id);
+        }
+        Ok(sealed)
+    }
+
     /// Notes that the opt-out log now ends at `cursor`.
     fn logged_opt_out(&mut self, cursor: u64) {
         self.opt_out_cursor = Some(cursor);
@@ -379,8 +473,9 @@ impl WriteTx {
     /// # Errors
     /// When the database cannot be written; then nothing is changed.
     pub async fn commit(self) -> Result<(), StoreError> {
-        let Self { transaction, store, version, opt_out_cursor, _turn } = self;
+        let Self { transaction, store, version, opt_out_cursor, sealed_for, _turn } = self;
         transaction.commit().await?;
+        sealed_for.iter().for_each(|tenant_id| store.inner.sealer.stored(tenant_id));
         if let Some(version) = version {
             store.inner.version.send_replace(version);
         }
@@ -392,15 +487,15 @@ impl WriteTx {
 }
 
 impl Deref for WriteTx {
-    type Target = SqliteConnection;
+    type Target = Connection;
 
-    fn deref(&self) -> &SqliteConnection {
+    fn deref(&self) -> &Connection {
         &self.transaction
     }
 }
 
 impl DerefMut for WriteTx {
-    fn deref_mut(&mut self) -> &mut SqliteConnection {
+    fn deref_mut(&mut self) -> &mut Connection {
         &mut self.transaction
     }
 }
@@ -412,6 +507,26 @@ pub(crate) fn to_sql(number: u64) -> i64 {
 
 pub(crate) fn from_sql(number: i64) -> u64 {
     u64::try_from(number).unwrap_or(0)
+}
+
+/// Leaves out what cannot be opened or read, loudly: one damaged row must not keep all other changes from all agents.
+/// An agent that has the resource keeps its last good value.
+fn readable(
+    resource_type: &'static str,
+    id: &str,
+    resource: Result<v1::ConfigResource, StoreError>,
+) -> Option<Result<v1::ConfigResource, StoreError>> {
+    match resource {
+        Err(failure @ (StoreError::Sealed(_) | StoreError::Corrupt(_))) => {
+            let error = format!("{:#}", anyhow::Error::from(failure));
+            error!(
+                resource_type,
+                id, error, "failed to read a row: agents get no change of it; restore a backup"
+            );
+            None
+        }
+        resource => Some(resource),
+    }
 }
 
 /// Reads a stored resource.

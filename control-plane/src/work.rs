@@ -5,7 +5,7 @@
 //! work. Leases are in memory, since they mean nothing after a restart.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -25,9 +25,13 @@ use uuid::Uuid;
 
 use crate::{
     app::State,
-    inbound_log::{LogStore, LogStoreError, UnroutedNumber},
+    inbound_log::{LogStore, LogStoreError, Unrouted, UnroutedNumber},
     store::{self, Store, StoreError, WriteTx, instances, webhook_subscriptions, work::QueuedWork},
 };
+
+mod accounts;
+
+use accounts::Accounts;
 
 /// How long an agent has to make work durable and acknowledge it.
 pub const LEASE_TIME: Duration = Duration::from_secs(30);
@@ -39,6 +43,8 @@ const CONFIG_LOOK: Duration = Duration::from_millis(200);
 const ROWS_CHUNK: i64 = 256;
 /// Unrouted callbacks moved by one transaction.
 const CLAIM_CHUNK: usize = 100;
+/// Before the first place in the list of unrouted callbacks.
+const BEFORE_ALL: i64 = -1;
 /// Pause after a failure to claim.
 const CLAIM_RETRY: Duration = Duration::from_secs(5);
 /// Pause after callbacks were claimed: an agent that cannot use the instance reports them again at once.
@@ -134,7 +140,7 @@ impl WorkQueue {
     }
 
     /// Moves the unrouted callbacks that `instance` claims into the queue: those of its number, and those
-    /// of its inbound route that carry no number. Returns how many: none while the instance has no webhook
+    /// of its inbound route that carry no number and are about it. Returns how many: none while the instance has no webhook
     /// subscription, since nobody would get them. Each is queued before it leaves the list, so a crash in
     /// between repeats it; agents recognize its events by their ids.
     ///
@@ -148,32 +154,64 @@ impl WorkQueue {
             return Ok(0);
         }
         self.inner.claim_version.fetch_max(self.inner.store.version().await?, Ordering::Relaxed);
+        let number_key = canonical_number(&instance.provider_number_id);
+        let number = UnroutedNumber { route_id: instance.inbound_route_id.clone(), number_key };
         let mut moved = 0;
-        for number_key in [canonical_number(&instance.provider_number_id), String::new()] {
-            let number = UnroutedNumber { route_id: instance.inbound_route_id.clone(), number_key };
-            loop {
-                let callbacks = self.inner.logs.unrouted_of(&number, CLAIM_CHUNK).await?;
-                let seqs: Vec<i64> = callbacks.iter().map(|unrouted| unrouted.seq).collect();
-                if seqs.is_empty() {
-                    break;
-                }
-                moved += seqs.len();
-                let work = callbacks.into_iter().map(|unrouted| Task::UnroutedCallback(unrouted.callback));
-                self.enqueue_all(&instance.regions, work.collect()).await?;
-                self.inner.logs.delete_unrouted(seqs).await?;
+        loop {
+            let callbacks = self.inner.logs.unrouted_of(&number, BEFORE_ALL, CLAIM_CHUNK).await?;
+            if callbacks.is_empty() {
+                break;
             }
+            moved += self.move_to_queue(&instance.regions, callbacks).await?;
+        }
+        Ok(moved + self.claim_accounts(&instance.inbound_route_id).await?)
+    }
+
+    /// Moves those unrouted callbacks of a route that carry no number into the queue which are about instances
+    /// with a webhook subscription.
+    async fn claim_accounts(&self, route_id: &str) -> Result<usize, ClaimError> {
+        let number = UnroutedNumber { route_id: route_id.to_owned(), number_key: String::new() };
+        let mut callbacks = self.inner.logs.unrouted_of(&number, BEFORE_ALL, CLAIM_CHUNK).await?;
+        if callbacks.is_empty() {
+            return Ok(0);
+        }
+        self.inner.claim_version.fetch_max(self.inner.store.version().await?, Ordering::Relaxed);
+        let accounts = Accounts::of(&self.inner.store, route_id).await?;
+        let mut moved = 0;
+        while let Some(last) = callbacks.last() {
+            let after = last.seq;
+            let mut claimed: BTreeMap<&[String], Vec<Unrouted>> = BTreeMap::new();
+            for unrouted in callbacks {
+                if let Some(instance) = accounts.claimant(&unrouted.callback) {
+                    claimed.entry(&instance.regions).or_default().push(unrouted);
+                }
+            }
+            for (regions, callbacks) in claimed {
+                moved += self.move_to_queue(regions, callbacks).await?;
+            }
+            callbacks = self.inner.logs.unrouted_of(&number, after, CLAIM_CHUNK).await?;
         }
         Ok(moved)
     }
 
-    /// An agent of `region` opened its work stream.
-    pub fn open(&self, region: &str) -> WorkStream {
+    async fn move_to_queue(&self, regions: &[String], callbacks: Vec<Unrouted>) -> Result<usize, ClaimError> {
+        let seqs: Vec<i64> = callbacks.iter().map(|unrouted| unrouted.seq).collect();
+        let moved = seqs.len();
+        let work = callbacks.into_iter().map(|unrouted| Task::UnroutedCallback(unrouted.callback));
+        self.enqueue_all(regions, work.collect()).await?;
+        self.inner.logs.delete_unrouted(seqs).await?;
+        Ok(moved)
+    }
+
+    /// An agent of `region` opened its work stream. One of a tenant is given work of that tenant only.
+    pub fn open(&self, region: &str, tenant_id: Option<&str>) -> WorkStream {
         let mut leases = self.lock();
         leases.streams += 1;
         let stream = leases.streams;
         WorkStream {
             queue: self.clone(),
             region: region.to_owned(),
+            tenant_id: tenant_id.map(str::to_owned),
             stream,
             holds_back: false,
             changed: self.inner.changed.subscribe(),
@@ -193,6 +231,8 @@ impl WorkQueue {
 pub struct WorkStream {
     queue: WorkQueue,
     region: String,
+    /// The tenant of the agent; None for an agent of the platform.
+    tenant_id: Option<String>,
     stream: u64,
     /// Whether there is work that the agent's configuration is too old for.
     holds_back: bool,
@@ -213,9 +253,13 @@ impl WorkStream {
         let mut leased = Vec::new();
         let mut after = 0;
         loop {
-            let rows = store::work::list(&self.queue.inner.store, &self.region, after, ROWS_CHUNK).await?;
+            let store = &self.queue.inner.store;
+            let mut rows = store::work::list(store, &self.region, after, ROWS_CHUNK).await?;
             let Some(last) = rows.last() else { break };
             after = last.seq;
+            if let Some(tenant_id) = &self.tenant_id {
+                rows = store::work::of_tenant(store, tenant_id, rows).await?;
+            }
             if !self.take(rows, is_current, &mut leased) {
                 break;
             }
@@ -276,24 +320,35 @@ impl WorkStream {
         }
     }
 
-    /// Removes work that is durable on the agent.
+    /// Removes work that is durable on the agent. An agent of a tenant removes what it holds and nothing else; one
+    /// of the platform may also have had it over an earlier stream.
     ///
     /// # Errors
     /// When the store cannot be written.
     pub async fn acknowledge(&self, ids: &[String]) -> Result<(), StoreError> {
+        let ids: Vec<String> = match &self.tenant_id {
+            None => ids.to_vec(),
+            Some(_) => ids.iter().filter(|id| self.holds(id)).cloned().collect(),
+        };
         if ids.is_empty() {
             return Ok(());
         }
         let mut tx = self.queue.inner.store.begin_write().await?;
-        store::work::delete(tx.connection(), ids).await?;
+        store::work::delete(tx.connection(), &ids).await?;
         tx.commit().await?;
         let mut leases = self.queue.lock();
-        for id in ids {
+        for id in &ids {
             leases.by_work.remove(id);
         }
         drop(leases);
         self.queue.changed();
         Ok(())
+    }
+}
+
+impl WorkStream {
+    fn holds(&self, id: &str) -> bool {
+        self.queue.lock().by_work.get(id).is_some_and(|lease| lease.stream == self.stream)
     }
 }
 
@@ -344,22 +399,19 @@ pub fn spawn(state: &State, supervisor: &Supervisor) {
 async fn claim(state: &State, after: i64) -> Result<usize, ClaimError> {
     let mut moved = 0;
     for number in state.logs.unrouted_numbers(after).await? {
-        if let Some(instance) = claimant(&state.store, &number).await? {
+        if number.number_key.is_empty() {
+            moved += state.work.claim_accounts(&number.route_id).await?;
+        } else if let Some(instance) = claimant(&state.store, &number).await? {
             moved += state.work.claim_unrouted(&instance).await?;
         }
     }
     Ok(moved)
 }
 
-/// The instance that claims a number; any one of the route with a webhook subscription when the callback
-/// carries none.
+/// The instance that claims a number.
 async fn claimant(store: &Store, number: &UnroutedNumber) -> Result<Option<v1::Instance>, StoreError> {
     let mut connection = store.pool().acquire().await?;
-    let id = if number.number_key.is_empty() {
-        webhook_subscriptions::instance_of_route(&mut connection, &number.route_id).await?
-    } else {
-        instances::holder_of_number(&mut connection, &number.route_id, &number.number_key).await?
-    };
+    let id = instances::holder_of_number(&mut connection, &number.route_id, &number.number_key).await?;
     match id {
         Some(id) => instances::find_any(&mut connection, &id).await,
         None => Ok(None),
@@ -391,7 +443,7 @@ mod tests {
         let store = Store::open(dir.path()).await.unwrap();
         let logs = LogStore::open(dir.path(), &supervisor, tokio::sync::mpsc::channel(1).0).await.unwrap();
         let queue = WorkQueue::new(store.clone(), logs.clone());
-        let [mut one, mut two, mut far] = ["eu", "eu", "eu-2"].map(|region| queue.open(region));
+        let [mut one, mut two, mut far] = ["eu", "eu", "eu-2"].map(|region| queue.open(region, None));
         queue.enqueue(&["eu".into(), "us".into()], task(1)).await.unwrap();
         queue.enqueue(&[], task(2)).await.unwrap();
         let leased = one.lease(0).await.unwrap();
@@ -405,7 +457,27 @@ mod tests {
         tokio::time::timeout(DEADLINE, two.available()).await.unwrap();
         assert_eq!(ids(&two.lease(0).await.unwrap()), ids(&leased[1..]));
         let restarted = WorkQueue::new(store, logs);
-        assert_eq!(ids(&restarted.open("us").lease(0).await.unwrap()), ids(&leased[1..]));
+        assert_eq!(ids(&restarted.open("us", None).lease(0).await.unwrap()), ids(&leased[1..]));
+        supervisor.stop().cancel();
+        supervisor.wait(DEADLINE).await.unwrap();
+    }
+
+    /// An agent of a tenant cannot acknowledge away what was not given to it.
+    #[tokio::test]
+    async fn tenants_agents_remove_only_what_they_hold() {
+        let dir = tempfile::tempdir().unwrap();
+        let supervisor = Supervisor::new(CancellationToken::new());
+        let store = Store::open(dir.path()).await.unwrap();
+        let logs = LogStore::open(dir.path(), &supervisor, tokio::sync::mpsc::channel(1).0).await.unwrap();
+        let queue = WorkQueue::new(store, logs);
+        queue.enqueue(&[], task(1)).await.unwrap();
+        let mut platform = queue.open("eu", None);
+        let leased = ids(&platform.lease(0).await.unwrap());
+        let mut bound = queue.open("eu", Some("acme"));
+        assert!(bound.lease(0).await.unwrap().is_empty());
+        bound.acknowledge(&leased).await.unwrap();
+        drop(platform);
+        assert_eq!(ids(&queue.open("eu", None).lease(0).await.unwrap()), leased);
         supervisor.stop().cancel();
         supervisor.wait(DEADLINE).await.unwrap();
     }
@@ -420,7 +492,7 @@ mod tests {
         let queue = WorkQueue::new(store, logs);
         let total = u32::try_from(LEASED_PER_STREAM_MAX).unwrap() + 10;
         queue.enqueue_all(&[], (0..total).map(task).collect()).await.unwrap();
-        let mut stream = queue.open("eu");
+        let mut stream = queue.open("eu", None);
         let first = stream.lease(0).await.unwrap();
         assert_eq!(first.len(), LEASED_PER_STREAM_MAX);
         assert!(stream.lease(0).await.unwrap().is_empty());

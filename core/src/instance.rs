@@ -4,6 +4,7 @@ use gateway_proto::v1;
 
 use crate::{
     id::{InboundRouteId, InstanceId, TenantId},
+    inbound_route::PROVIDER_ACCOUNT_ID_CHARS_MAX,
     phone::{Phone, normalize_phone},
     snapshot::canonical_number,
     violation::FieldViolations,
@@ -37,6 +38,8 @@ pub struct Instance {
     pub provider_number_id: Box<str>,
     /// The business phone number, when known.
     pub phone_number: Option<Phone>,
+    /// The provider's account that the number belongs to; empty for unknown.
+    pub provider_account_id: Box<str>,
     /// Regions whose agents serve it; empty means all.
     pub regions: Box<[Box<str>]>,
 }
@@ -73,6 +76,8 @@ impl TryFrom<&v1::Instance> for Instance {
         let field = "instance.provider_number_id";
         check_text(&mut violations, field, &proto.provider_number_id, 1, PROVIDER_NUMBER_ID_CHARS_MAX);
         let phone_number = check_phone(&mut violations, &proto.phone_number);
+        let (field, account) = ("instance.provider_account_id", &proto.provider_account_id);
+        check_text(&mut violations, field, account, 0, PROVIDER_ACCOUNT_ID_CHARS_MAX);
         check_regions(&mut violations, &proto.regions);
         check_labels(&mut violations, &proto.labels);
         let (Ok(id), Ok(tenant_id), Ok(inbound_route_id)) = (id, tenant_id, inbound_route_id) else {
@@ -85,6 +90,7 @@ impl TryFrom<&v1::Instance> for Instance {
             inbound_route_id,
             provider_number_id: proto.provider_number_id.as_str().into(),
             phone_number,
+            provider_account_id: account.as_str().into(),
             regions: proto.regions.iter().map(|region| region.as_str().into()).collect(),
         })
     }

@@ -5,6 +5,7 @@ mod convert;
 mod destination_settings;
 
 use std::{
+    borrow::Borrow,
     collections::{HashMap, HashSet},
     num::NonZeroU32,
     sync::Arc,
@@ -79,6 +80,8 @@ pub struct InstanceConfig {
     pub provider_number_id: Box<str>,
     /// The business number.
     pub phone: Option<Phone>,
+    /// The provider's account that the number belongs to.
+    pub provider_account_id: Option<Box<str>>,
 }
 
 /// A webhook subscription as agents need it.
@@ -245,18 +248,34 @@ impl Snapshot {
     /// it does not name have departed.
     #[must_use]
     pub fn apply(&self, response: &v1::StreamConfigResponse) -> (Self, Vec<Refused>) {
-        let mut next = if response.snapshot { self.all_departed() } else { self.clone() };
-        next.version = response.version;
-        next.store_epoch = response.store_epoch.as_str().into();
+        self.apply_parts([response])
+    }
+
+    /// As [`Snapshot::apply`], of a response in parts: the first says whether it replaces everything, the last
+    /// has the version. Only one part needs to be in memory at a time.
+    #[must_use]
+    pub fn apply_parts<R: Borrow<v1::StreamConfigResponse>>(
+        &self,
+        parts: impl IntoIterator<Item = R>,
+    ) -> (Self, Vec<Refused>) {
+        let mut begun: Option<Self> = None;
         let mut refused = Vec::new();
-        for resource in &response.upserts {
-            if let Err(refusal) = next.upsert(resource, self) {
-                refused.push(refusal);
+        for part in parts {
+            let part = part.borrow();
+            let next =
+                begun.get_or_insert_with(|| if part.snapshot { self.all_departed() } else { self.clone() });
+            next.version = part.version;
+            next.store_epoch = part.store_epoch.as_str().into();
+            for resource in &part.upserts {
+                if let Err(refusal) = next.upsert(resource, self) {
+                    refused.push(refusal);
+                }
+            }
+            for removal in &part.removals {
+                next.remove(removal);
             }
         }
-        for removal in &response.removals {
-            next.remove(removal);
-        }
+        let mut next = begun.unwrap_or_else(|| self.clone());
         next.rebuild_lookups();
         (next, refused)
     }

@@ -1,9 +1,12 @@
-//! Process scaffolding: supervised tasks, layered settings, telemetry, the clock, backoff and the admin
-//! HTTP server. No domain word in it.
+//! Process scaffolding: supervised tasks, layered settings, telemetry, the clock, backoff, sealing, connections
+//! that come in, and the admin HTTP server. No domain word in it.
 
 pub mod supervise;
 pub mod config;
 pub mod telemetry;
 pub mod clock;
 pub mod backoff;
+pub mod connections;
 pub mod admin;
+pub mod tls;
+pub mod sealing;

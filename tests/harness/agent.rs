@@ -8,6 +8,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use anyhow::Context as _;
+
 use crate::{
     control_plane::ControlPlane,
     process::{Process, free_port},
@@ -22,12 +24,17 @@ pub struct AgentOptions {
     pub region: String,
     /// Its join token; unset means a new one.
     pub join_token: Option<String>,
+    /// Where it finds the control plane, such as a [`crate::Proxy`] before it; unset means the control plane's
+    /// own address.
+    pub control_plane_url: Option<String>,
     /// The network of `--allow-destination-cidr`; unset means loopback.
     pub destinations: Option<String>,
     /// More arguments.
     pub arguments: Vec<String>,
     /// A program and arguments that run the agent: `["sh", "-c", "…exec \"$@\"", "sh"]`.
     pub wrapper: Vec<String>,
+    /// The program; unset means that of this workspace.
+    pub program: Option<PathBuf>,
 }
 
 /// An agent with its data in `<dir>/agent`.
@@ -71,18 +78,25 @@ impl Agent {
         control_plane: &ControlPlane,
         mut options: AgentOptions,
     ) -> anyhow::Result<Self> {
-        if options.region.is_empty() {
-            options.region = "test-region".to_owned();
+        if options.join_token.is_none() {
+            options.join_token = Some(control_plane.join_token(region(&options)).await?);
         }
-        let join_token = match &options.join_token {
-            Some(join_token) => join_token.clone(),
-            None => control_plane.join_token(&options.region).await?,
-        };
+        options.control_plane_url.get_or_insert_with(|| control_plane.url());
+        Self::launch_alone(dir, options).await
+    }
+
+    /// As [`Agent::launch`], with nothing but the options: they name a control plane and a join token.
+    ///
+    /// # Errors
+    /// When the program cannot be started.
+    pub async fn launch_alone(dir: &Path, mut options: AgentOptions) -> anyhow::Result<Self> {
+        options.region = region(&options).to_owned();
+        let join_token = options.join_token.clone().unwrap_or_default();
         fs::create_dir_all(dir)?;
         fs::write(dir.join("join-token"), join_token)?;
         let settings = Settings {
             dir: dir.to_owned(),
-            control_plane_url: control_plane.url(),
+            control_plane_url: options.control_plane_url.clone().context("name the control plane")?,
             callback_port: free_port()?,
             admin_port: free_port()?,
             options,
@@ -118,6 +132,10 @@ impl Agent {
     }
 }
 
+fn region(options: &AgentOptions) -> &str {
+    if options.region.is_empty() { "test-region" } else { &options.region }
+}
+
 impl Deref for Agent {
     type Target = Server;
 
@@ -140,7 +158,10 @@ impl Settings {
     async fn start(&self, name: &'static str) -> anyhow::Result<Start> {
         let options = &self.options;
         let mut command: Vec<OsString> = options.wrapper.iter().map(OsString::from).collect();
-        command.push(programs().await?.agent.clone().into());
+        command.push(match &options.program {
+            Some(program) => program.clone().into(),
+            None => programs().await?.agent.clone().into(),
+        });
         // The data directory comes first, where wrappers that are scripts look for it.
         command.extend([OsString::from("--data-dir"), self.data_dir().into()]);
         command.extend([OsString::from("--join-token-file"), self.dir.join("join-token").into()]);

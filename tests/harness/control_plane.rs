@@ -3,6 +3,7 @@
 use std::{
     ffi::OsString,
     fs,
+    net::SocketAddr,
     ops::{Deref, DerefMut},
     path::{Path, PathBuf},
     time::Duration,
@@ -29,6 +30,11 @@ pub struct ControlPlaneOptions {
     pub public_destinations_only: bool,
     /// More arguments.
     pub arguments: Vec<String>,
+    /// A program and arguments that run the control plane, as of
+    /// [`AgentOptions`](crate::agent::AgentOptions::wrapper).
+    pub wrapper: Vec<String>,
+    /// The program; unset means that of this workspace.
+    pub program: Option<PathBuf>,
 }
 
 /// A control plane with its data in `<dir>/control-plane`.
@@ -37,6 +43,8 @@ pub struct ControlPlane {
     client: Client,
     data_dir: PathBuf,
     grpc_port: u16,
+    /// `https` with the control plane's own authority, otherwise `http`.
+    scheme: &'static str,
     admin_key: String,
 }
 
@@ -55,7 +63,11 @@ impl ControlPlane {
     /// When it does not become ready.
     pub async fn start_with(dir: &Path, options: ControlPlaneOptions) -> anyhow::Result<Self> {
         let (data_dir, grpc_port, admin_port) = (dir.join("control-plane"), free_port()?, free_port()?);
-        let mut command = vec![programs().await?.control_plane.clone().into()];
+        let mut command: Vec<OsString> = options.wrapper.iter().map(OsString::from).collect();
+        command.push(match options.program {
+            Some(program) => program.into(),
+            None => programs().await?.control_plane.clone().into(),
+        });
         command.extend([OsString::from("--data-dir"), data_dir.clone().into()]);
         let listen = [grpc_port, admin_port].map(|port| format!("127.0.0.1:{port}"));
         let flags = [["--grpc-listen", &listen[0]], ["--admin-listen", &listen[1]], ["--log-format", "json"]];
@@ -69,9 +81,14 @@ impl ControlPlane {
         server.wait_ready().await?;
         let admin_key = fs::read_to_string(data_dir.join("admin.key")).context("read admin key")?;
         let admin_key = admin_key.trim().to_owned();
-        let options = ClientOptions::new(format!("http://127.0.0.1:{grpc_port}"), &admin_key);
+        let has_own_ca = options.arguments.iter().any(|argument| argument == "--tls-own-ca");
+        let scheme = if has_own_ca { "https" } else { "http" };
+        let mut options = ClientOptions::new(format!("{scheme}://127.0.0.1:{grpc_port}"), &admin_key);
+        if has_own_ca {
+            options = options.with_ca_certificate(fs::read_to_string(data_dir.join("ca.pem"))?);
+        }
         let client = Client::connect_lazy(&options)?;
-        Ok(Self { server, client, data_dir, grpc_port, admin_key })
+        Ok(Self { server, client, data_dir, grpc_port, scheme, admin_key })
     }
 
     /// A client with the admin key; it outlives restarts.
@@ -79,9 +96,14 @@ impl ControlPlane {
         &self.client
     }
 
-    /// The address for gRPC, `http://127.0.0.1:…`.
+    /// The address for gRPC, `http://127.0.0.1:…`, or `https` with `--tls-own-ca`.
     pub fn url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.grpc_port)
+        format!("{}://127.0.0.1:{}", self.scheme, self.grpc_port)
+    }
+
+    /// The same address.
+    pub fn grpc_addr(&self) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], self.grpc_port))
     }
 
     /// The admin key.
@@ -99,8 +121,11 @@ impl ControlPlane {
     /// # Errors
     /// When the control plane refuses.
     pub async fn join_token(&self, region: &str) -> anyhow::Result<String> {
-        let request =
-            v1::CreateJoinTokenRequest { region: region.to_owned(), ttl: Some(JOIN_TOKEN_TTL.try_into()?) };
+        let request = v1::CreateJoinTokenRequest {
+            region: region.to_owned(),
+            ttl: Some(JOIN_TOKEN_TTL.try_into()?),
+            ..Default::default()
+        };
         Ok(self.client.agents().create_join_token(request).await?.into_inner().join_token)
     }
 }

@@ -1,18 +1,15 @@
 //! A disk that fails when asked to: a library in C (`tests/faults/faults.c`), compiled when needed, that is
-//! preloaded into the agent and stands before its writes and syncs of the buffer's files.
+//! preloaded into a program and stands before its writes and syncs of the files below a directory.
 
 use std::{
-    fs::{self, File},
+    fs,
     path::{Path, PathBuf},
 };
 
 use anyhow::Context as _;
 use tokio::sync::OnceCell;
 
-use crate::{
-    programs::{target_dir, workspace_root},
-    python::run,
-};
+use crate::preload;
 
 static LIBRARY: OnceCell<PathBuf> = OnceCell::const_new();
 
@@ -49,18 +46,25 @@ impl Faults {
     /// # Errors
     /// When the library cannot be compiled.
     pub async fn new(directory: &Path) -> anyhow::Result<Self> {
-        let library = LIBRARY.get_or_try_init(compile).await?.clone();
+        let library = LIBRARY.get_or_try_init(|| preload::compile("faults")).await?.clone();
         Ok(Self { library, control: directory.join("faults") })
     }
 
-    /// What an agent is run by ([`crate::agent::AgentOptions::wrapper`]) so that its buffer has these faults:
-    /// `$3` is its data directory.
+    /// What an agent is run by ([`crate::agent::AgentOptions::wrapper`]) so that its buffer has these faults.
     pub fn wrapper(&self) -> Vec<String> {
-        let (library, control) = (self.library.display(), self.control.display());
-        let script = format!(
-            "export FAULTS_BELOW=\"$3/buffer\" FAULTS_CONTROL='{control}' LD_PRELOAD='{library}'; exec \"$@\""
-        );
-        ["sh", "-c", &script, "sh"].map(str::to_owned).into()
+        self.wrapper_below("/buffer")
+    }
+
+    /// What a program is run by so that everything in its data directory has these faults.
+    pub fn wrapper_of_all(&self) -> Vec<String> {
+        self.wrapper_below("")
+    }
+
+    /// `$3` is the data directory.
+    fn wrapper_below(&self, part: &str) -> Vec<String> {
+        let below = format!("\"$3{part}\"");
+        let control = format!("'{}'", self.control.display());
+        preload::wrapper(&self.library, &[("FAULTS_BELOW", &below), ("FAULTS_CONTROL", &control)])
     }
 
     /// From now on this goes wrong.
@@ -90,23 +94,4 @@ impl Faults {
     fn fired(&self) -> PathBuf {
         self.control.with_extension("fired")
     }
-}
-
-async fn compile() -> anyhow::Result<PathBuf> {
-    let source = workspace_root().join("tests/faults/faults.c");
-    let library = target_dir()?.join("libgateway_faults.so");
-    // Other test processes may be at it too; the system ends the lock with the process.
-    let lock = File::create(target_dir()?.join("faults.lock"))?;
-    let lock = tokio::task::spawn_blocking(move || lock.lock().map(|()| lock)).await??;
-    let written = |path: &Path| fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
-    if written(&library) <= written(&source) {
-        let [source, library] = [&source, &library].map(|path| path.display().to_string());
-        let flags =
-            ["-shared", "-fPIC", "-O2", "-Wall", "-Wextra", "-Werror", "-o", &library, &source, "-ldl"];
-        run("cc", flags).await.context(
-            "compile the disk that fails; a C compiler must be installed (Debian and Ubuntu: apt-get install gcc)",
-        )?;
-    }
-    drop(lock);
-    Ok(library)
 }

@@ -14,7 +14,14 @@
 //! - [`python`]: a virtual environment with what customers and providers use
 //! - [`signer`]: proves callbacks as any provider does, with the providers' own libraries
 //! - [`http`]: requests that no well-behaved client would send
+//! - [`proxy`]: a line that counts, records, goes dead and breaks
+//! - [`raw`]: one side of the agents' protocol, played by the test
+//! - [`relay`]: keeps every message between agents and a control plane
+//! - [`versions`]: what programs of earlier versions said and left
+//! - [`preload`]: libraries in C that stand between a program and the system
+//! - [`database`]: another process at the databases of the control plane
 //! - [`faults`]: a disk that fails when asked to
+//! - [`clock`]: clocks that a test sets
 //! - [`random`]: repeatable chance
 //! - [`mod@figure`]: shows what was measured
 
@@ -31,15 +38,24 @@ pub mod schemas;
 pub mod python;
 pub mod signer;
 pub mod http;
+pub mod proxy;
+pub mod raw;
+pub mod relay;
+pub mod versions;
+pub mod preload;
+pub mod database;
 pub mod faults;
+pub mod clock;
 pub mod random;
 pub mod figure;
 
 pub use agent::Agent;
+pub use clock::Clock;
 pub use condition::{DEADLINE, Within, eventually};
 pub use control_plane::ControlPlane;
 pub use figure::figure;
 pub use meta::MetaProvider;
+pub use proxy::Proxy;
 pub use receiver::{Receiver, Reply, Webhook};
 pub use signer::Signer;
 pub use world::World;

@@ -151,7 +151,15 @@ impl Receiver {
     /// # Errors
     /// When it cannot be bound.
     pub async fn start_on(port: u16) -> anyhow::Result<Self> {
-        let listener = TcpListener::bind(("127.0.0.1", port)).await.context("bind the receiver")?;
+        Self::start_at(SocketAddr::from(([127, 0, 0, 1], port))).await
+    }
+
+    /// Starts on this address, answering 200.
+    ///
+    /// # Errors
+    /// When it cannot be bound.
+    pub async fn start_at(address: SocketAddr) -> anyhow::Result<Self> {
+        let listener = TcpListener::bind(address).await.context("bind the receiver")?;
         let address = listener.local_addr()?;
         let shared = Arc::new(Shared {
             webhooks: Mutex::default(),

@@ -2,6 +2,7 @@
 
 mod refusals;
 mod reflection;
+mod error_info;
 
 use std::time::Duration;
 

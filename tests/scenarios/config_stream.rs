@@ -1,5 +1,9 @@
 //! A change of configuration is in use on a running agent at once, and the last good one outlives everything.
 
+mod verdicts;
+mod deltas;
+mod edits;
+
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};

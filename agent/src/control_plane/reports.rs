@@ -11,21 +11,20 @@ use tonic::{
     client::Grpc,
     codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
     service::interceptor::InterceptedService,
-    transport::Channel,
 };
 
-use super::{Credential, MESSAGE_BYTES_MAX};
+use super::{Calls, Credential, MESSAGE_BYTES_MAX};
 
 const REPORT_LOGS: PathAndQuery =
     PathAndQuery::from_static("/whatsapp_gateway.v1.AgentSyncService/ReportLogs");
 
 /// Opens report streams. Cheap to clone.
 #[derive(Clone)]
-pub struct ReportClient(Grpc<InterceptedService<Channel, Credential>>);
+pub struct ReportClient(Grpc<InterceptedService<Calls, Credential>>);
 
 impl ReportClient {
-    pub(super) fn new(channel: InterceptedService<Channel, Credential>) -> Self {
-        let grpc = Grpc::new(channel);
+    pub(super) fn new(calls: InterceptedService<Calls, Credential>) -> Self {
+        let grpc = Grpc::new(calls);
         Self(grpc.max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(MESSAGE_BYTES_MAX))
     }
 

@@ -42,6 +42,7 @@ mod filter;
 mod mark_files;
 mod view;
 mod lock;
+mod home;
 mod shared;
 mod round;
 mod settle;
@@ -55,7 +56,7 @@ pub mod tool;
 #[doc(hidden)]
 pub mod bench;
 #[cfg(test)]
-pub(super) mod tests;
+pub(crate) mod tests;
 
 pub use error::{AppendError, Ended, OpenError, ReadError};
 pub use record::Lane;

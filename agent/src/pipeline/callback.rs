@@ -4,15 +4,17 @@
 //! An answer before authentication can only be 413 or 503. Nothing in an answer tells why a callback was
 //! refused.
 
-use std::{convert::Infallible, future::Future, sync::Arc, time::Duration};
+use std::{convert::Infallible, future::Future, net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use gateway_core::event::Provider as ProviderName;
+use gateway_runtime::tls;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
     task::JoinSet,
@@ -28,10 +30,13 @@ use crate::{
 };
 
 mod body;
+mod front;
 #[cfg(test)]
 mod tests;
 
 use body::{BodyBudget, ReadBodyError};
+pub use front::Front;
+use front::Origin;
 
 /// Longest time for the headers of a request, and for which an unused connection is kept open.
 pub const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -170,8 +175,8 @@ pub struct CallbackServer<A> {
     pub listener: TcpListener,
     /// What they are handed to.
     pub accept: A,
-    /// The address that providers call, without a slash at its end, when a proxy stands before the agent.
-    pub public_base_url: Option<Arc<str>>,
+    /// How they come in.
+    pub front: Front,
     /// Counts them.
     pub metrics: Metrics,
 }
@@ -182,13 +187,13 @@ impl<A: Accept> CallbackServer<A> {
     /// # Errors
     /// Never; the result is for the supervisor.
     pub async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
-        let Self { listener, accept, public_base_url, metrics } = self;
+        let Self { listener, accept, front, metrics } = self;
         let (budget, stopping) = (BodyBudget::default(), stop.clone());
-        let handler = Handler { accept, public_base_url, metrics, budget, stop: stopping };
+        let handler = Handler { accept, front, metrics, budget, stop: stopping };
         let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
         let mut connections = JoinSet::new();
-        while let Some((stream, slot)) = next_connection(&listener, &slots, &stop).await {
-            connections.spawn(serve(stream, slot, handler.clone(), stop.clone()));
+        while let Some((stream, peer, slot)) = next_connection(&listener, &slots, &stop).await {
+            connections.spawn(receive(stream, peer, slot, handler.clone(), stop.clone()));
             while connections.try_join_next().is_some() {}
         }
         drop(listener);
@@ -203,12 +208,12 @@ async fn next_connection(
     listener: &TcpListener,
     slots: &Arc<Semaphore>,
     stop: &CancellationToken,
-) -> Option<(TcpStream, OwnedSemaphorePermit)> {
+) -> Option<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
     let next = async {
         let slot = Arc::clone(slots).acquire_owned().await.expect("the semaphore is never closed");
         loop {
             match listener.accept().await {
-                Ok((stream, _)) => return (stream, slot),
+                Ok((stream, peer)) => return (stream, peer, slot),
                 Err(error) => {
                     warn!(%error, "failed to accept a connection");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -222,17 +227,41 @@ async fn next_connection(
     }
 }
 
-async fn serve<A: Accept>(
+/// One connection, from its first byte, which over HTTPS is that of the handshake.
+async fn receive<A: Accept>(
     stream: TcpStream,
+    peer: SocketAddr,
     slot: OwnedSemaphorePermit,
     handler: Handler<A>,
     stop: CancellationToken,
 ) {
     // An answer is one small packet; it must not wait for an acknowledgement. Failing is only slower.
     drop(stream.set_nodelay(true));
+    let origin = handler.front.origin(peer.ip());
+    let Some(acceptor) = handler.front.tls.clone() else {
+        return serve(stream, origin, slot, handler, stop).await;
+    };
+    let stream = tokio::select! {
+        stream = tls::handshake(&acceptor, stream) => stream,
+        // Nothing was asked yet, so nothing needs an answer.
+        () = stop.cancelled() => return,
+    };
+    match stream {
+        Ok(stream) => serve(stream, origin, slot, handler, stop).await,
+        Err(error) => debug!(error = format!("{:#}", anyhow::Error::from(error)), "refused a connection"),
+    }
+}
+
+async fn serve<A: Accept, S: AsyncRead + AsyncWrite + Unpin>(
+    stream: S,
+    origin: Origin,
+    slot: OwnedSemaphorePermit,
+    handler: Handler<A>,
+    stop: CancellationToken,
+) {
     let service = service_fn(|request| {
         let handler = handler.clone();
-        async move { Ok::<_, Infallible>(handler.handle(request).await) }
+        async move { Ok::<_, Infallible>(handler.handle(origin, request).await) }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -255,21 +284,22 @@ async fn serve<A: Accept>(
 #[derive(Clone)]
 struct Handler<A> {
     accept: A,
-    public_base_url: Option<Arc<str>>,
+    front: Front,
     metrics: Metrics,
     budget: BodyBudget,
     stop: CancellationToken,
 }
 
 impl<A: Accept> Handler<A> {
-    async fn handle(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    async fn handle(&self, origin: Origin, request: Request<Incoming>) -> Response<Full<Bytes>> {
         let (parts, body) = request.into_parts();
         let path = parts.uri.path().to_owned();
         let span = debug_span!("callback", http.request.method = parts.method.as_str());
         let (provider, answer) = match address(&path) {
             None => ("unknown", Answer::NotFound),
             Some(address) => {
-                let answering = self.answer(address, parts, body).instrument(span.clone());
+                let base_url = self.front.base_url(origin, &parts.headers);
+                let answering = self.answer(address, base_url, parts, body).instrument(span.clone());
                 (provider_label(address.provider), answering.await)
             }
         };
@@ -279,26 +309,44 @@ impl<A: Accept> Handler<A> {
         answer.into_response()
     }
 
-    async fn answer(&self, address: Address<'_>, parts: http::request::Parts, body: Incoming) -> Answer {
+    async fn answer(
+        &self,
+        address: Address<'_>,
+        base_url: Option<Arc<str>>,
+        parts: http::request::Parts,
+        body: Incoming,
+    ) -> Answer {
         match parts.method {
             Method::GET if !self.is_ready() => Answer::NotReady,
             Method::GET if !code(address.provider).is_some_and(Provider::calls_by_get) => {
                 self.accept.handshake(address, parts.uri.query().unwrap_or_default())
             }
-            Method::GET | Method::POST => self.callback(address, parts, body).await,
+            Method::GET | Method::POST => self.callback(address, base_url, parts, body).await,
             _ => Answer::WrongMethod,
         }
     }
 
-    async fn callback(&self, address: Address<'_>, parts: http::request::Parts, body: Incoming) -> Answer {
-        match timeout(REQUEST_TIMEOUT, self.take(address, parts, body)).await {
+    async fn callback(
+        &self,
+        address: Address<'_>,
+        base_url: Option<Arc<str>>,
+        parts: http::request::Parts,
+        body: Incoming,
+    ) -> Answer {
+        match timeout(REQUEST_TIMEOUT, self.take(address, base_url, parts, body)).await {
             Ok(answer) => answer,
             Err(_elapsed) => Answer::TimedOut,
         }
     }
 
     /// Cancel safe: everything before [`Accept::accept`] only reads.
-    async fn take(&self, address: Address<'_>, parts: http::request::Parts, body: Incoming) -> Answer {
+    async fn take(
+        &self,
+        address: Address<'_>,
+        base_url: Option<Arc<str>>,
+        parts: http::request::Parts,
+        body: Incoming,
+    ) -> Answer {
         if !self.is_ready() {
             body::discard(body).await;
             return Answer::NotReady;
@@ -315,7 +363,7 @@ impl<A: Accept> Handler<A> {
             headers: parts.headers,
             uri: parts.uri,
             body,
-            public_base_url: self.public_base_url.clone(),
+            public_base_url: base_url,
         };
         self.accept.accept(address, request).await
     }

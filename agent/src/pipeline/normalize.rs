@@ -11,7 +11,7 @@ use gateway_core::{
     },
     payload,
     phone::{Phone, normalize_phone},
-    route::{is_selected, subscribers},
+    route::{AccountOf, instances_of_account, is_selected, subscribers},
     snapshot::{InstanceConfig, RouteConfig, Snapshot, canonical_number},
     time::to_proto,
 };
@@ -122,8 +122,7 @@ impl Normalizer<'_> {
     }
 
     /// Whom a part is about. A number belongs to one instance. What is about an account and carries no
-    /// number goes to every instance of the route, if the route is for that account and all its instances
-    /// belong to one tenant: what one customer's account does is none of another's business.
+    /// number goes to the instances that [`instances_of_account`] finds, if the route is for that account.
     fn instances(&self, part: &Part<'_>) -> Vec<Arc<InstanceConfig>> {
         let Target { number, account_id, .. } = &part.target;
         if let Some(instance) = self.by_number(&part.target) {
@@ -132,12 +131,14 @@ impl Normalizer<'_> {
         let of_route = self.snapshot.instances_of(&self.route.id);
         let account_fits =
             self.route.provider_account_id.as_ref().is_none_or(|ours| Some(ours) == account_id.as_ref());
-        let one_tenant = of_route.windows(2).all(|pair| pair[0].tenant_id == pair[1].tenant_id);
+        let mut all: Vec<_> = instances_of_account(of_route, account_id.as_deref(), |one| AccountOf {
+            tenant_id: one.tenant_id.as_str(),
+            provider_account_id: one.provider_account_id.as_deref(),
+        });
         let only_notices = part.items.iter().all(|item| matches!(item, Item::Notice(_)));
-        if number.is_none() && account_fits && one_tenant && (only_notices || of_route.len() == 1) {
-            let mut all = of_route.to_vec();
+        if number.is_none() && account_fits && (only_notices || all.len() == 1) {
             all.sort_unstable_by(|one, two| one.id.cmp(&two.id));
-            all
+            all.into_iter().cloned().collect()
         } else {
             Vec::new()
         }

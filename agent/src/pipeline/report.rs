@@ -13,7 +13,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use crate::control_plane::{CallFailed, ReportClient};
+use crate::control_plane::{CallFailed, ReportClient, StreamEnded};
 
 use super::buffer::{Buffer, Lane, ReportLimits};
 
@@ -80,6 +80,9 @@ impl Reporter {
                 match self.session(&stop, &mut backoff, &mut is_away).await {
                     Ok(End::Drained) => return,
                     Ok(End::NewBuffer) => continue,
+                    Err(ended) if ended.is::<StreamEnded>() => {
+                        debug!(error = format!("{ended:#}"), "the report stream ended; opening another");
+                    }
                     Err(failure) if !is_away => {
                         is_away = true;
                         warn!(
@@ -137,7 +140,7 @@ impl Reporter {
             }
             tokio::select! {
                 ack = acks.message() => {
-                    let ack = ack.map_err(CallFailed::from)?.context("read report stream: it ended")?;
+                    let ack = StreamEnded::check(ack)?.map_err(CallFailed::from)?;
                     backoff.reset();
                     session.take_ack(&ack);
                     answer_by = Instant::now() + ANSWER_TIMEOUT;

@@ -1,30 +1,39 @@
-//! The last good configuration on disk: a log of the config stream's responses in `config.log`.
+//! The last good configuration on disk: a base snapshot and a log of deltas, sealed.
 //!
-//! The file begins with 8 bytes that name its format; then each response as length (u32 little endian),
-//! CRC32C (u32 little endian) and the protobuf bytes. A torn or damaged frame ends the reading: what comes
-//! after it is asked for again by version. When the log has grown to twice what one snapshot needs, it is
-//! rewritten as one snapshot, beside and then renamed. It holds secrets, so only its owner can read it.
+//! `config.log` begins with a base: everything there was when it was written. What the config stream brings after
+//! that is appended, synced before it is acked, so that one change writes one record, however much there is.
+//! When the deltas outweigh the base, a new base is written beside it; the file before it stays as
+//! `config.log.previous`.
+//!
+//! A record that is torn or damaged ends the reading: what comes after it is asked for again by version. A
+//! damaged base falls back to the previous file, which leads up to where the base began. Whatever is cut or
+//! changed, the result is a state that was once stored.
 
 use std::{
-    collections::BTreeMap,
+    borrow::Borrow,
     fs, io,
-    io::Write as _,
-    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
 
+use gateway_core::snapshot::Snapshot;
 use gateway_proto::v1;
-use prost::Message as _;
-use tracing::warn;
+use gateway_runtime::sealing::{BadKey, Key, KeyId};
+use tracing::{error, warn};
+
+mod file;
+mod first_format;
+pub mod key;
+mod state;
+
+use file::{Appender, Damage, Reading};
+use state::State;
+pub use state::name_of;
 
 const FILE: &str = "config.log";
-const FORMAT: &[u8; 8] = b"WAGWCFG1";
-const FRAME_HEADER_BYTES: usize = 8;
-/// The oneof field of `ConfigResource` for webhook subscriptions.
-const SUBSCRIPTION: &str = "webhook_subscription";
-/// Below this size a rewrite is not worth it.
-const REWRITE_BYTES_MIN: usize = 1 << 20;
+const PREVIOUS_FILE: &str = "config.log.previous";
+/// Below this size of the deltas a new base is not worth it.
+const DELTA_BYTES_MIN: u64 = 1 << 20;
 
 /// Why the configuration cannot be kept.
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +61,24 @@ pub enum ConfigLogError {
         #[source]
         source: io::Error,
     },
+    /// The key file cannot be read or made.
+    #[error("keep the key of the configuration log in `{path}`")]
+    KeyFile {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The key file does not hold a key.
+    #[error("use key file `{path}`; move it and the configuration log away to start from the control plane")]
+    BadKeyFile {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: BadKey,
+    },
 }
 
 /// The configuration log. Cheap to clone.
@@ -61,123 +88,59 @@ pub struct ConfigLog {
 }
 
 struct Inner {
-    path: PathBuf,
+    directory: PathBuf,
+    key: Key,
     state: State,
-    log_bytes: usize,
-    base_bytes: usize,
+    /// Where the next delta goes; none when there must be a new base first.
+    appender: Option<Appender>,
+    /// Whether `config.log` is worth keeping when a new base takes its place.
+    is_current_good: bool,
 }
 
-/// What the log adds up to, opt-outs excepted.
-#[derive(Default)]
-struct State {
-    version: u64,
-    store_epoch: String,
-    resources: BTreeMap<(&'static str, String), v1::ConfigResource>,
-    /// Webhook subscriptions, by id, that are not for this agent any more and may still be owed deliveries.
-    departed: BTreeMap<String, v1::ConfigResource>,
-    opt_out_cursor: u64,
-}
-
-/// Type, as the oneof field of `ConfigResource` names it, and id of a resource.
-pub fn name_of(resource: &v1::ConfigResource) -> (&'static str, &str) {
-    use v1::config_resource::Resource;
-    match &resource.resource {
-        Some(Resource::InboundRoute(route)) => ("inbound_route", &route.id),
-        Some(Resource::Instance(instance)) => ("instance", &instance.id),
-        Some(Resource::WebhookSubscription(config)) => {
-            (SUBSCRIPTION, config.webhook_subscription.as_ref().map_or("", |subscription| &subscription.id))
-        }
-        Some(Resource::OptOutPolicy(policy)) => ("opt_out_policy", &policy.instance_id),
-        None => ("unknown", ""),
-    }
-}
-
-/// A resource that was removed as one that departed, when it is a webhook subscription.
-fn as_departed(
-    ((resource_type, id), resource): ((&'static str, String), v1::ConfigResource),
-) -> Option<(String, v1::ConfigResource)> {
-    (resource_type == SUBSCRIPTION).then_some((id, resource))
-}
-
-impl State {
-    fn absorb(&mut self, response: &v1::StreamConfigResponse) {
-        if response.snapshot {
-            let resources = std::mem::take(&mut self.resources);
-            self.departed.extend(resources.into_iter().filter_map(as_departed));
-        }
-        self.version = response.version;
-        self.store_epoch.clone_from(&response.store_epoch);
-        self.opt_out_cursor = response.opt_out_cursor;
-        for resource in &response.upserts {
-            let (resource_type, id) = name_of(resource);
-            if resource_type == SUBSCRIPTION {
-                self.departed.remove(id);
-            }
-            self.resources.insert((resource_type, id.to_owned()), resource.clone());
-        }
-        for removal in &response.removals {
-            let is_it = |resource_type: &str, id: &str| resource_type == removal.r#type && id == removal.id;
-            let removed = self.resources.extract_if(.., |(resource_type, id), _| is_it(resource_type, id));
-            self.departed.extend(removed.filter_map(as_departed));
-            if removal.deleted {
-                self.departed.retain(|id, _| !is_it(SUBSCRIPTION, id));
-            }
-        }
-    }
-
-    fn as_snapshot(&self, opt_outs: Vec<v1::OptOut>) -> v1::StreamConfigResponse {
-        // What is referred to before what refers to it; the control plane sends this order too.
-        let order = ["inbound_route", "instance", "opt_out_policy", SUBSCRIPTION];
-        let upserts = order
-            .iter()
-            .flat_map(|wanted| self.resources.iter().filter(move |((kind, _), _)| kind == wanted))
-            .map(|(_, resource)| resource)
-            .chain(self.departed.values())
-            .cloned()
-            .collect();
-        // What departed comes and goes, so that a reader knows it as departed.
-        let departed = self.departed.keys().map(|id| v1::ConfigRemoval {
-            r#type: SUBSCRIPTION.to_owned(),
-            id: id.clone(),
-            deleted: false,
-        });
-        v1::StreamConfigResponse {
-            nonce: String::new(),
-            version: self.version,
-            store_epoch: self.store_epoch.clone(),
-            snapshot: true,
-            upserts,
-            removals: departed.collect(),
-            opt_outs,
-            opt_out_cursor: self.opt_out_cursor,
-        }
-    }
+/// What a file holds.
+struct Loaded {
+    state: State,
+    opt_outs: Vec<v1::OptOut>,
+    appender: Option<Appender>,
 }
 
 impl ConfigLog {
-    /// Opens the log of `data_dir`, and returns the responses it holds, oldest first.
+    /// Opens the log of `data_dir`, which is sealed under `key`, and returns the opt-outs it holds, in their
+    /// order. [`ConfigLog::snapshot`] has the rest.
     ///
     /// # Errors
-    /// When it cannot be read, or is of another version.
-    pub fn open(data_dir: &Path) -> Result<(Self, Vec<v1::StreamConfigResponse>), ConfigLogError> {
+    /// When it cannot be read, or is of another version. Damage is no error.
+    pub fn open(data_dir: &Path, key: &Key) -> Result<(Self, Vec<v1::OptOut>), ConfigLogError> {
         let path = data_dir.join(FILE);
-        let bytes = match fs::read(&path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-            Err(source) => return Err(ConfigLogError::Read { path, source }),
+        let (loaded, is_current_good) = match load(&path, key)? {
+            Ok(Some(loaded)) => (loaded, true),
+            Ok(None) => (load_previous(data_dir, key)?, false),
+            Err(damage) => {
+                report(&path, key, damage);
+                (load_previous(data_dir, key)?, false)
+            }
         };
-        let (responses, good_bytes) = read_frames(&path, &bytes)?;
-        let mut state = State::default();
-        for response in &responses {
-            state.absorb(response);
+        let Loaded { state, opt_outs, appender } = loaded;
+        let is_first_format = is_current_good && appender.is_none();
+        let mut inner = Inner {
+            directory: data_dir.to_owned(),
+            key: key.clone(),
+            state,
+            appender,
+            // A file of the first format has its secrets in the open.
+            is_current_good: is_current_good && !is_first_format,
+        };
+        if is_first_format {
+            inner.write_base(opt_outs.clone()).map_err(|source| ConfigLogError::Write { path, source })?;
         }
-        if good_bytes < bytes.len() {
-            warn!(path = %path.display(), good_bytes, "the configuration log ends in a damaged record; using what is before it");
-            truncate(&path, good_bytes)
-                .map_err(|source| ConfigLogError::Write { path: path.clone(), source })?;
-        }
-        let inner = Inner { path, state, log_bytes: good_bytes, base_bytes: 0 };
-        Ok((Self { inner: Arc::new(Mutex::new(inner)) }, responses))
+        Ok((Self { inner: Arc::new(Mutex::new(inner)) }, opt_outs))
+    }
+
+    /// The configuration. None when nothing was ever stored.
+    pub fn snapshot(&self) -> Option<Snapshot> {
+        let inner = self.lock();
+        let parts = inner.state.parts().map(|part| part.read());
+        (!inner.state.is_empty()).then(|| Snapshot::default().apply_parts(parts).0)
     }
 
     /// Up to where the opt-outs of the control plane are known.
@@ -187,32 +150,39 @@ impl ConfigLog {
 
     /// The value of a resource that was stored last.
     pub fn last_good(&self, resource_type: &'static str, id: &str) -> Option<v1::ConfigResource> {
-        self.lock().state.resources.get(&(resource_type, id.to_owned())).cloned()
+        self.lock().state.resource(resource_type, id)
     }
 
-    /// Whether the next [`ConfigLog::append`] should be given all opt-outs, to rewrite the log.
-    pub fn is_due_for_rewrite(&self) -> bool {
-        let inner = self.lock();
-        inner.log_bytes > REWRITE_BYTES_MIN.max(inner.base_bytes * 2)
-    }
-
-    /// Adds a response, durably. With `all_opt_outs`, or when the response replaces everything, the log is
-    /// rewritten. Blocks on the disk.
+    /// Adds a response with all its parts, durably. When it replaces everything or has several parts, or the deltas
+    /// have become too many, a new base is written with the opt-outs that `all_opt_outs` gives then. Blocks on the
+    /// disk.
     ///
     /// # Errors
-    /// When the disk cannot take it; the log on disk is then what it was.
-    pub fn append(
+    /// When the disk cannot take it; the log on disk is then what it was, and the next call writes a new base.
+    pub fn append<R: Borrow<v1::StreamConfigResponse>>(
         &self,
-        response: v1::StreamConfigResponse,
-        all_opt_outs: Option<Vec<v1::OptOut>>,
+        parts: impl IntoIterator<Item = R>,
+        all_opt_outs: impl FnOnce() -> Vec<v1::OptOut>,
     ) -> Result<(), ConfigLogError> {
         let mut inner = self.lock();
-        inner.state.absorb(&response);
-        let written = match all_opt_outs {
-            Some(opt_outs) => inner.rewrite(opt_outs),
-            None => inner.add(&response),
+        // Only a delta in one part is appended; parts of anything else are not kept.
+        let (mut delta, mut count) = (None, 0);
+        for part in parts {
+            inner.state.absorb(part.borrow());
+            count += 1;
+            delta = (count == 1 && !part.borrow().snapshot).then_some(part);
+        }
+        let is_due =
+            |appender: &Appender| appender.delta_bytes() > DELTA_BYTES_MIN.max(appender.base_bytes());
+        // Taken out, so that after a failure nothing is appended where something is missing.
+        let written = match (inner.appender.take(), delta) {
+            (Some(mut appender), Some(delta)) if !is_due(&appender) => {
+                let added = appender.add(&inner.directory.join(FILE), &inner.key, delta.borrow());
+                added.map(|()| inner.appender = Some(appender))
+            }
+            _ => inner.write_base(all_opt_outs()),
         };
-        written.map_err(|source| ConfigLogError::Write { path: inner.path.clone(), source })
+        written.map_err(|source| ConfigLogError::Write { path: inner.directory.join(FILE), source })
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
@@ -221,189 +191,95 @@ impl ConfigLog {
 }
 
 impl Inner {
-    fn add(&mut self, response: &v1::StreamConfigResponse) -> io::Result<()> {
-        let mut bytes = Vec::new();
-        if self.log_bytes == 0 {
-            bytes.extend_from_slice(FORMAT);
+    /// Writes all there is as a new base, beside the file, and lets it take the file's place.
+    fn write_base(&mut self, opt_outs: Vec<v1::OptOut>) -> io::Result<()> {
+        let (path, previous) = (self.directory.join(FILE), self.directory.join(PREVIOUS_FILE));
+        let unfinished = self.directory.join("config.log.new");
+        let appender = Appender::create(&unfinished, &self.key, self.state.parts_with(opt_outs))?;
+        if self.is_current_good {
+            // A crash after this leaves only the previous file, which is as good as it was.
+            fs::rename(&path, &previous)?;
         }
-        frame(response, &mut bytes);
-        let mut file = fs::OpenOptions::new().append(true).create(true).mode(0o600).open(&self.path)?;
-        if let Err(error) = file.write_all(&bytes).and_then(|()| file.sync_data()) {
-            // A half-written frame would hide every later one.
-            file.set_len(u64::try_from(self.log_bytes).unwrap_or(0))?;
-            return Err(error);
-        }
-        if self.log_bytes == 0
-            && let Some(directory) = self.path.parent()
-        {
-            fs::File::open(directory)?.sync_all()?;
-        }
-        self.log_bytes += bytes.len();
-        Ok(())
-    }
-
-    fn rewrite(&mut self, opt_outs: Vec<v1::OptOut>) -> io::Result<()> {
-        let mut bytes = FORMAT.to_vec();
-        frame(&self.state.as_snapshot(opt_outs), &mut bytes);
-        crate::private::write_file(&self.path, &bytes)?;
-        self.log_bytes = bytes.len();
-        self.base_bytes = bytes.len();
+        fs::rename(&unfinished, &path)?;
+        fs::File::open(&self.directory)?.sync_all()?;
+        self.appender = Some(appender);
+        self.is_current_good = true;
         Ok(())
     }
 }
 
-fn truncate(path: &Path, bytes: usize) -> io::Result<()> {
-    let file = fs::OpenOptions::new().write(true).open(path)?;
-    file.set_len(u64::try_from(bytes).unwrap_or(0))?;
-    file.sync_all()
-}
-
-fn frame(response: &v1::StreamConfigResponse, bytes: &mut Vec<u8>) {
-    let body = response.encode_to_vec();
-    let length = u32::try_from(body.len()).expect("a response is far below 4 GiB");
-    bytes.extend_from_slice(&length.to_le_bytes());
-    bytes.extend_from_slice(&crc32c::crc32c(&body).to_le_bytes());
-    bytes.extend_from_slice(&body);
-}
-
-/// The whole responses at the beginning of `bytes`, and how many bytes they take.
-fn read_frames(path: &Path, bytes: &[u8]) -> Result<(Vec<v1::StreamConfigResponse>, usize), ConfigLogError> {
-    let Some(mut rest) = bytes.strip_prefix(FORMAT.as_slice()) else {
-        // A file that was torn while its first bytes were written is an empty one.
-        return if FORMAT.starts_with(bytes) {
-            Ok((Vec::new(), 0))
-        } else {
-            Err(ConfigLogError::Format(path.into()))
-        };
+/// What a file holds, whatever its format. Nothing when there is none; the damage when its base is not whole.
+fn load(path: &Path, key: &Key) -> Result<Result<Option<Loaded>, Damage>, ConfigLogError> {
+    let mut loaded = Loaded { state: State::default(), opt_outs: Vec::new(), appender: None };
+    let mut absorb = |response: v1::StreamConfigResponse| {
+        loaded.state.absorb(&response);
+        loaded.opt_outs.extend(response.opt_outs);
     };
-    let mut responses = Vec::new();
-    while let Some((response, after)) = read_frame(rest) {
-        responses.push(response);
-        rest = after;
-    }
-    Ok((responses, bytes.len() - rest.len()))
+    let reading = file::read(path, key, &mut absorb);
+    let reading = reading.map_err(|source| ConfigLogError::Read { path: path.to_owned(), source })?;
+    Ok(match reading {
+        Reading::Missing => Ok(None),
+        Reading::OtherFormat => {
+            let bytes =
+                fs::read(path).map_err(|source| ConfigLogError::Read { path: path.to_owned(), source })?;
+            if !first_format::read(&bytes, &mut absorb) {
+                return Err(ConfigLogError::Format(path.to_owned()));
+            }
+            Ok(Some(loaded))
+        }
+        Reading::BaseDamaged(damage) => Err(damage),
+        Reading::Good { appender, damage } => {
+            if let Some(damage) = damage {
+                warn!(
+                    path = %path.display(),
+                    good_bytes = appender.bytes(),
+                    %damage,
+                    "the configuration log ends in a damaged record; using what is before it"
+                );
+            }
+            loaded.appender = Some(appender);
+            Ok(Some(loaded))
+        }
+    })
 }
 
-fn read_frame(bytes: &[u8]) -> Option<(v1::StreamConfigResponse, &[u8])> {
-    let (header, rest) = bytes.split_first_chunk::<FRAME_HEADER_BYTES>()?;
-    let (length, crc) = header.split_at(4);
-    let length = usize::try_from(u32::from_le_bytes(length.try_into().ok()?)).ok()?;
-    let body = rest.get(..length)?;
-    let good = crc32c::crc32c(body) == u32::from_le_bytes(crc.try_into().ok()?);
-    let response = v1::StreamConfigResponse::decode(body).ok().filter(|_| good)?;
-    Some((response, &rest[length..]))
+/// What the previous file holds; nothing when there is none, or it is damaged too.
+fn load_previous(data_dir: &Path, key: &Key) -> Result<Loaded, ConfigLogError> {
+    let path = data_dir.join(PREVIOUS_FILE);
+    let nothing = Loaded { state: State::default(), opt_outs: Vec::new(), appender: None };
+    Ok(match load(&path, key)? {
+        Ok(Some(loaded)) => {
+            warn!(
+                path = %path.display(),
+                version = loaded.state.version,
+                "using the configuration before the last base"
+            );
+            // Deltas do not go into the previous file.
+            Loaded { appender: None, ..loaded }
+        }
+        Ok(None) => nothing,
+        Err(damage) => {
+            report(&path, key, damage);
+            nothing
+        }
+    })
+}
+
+/// Says that a file cannot be used.
+fn report(path: &Path, key: &Key, damage: Damage) {
+    let path = path.display();
+    match damage {
+        Damage::OtherKey(sealed_under) => {
+            let ours: KeyId = key.id();
+            error!(
+                %path, %sealed_under, %ours,
+                "the configuration log is sealed under another key; put the key back and restart, or the agent \
+                 starts from the control plane"
+            );
+        }
+        damage => warn!(%path, %damage, "the base of the configuration log is damaged; falling back"),
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn delta(version: u64) -> v1::StreamConfigResponse {
-        let instance = v1::Instance { id: format!("inst_{version}"), ..v1::Instance::default() };
-        v1::StreamConfigResponse {
-            version,
-            store_epoch: "epoch".to_owned(),
-            upserts: vec![v1::ConfigResource {
-                version,
-                resource: Some(v1::config_resource::Resource::Instance(instance)),
-            }],
-            opt_out_cursor: version,
-            ..v1::StreamConfigResponse::default()
-        }
-    }
-
-    fn reopen(directory: &Path) -> (ConfigLog, Vec<v1::StreamConfigResponse>) {
-        ConfigLog::open(directory).unwrap()
-    }
-
-    /// What was appended is there after a restart, and a rewrite keeps what it adds up to.
-    #[test]
-    fn survives_restart_and_rewrite() {
-        let directory = tempfile::tempdir().unwrap();
-        let (log, responses) = reopen(directory.path());
-        assert!(responses.is_empty());
-        log.append(delta(1), None).unwrap();
-        log.append(delta(2), None).unwrap();
-        let (log, responses) = reopen(directory.path());
-        assert_eq!(responses, [delta(1), delta(2)]);
-        let opt_out = v1::OptOut { id: "opt_1".to_owned(), ..v1::OptOut::default() };
-        log.append(delta(3), Some(vec![opt_out])).unwrap();
-        let (log, responses) = reopen(directory.path());
-        let [only] = &responses[..] else { panic!("one snapshot, not {}", responses.len()) };
-        assert!(only.snapshot && only.upserts.len() == 3 && only.opt_outs.len() == 1 && only.version == 3);
-        assert_eq!(log.opt_out_cursor(), 3);
-    }
-
-    /// A webhook subscription that departed is known as such after a rewrite, until it is deleted.
-    #[test]
-    fn departed_subscriptions_that_may_be_owed_deliveries_survive_a_rewrite() {
-        let directory = tempfile::tempdir().unwrap();
-        let (log, _) = reopen(directory.path());
-        let subscription = v1::WebhookSubscription { id: "sub_a".to_owned(), ..Default::default() };
-        let config =
-            v1::WebhookSubscriptionConfig { webhook_subscription: Some(subscription), ..Default::default() };
-        let resource = Some(v1::config_resource::Resource::WebhookSubscription(config));
-        let known = v1::StreamConfigResponse {
-            upserts: vec![v1::ConfigResource { version: 1, resource }],
-            ..Default::default()
-        };
-        let removed = |deleted| v1::StreamConfigResponse {
-            removals: vec![v1::ConfigRemoval {
-                r#type: SUBSCRIPTION.to_owned(),
-                id: "sub_a".to_owned(),
-                deleted,
-            }],
-            ..Default::default()
-        };
-        log.append(known, None).unwrap();
-        for (deleted, left) in [(false, 1), (true, 0)] {
-            log.append(removed(deleted), Some(Vec::new())).unwrap();
-            // Read by a new process, and rewritten by it.
-            let (log, _) = reopen(directory.path());
-            assert!(log.last_good(SUBSCRIPTION, "sub_a").is_none());
-            log.append(v1::StreamConfigResponse::default(), Some(Vec::new())).unwrap();
-            let (_, responses) = reopen(directory.path());
-            let counts = (responses[0].upserts.len(), responses[0].removals.len());
-            assert_eq!(counts, (left, left));
-        }
-    }
-
-    /// Cut at any byte, or with any byte flipped, the log gives a beginning of what was appended and goes on.
-    #[test]
-    fn damage_costs_only_what_follows_it() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join(FILE);
-        let (log, _) = reopen(directory.path());
-        log.append(delta(1), None).unwrap();
-        let first_bytes = fs::read(&path).unwrap().len();
-        log.append(delta(2), None).unwrap();
-        let whole = fs::read(&path).unwrap();
-        for place in 0..whole.len() {
-            let mut flipped = whole.clone();
-            flipped[place] ^= 0x40;
-            for damaged in [&whole[..place], &flipped[..]] {
-                fs::write(&path, damaged).unwrap();
-                if damaged.len() == whole.len() && place < FORMAT.len() {
-                    assert!(matches!(ConfigLog::open(directory.path()), Err(ConfigLogError::Format(_))));
-                    continue;
-                }
-                let (log, responses) = reopen(directory.path());
-                let expected = if place < first_bytes { 0 } else { 1 };
-                assert_eq!(responses.len(), expected, "{place}");
-                log.append(delta(3), None).unwrap();
-                assert_eq!(reopen(directory.path()).1.len(), expected + 1, "{place}");
-            }
-        }
-    }
-
-    /// Only the owner can read a file that holds secrets.
-    #[test]
-    fn file_is_private() {
-        use std::os::unix::fs::PermissionsExt as _;
-        let directory = tempfile::tempdir().unwrap();
-        let (log, _) = reopen(directory.path());
-        log.append(delta(1), None).unwrap();
-        let mode = fs::metadata(directory.path().join(FILE)).unwrap().permissions().mode();
-        assert_eq!(mode & 0o777, 0o600);
-    }
-}
+mod tests;

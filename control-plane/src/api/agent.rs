@@ -1,19 +1,29 @@
 //! `AgentService`: the fleet, for operators.
 
-use std::{collections::HashMap, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use gateway_core::{instance::is_region, time};
 use gateway_proto::v1::{self, agent_service_server::AgentService};
 use gateway_runtime::clock;
+use jiff::{SignedDuration, Timestamp};
 use rand::RngExt as _;
 use sha2::{Digest as _, Sha256};
 use tonic::{Request, Response, Status};
 
-use super::{page::Page, status};
+use super::{authorize, driven::driven, page::Page, status};
 use crate::{
     app::State,
-    store::agents::{self, AgentRow},
+    audit::{Audited, NewJoinToken},
+    store::{
+        agents::{self, AgentRow},
+        fleet,
+    },
 };
+
+mod watch;
+mod revoke;
+
+pub(super) use revoke::join_secret;
 
 /// Shortest life of a join token.
 const TTL_MIN: Duration = Duration::from_secs(60);
@@ -28,30 +38,68 @@ const SECRET_CHARS: usize = 40;
 #[derive(Clone)]
 pub struct AgentApi {
     state: State,
+    /// What those who watch the fleet share.
+    view: Arc<watch::SharedView>,
 }
 
 impl AgentApi {
     /// Answers from `state`.
-    pub const fn new(state: State) -> Self {
-        Self { state }
+    pub fn new(state: State) -> Self {
+        Self { state, view: Arc::default() }
+    }
+
+    /// The stored agents with what is known of them live. `rows` are ordered by id.
+    async fn agents(&self, rows: Vec<AgentRow>) -> Result<Vec<v1::Agent>, Status> {
+        let (Some(first), Some(last)) = (rows.first(), rows.last()) else { return Ok(Vec::new()) };
+        let mut damages = agents::buffer_damages(&self.state.store, &first.id, &last.id).await?;
+        let drains = fleet::drains(&self.state.store).await?;
+        let with_rest = |row: AgentRow| {
+            let damages = damages.remove(&row.id).unwrap_or_default();
+            let drain_time = drains.get(&row.id).copied();
+            self.agent(row, damages, drain_time)
+        };
+        Ok(rows.into_iter().map(with_rest).collect())
+    }
+
+    /// One agent. NOT_FOUND when there is none.
+    async fn one_agent(&self, id: &str) -> Result<v1::Agent, Status> {
+        if id.is_empty() {
+            return Err(status::missing_field("id"));
+        }
+        let row = agents::get(&self.state.store, id).await?.ok_or_else(|| status::not_found("agent", id))?;
+        self.agents(vec![row]).await?.pop().ok_or_else(|| status::not_found("agent", id))
     }
 
     /// The stored agent with what is known of it live.
-    fn agent(&self, row: AgentRow, buffer_damages: Vec<v1::BufferDamage>) -> v1::Agent {
+    fn agent(
+        &self,
+        row: AgentRow,
+        buffer_damages: Vec<v1::BufferDamage>,
+        drain_time: Option<Timestamp>,
+    ) -> v1::Agent {
+        let agent_id = row.id;
         let mut agent = v1::Agent {
             buffer_damages,
-            id: row.id,
+            id: agent_id.clone(),
             region: row.region,
             build: row.build,
             state: v1::AgentState::Offline.into(),
+            tenant_id: row.tenant_id.unwrap_or_default(),
+            certificate_expire_time: row.certificate_expire_time.map(time::to_proto),
+            revoke_time: row.revoke_time.map(time::to_proto),
+            twin_address: self.state.admissions.twin(&agent_id, clock::now()).unwrap_or_default(),
+            drain_time: drain_time.map(time::to_proto),
             create_time: Some(time::to_proto(row.create_time)),
             last_seen_time: Some(time::to_proto(row.last_seen_time)),
             ..Default::default()
         };
         if let Some(member) = self.state.fleet.member(&agent.id) {
-            if member.is_online {
-                agent.state = v1::AgentState::Online.into();
+            agent.state = member.state(drain_time.is_some()).into();
+            if member.is_online() {
+                agent.address = member.address.map(|address| address.to_string()).unwrap_or_default();
             }
+            agent.connect_time = Some(time::to_proto(member.connect_time));
+            agent.clock_skew = member.clock_skew.map(skew_to_proto);
             agent.build = member.build;
             agent.accepted_version = member.accepted_version;
             agent.applied_version = member.applied_version;
@@ -80,17 +128,7 @@ impl AgentService for AgentApi {
         let region = (!request.region.is_empty()).then_some(request.region.as_str());
         let mut rows = agents::list(&self.state.store, region, page.after.as_deref(), page.limit()).await?;
         let next_page_token = page.cut(&mut rows, |row| &row.id);
-        let mut damages = match (rows.first(), rows.last()) {
-            (Some(first), Some(last)) => {
-                agents::buffer_damages(&self.state.store, &first.id, &last.id).await?
-            }
-            _ => HashMap::new(),
-        };
-        let with_damages = |row: AgentRow| {
-            let damages = damages.remove(&row.id).unwrap_or_default();
-            self.agent(row, damages)
-        };
-        let agents = rows.into_iter().map(with_damages).collect();
+        let agents = self.agents(rows).await?;
         let config_version = self.state.store.version().await?;
         Ok(Response::new(v1::ListAgentsResponse { agents, config_version, next_page_token }))
     }
@@ -99,33 +137,74 @@ impl AgentService for AgentApi {
         &self,
         request: Request<v1::GetAgentRequest>,
     ) -> Result<Response<v1::GetAgentResponse>, Status> {
-        let id = request.into_inner().id;
-        if id.is_empty() {
-            return Err(status::missing_field("id"));
-        }
-        let row =
-            agents::get(&self.state.store, &id).await?.ok_or_else(|| status::not_found("agent", &id))?;
-        let mut damages = agents::buffer_damages(&self.state.store, &id, &id).await?;
-        let damages = damages.remove(&id).unwrap_or_default();
-        Ok(Response::new(v1::GetAgentResponse { agent: Some(self.agent(row, damages)) }))
+        let agent = self.one_agent(&request.into_inner().id).await?;
+        Ok(Response::new(v1::GetAgentResponse { agent: Some(agent) }))
+    }
+
+    type WatchAgentsStream = watch::WatchAgentsStream;
+
+    async fn watch_agents(
+        &self,
+        request: Request<v1::WatchAgentsRequest>,
+    ) -> Result<Response<Self::WatchAgentsStream>, Status> {
+        let watch = watch::Watch::new(self.clone(), request.into_inner());
+        Ok(Response::new(Box::pin(driven(watch.into_stream()))))
+    }
+
+    async fn drain_agent(
+        &self,
+        request: Request<v1::DrainAgentRequest>,
+    ) -> Result<Response<v1::DrainAgentResponse>, Status> {
+        let caller = authorize::caller(&request)?;
+        let v1::DrainAgentRequest { id, undo } = request.into_inner();
+        let before = self.one_agent(&id).await?;
+        let mut tx = self.state.store.begin_write().await?;
+        let now = clock::now();
+        fleet::set_drain(&mut tx, &id, !undo, now).await?;
+        let drain_time = (!undo).then(|| before.drain_time.unwrap_or_else(|| time::to_proto(now)));
+        let after = v1::Agent { drain_time, ..before.clone() };
+        tx.audit(&caller, Audited::changed("AgentService/DrainAgent", &before, &after)).await?;
+        tx.commit().await?;
+        self.state.fleet.drain_changed(&id);
+        tracing::info!(gateway.agent.id = id, undo, "an agent was asked to drain, or no more");
+        Ok(Response::new(v1::DrainAgentResponse { agent: Some(self.one_agent(&id).await?) }))
+    }
+
+    async fn revoke_agent(
+        &self,
+        request: Request<v1::RevokeAgentRequest>,
+    ) -> Result<Response<v1::RevokeAgentResponse>, Status> {
+        self.revoke(request).await
     }
 
     async fn create_join_token(
         &self,
         request: Request<v1::CreateJoinTokenRequest>,
     ) -> Result<Response<v1::CreateJoinTokenResponse>, Status> {
+        let caller = authorize::caller(&request)?;
         let request = request.into_inner();
         check_region(&request.region)?;
+        let tenant_id = self.tenant_of_token(&caller, &request.tenant_id).await?;
         let ttl = ttl(request.ttl.as_ref())?;
         let now = clock::now();
         let ttl = jiff::SignedDuration::try_from(ttl).expect("seven days fit a signed duration");
         let expire_time = now.checked_add(ttl).map_err(|error| status::internal(&error))?;
-        let join_token = secret("join_");
-        agents::create_join_token(&self.state.store, &hash(&join_token), &request.region, now, expire_time)
-            .await?;
+        let join_secret = secret("join_");
+        let token = agents::JoinToken { region: request.region.clone(), tenant_id: tenant_id.clone() };
+        let mut tx = self.state.store.begin_write().await?;
+        agents::create_join_token(&mut tx, &hash(&join_secret), &token, now, expire_time).await?;
+        let made = NewJoinToken { tenant_id: tenant_id.unwrap_or_default(), ..request };
+        tx.audit(&caller, Audited::created("AgentService/CreateJoinToken", &made)).await?;
+        tx.commit().await?;
         let expire_time = Some(time::to_proto(expire_time));
+        let join_token = self.with_pin(join_secret);
         Ok(Response::new(v1::CreateJoinTokenResponse { join_token, expire_time }))
     }
+}
+
+/// Both parts have the sign of the whole, as `google.protobuf.Duration` wants it.
+const fn skew_to_proto(skew: SignedDuration) -> prost_types::Duration {
+    prost_types::Duration { seconds: skew.as_secs(), nanos: skew.subsec_nanos() }
 }
 
 fn check_region(region: &str) -> Result<(), Status> {

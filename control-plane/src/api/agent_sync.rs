@@ -1,29 +1,23 @@
 //! `AgentSyncService`: what agents and the control plane tell each other.
 //!
-//! Each stream is a state machine that the connection pulls: nothing runs for an agent that does not read,
+//! Each stream is a state machine that the connection pulls: for an agent that does not read no step is begun,
 //! and dropping the stream ends it, puts the agent offline and frees its leases. [`config`] sends
-//! configuration, [`report`] takes logs, [`work`] hands out work.
+//! configuration, [`report`] takes logs, [`work`] hands out work; [`enroll`] decides who may.
 
 use std::{pin::Pin, sync::Arc};
 
-use futures_util::{Stream, StreamExt as _};
+use futures_util::{FutureExt as _, Stream, StreamExt as _, stream};
 use gateway_proto::v1::{self, agent_sync_service_server::AgentSyncService};
-use gateway_runtime::clock;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Code, Request, Response, Status, Streaming};
 
-use super::{
-    agent::{hash, secret},
-    authorize, new_id, status,
-};
+use super::{driven::driven, status};
 use crate::{
+    admission::{Admitted, Ended},
     app::State,
     publish::Publisher,
-    store::{
-        StoreError,
-        agents::{self, NewAgent},
-    },
 };
 
+mod enroll;
 mod config;
 mod report;
 mod work;
@@ -55,29 +49,14 @@ impl AgentSyncService for AgentSyncApi {
         &self,
         request: Request<v1::EnrollAgentRequest>,
     ) -> Result<Response<v1::EnrollAgentResponse>, Status> {
-        let request = request.into_inner();
-        let now = clock::now();
-        let credential = secret("agent_");
-        let mut tx = self.state.store.begin_write().await?;
-        let region = agents::consume_join_token(tx.connection(), &hash(&request.join_token), now)
-            .await
-            .map_err(StoreError::from)?
-            .ok_or_else(|| {
-                status::unauthenticated(
-                    "the join token is unknown, used or expired; make a new one with CreateJoinToken",
-                )
-            })?;
-        // Dropping the transaction here gives the token back.
-        check_build(&request.build)?;
-        if !request.region.is_empty() && request.region != region {
-            return Err(status::invalid_field("region", format!("the join token is for region `{region}`")));
-        }
-        let agent =
-            NewAgent { id: new_id("agt_"), region, build: request.build, credential_hash: hash(&credential) };
-        agents::create_agent(tx.connection(), &agent, now).await.map_err(StoreError::from)?;
-        tx.commit().await?;
-        tracing::info!(gateway.agent.id = agent.id, region = agent.region, "agent enrolled");
-        Ok(Response::new(v1::EnrollAgentResponse { agent_id: agent.id, credential, region: agent.region }))
+        self.enroll(request).await
+    }
+
+    async fn renew_agent_certificate(
+        &self,
+        request: Request<v1::RenewAgentCertificateRequest>,
+    ) -> Result<Response<v1::RenewAgentCertificateResponse>, Status> {
+        self.renew(request).await
     }
 
     type StreamConfigStream = Streamed<v1::StreamConfigResponse>;
@@ -86,14 +65,15 @@ impl AgentSyncService for AgentSyncApi {
         &self,
         request: Request<Streaming<v1::StreamConfigRequest>>,
     ) -> Result<Response<Self::StreamConfigStream>, Status> {
-        let identity = authorize::agent(&request)?;
+        let (identity, admitted) = self.admit(&request).await?;
         let stream = config::ConfigStream::new(
             self.state.clone(),
             Arc::clone(&self.publisher),
             identity,
+            request.remote_addr(),
             request.into_inner(),
         );
-        Ok(Response::new(stream.into_stream().boxed()))
+        Ok(Response::new(until_ended(stream.into_stream(), admitted)))
     }
 
     type ReportLogsStream = Streamed<v1::ReportLogsResponse>;
@@ -102,9 +82,11 @@ impl AgentSyncService for AgentSyncApi {
         &self,
         request: Request<Streaming<v1::ReportLogsRequest>>,
     ) -> Result<Response<Self::ReportLogsStream>, Status> {
-        let identity = authorize::agent(&request)?;
-        let stream = report::ReportStream::new(self.state.clone(), identity, request.into_inner());
-        Ok(Response::new(stream.into_stream().boxed()))
+        let (identity, admitted) = self.admit(&request).await?;
+        let source_address = request.remote_addr();
+        let stream =
+            report::ReportStream::new(self.state.clone(), identity, source_address, request.into_inner());
+        Ok(Response::new(until_ended(stream.into_stream(), admitted)))
     }
 
     type StreamWorkStream = Streamed<v1::StreamWorkResponse>;
@@ -113,10 +95,40 @@ impl AgentSyncService for AgentSyncApi {
         &self,
         request: Request<Streaming<v1::StreamWorkRequest>>,
     ) -> Result<Response<Self::StreamWorkStream>, Status> {
-        let identity = authorize::agent(&request)?;
+        let (identity, admitted) = self.admit(&request).await?;
         let stream = work::WorkResponses::new(&self.state, &identity, request.into_inner());
-        Ok(Response::new(stream.into_stream().boxed()))
+        Ok(Response::new(until_ended(stream.into_stream(), admitted)))
     }
+}
+
+/// The stream, up to the moment at which its agent is cut off; then the reason.
+fn until_ended<T: Send + 'static>(
+    responses: impl Stream<Item = Result<T, Status>> + Send + 'static,
+    admitted: Admitted,
+) -> Streamed<T> {
+    let ended = admitted.ended().boxed();
+    let open = (Some(responses.boxed()), ended, admitted);
+    let until = stream::unfold(open, |(responses, mut ended, admitted)| async move {
+        let mut responses = responses?;
+        tokio::select! {
+            biased;
+            why = &mut ended => {
+                let status = match why {
+                    Ended::Revoked => status::agent_revoked(),
+                    Ended::TakenOver => enroll::taken_over(),
+                };
+                Some((Err(status), (None, ended, admitted)))
+            }
+            response = responses.next() => Some((response?, (Some(responses), ended, admitted))),
+        }
+    });
+    driven(until).boxed()
+}
+
+/// The status of a message that could not be read because it is too large; None for a broken connection.
+fn too_large(status: &Status) -> Option<Status> {
+    matches!(status.code(), Code::OutOfRange | Code::ResourceExhausted)
+        .then(|| super::unexplained::with_reason(status))
 }
 
 fn check_build(build: &str) -> Result<(), Status> {

@@ -1,29 +1,48 @@
 //! Who is calling, and what they may call. One layer around all services, so that no method can forget it.
 //!
 //! Open: `grpc.health.v1.Health`, and `EnrollAgent`, which checks its join token itself. The other methods
-//! of `AgentSyncService` take an agent's credential; everything else, reflection included, takes the admin
-//! key.
+//! of `AgentSyncService` take an agent's credential; everything else, reflection included, takes the admin key
+//! or an API key whose role ([`access`]) and scopes allow it. Calls of an API key end with it ([`keys`]).
 
 use std::{
     convert::Infallible,
     future::Future,
+    net::SocketAddr,
     pin::Pin,
     task::{Context, Poll},
 };
 
-use gateway_core::id::TenantId;
+use gateway_core::{
+    api_key::{self, Role, Scopes},
+    time,
+};
+use gateway_runtime::clock;
 use http::{HeaderMap, Request, Response, header::AUTHORIZATION};
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
-use tonic::{Status, body::Body};
+use tonic::{Status, body::Body, transport::server::TcpConnectInfo};
 use tower::{Layer, Service};
 
 use super::status;
-use crate::{app::State, metrics::Admission, store::agents};
+use crate::{
+    app::State,
+    metrics::Admission,
+    store::{
+        agents::{self, Holder},
+        api_keys,
+    },
+};
 
-const HEALTH_PREFIX: &str = "/grpc.health.v1.Health/";
-const ENROLL_PATH: &str = "/whatsapp_gateway.v1.AgentSyncService/EnrollAgent";
-const AGENT_PREFIX: &str = "/whatsapp_gateway.v1.AgentSyncService/";
+pub mod access;
+mod caller;
+mod ending;
+pub mod keys;
+
+pub use caller::{Actor, Caller};
+
+use access::Access;
+use ending::{ended_status, ending};
+use keys::OpenCall;
 
 /// An enrolled agent, as its credential proves it. In the request's extensions of agents' methods.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,22 +51,19 @@ pub struct AgentIdentity {
     pub agent_id: String,
     /// Its region, from its join token.
     pub region: String,
+    /// Its tenant, from its join token; None for an agent of the platform.
+    pub tenant_id: Option<String>,
+    /// Whether it has a client certificate, which it must show over TLS.
+    pub has_certificate: bool,
 }
 
-/// Somebody who may configure the gateway. In the request's extensions of operators' methods.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Operator {
-    /// The tenant they act for.
-    pub tenant_id: TenantId,
-}
-
-/// The tenant that the caller of an operator's method acts for.
+/// The operator who calls a method.
 ///
 /// # Errors
 /// UNAUTHENTICATED when the layer did not see the request; no such request reaches a method.
-pub fn tenant<T>(request: &tonic::Request<T>) -> Result<TenantId, Status> {
-    let operator = request.extensions().get::<Operator>();
-    operator.map(|operator| operator.tenant_id.clone()).ok_or_else(|| status::unauthenticated(MISSING))
+pub fn caller<T>(request: &tonic::Request<T>) -> Result<Caller, Status> {
+    let caller = request.extensions().get::<Caller>();
+    caller.cloned().ok_or_else(|| status::unauthenticated(MISSING))
 }
 
 /// The agent that calls an agents' method.
@@ -59,41 +75,99 @@ pub fn agent<T>(request: &tonic::Request<T>) -> Result<AgentIdentity, Status> {
     agent.cloned().ok_or_else(|| status::unauthenticated(MISSING))
 }
 
-const MISSING: &str = "send the admin key as `authorization: Bearer <key>`";
+const MISSING: &str = "send an API key or the admin key as `authorization: Bearer <key>`";
 const MISSING_AGENT: &str = "send the agent credential as `authorization: Bearer <credential>`";
+const FOR_AGENTS: &str = "this method is for agents: call it with an agent credential";
 const UNKNOWN: &str = "the key or credential of `authorization` is not valid here";
 
 /// What a request's credential proves.
-enum Caller {
+enum Identity {
     Anybody,
-    Operator,
+    AdminKey,
+    ApiKey(Box<Caller>, OpenCall),
     Agent(AgentIdentity),
 }
 
-async fn identify(state: &State, path: &str, headers: &HeaderMap) -> Result<Caller, Status> {
-    if path.starts_with(HEALTH_PREFIX) || path == ENROLL_PATH {
-        return Ok(Caller::Anybody);
+async fn identify(
+    state: &State,
+    path: &str,
+    headers: &HeaderMap,
+    source_address: Option<SocketAddr>,
+) -> Result<Identity, Status> {
+    let access = access::of(path);
+    if access == Access::Open {
+        return Ok(Identity::Anybody);
     }
-    let for_agents = path.starts_with(AGENT_PREFIX);
+    let for_agents = access == Access::Agent;
     let Some(credential) = bearer(headers) else {
         return Err(status::unauthenticated(if for_agents { MISSING_AGENT } else { MISSING }));
     };
     let hash: [u8; 32] = Sha256::digest(credential).into();
     if bool::from(hash.ct_eq(&state.admin_key_hash)) {
         if for_agents {
-            let message =
-                "this method is for agents: call it with an agent credential, not with the admin key";
-            return Err(status::permission_denied(message));
+            return Err(status::permission_denied(FOR_AGENTS));
         }
-        return Ok(Caller::Operator);
+        return Ok(Identity::AdminKey);
+    }
+    if let Some(secret) = std::str::from_utf8(credential).ok().filter(|text| api_key::is_api_key(text)) {
+        return by_api_key(state, path, access, secret, &hash, source_address).await;
     }
     match agents::find_by_credential_hash(&state.store, &hash).await? {
-        Some(agent) if for_agents => Ok(Caller::Agent(agent)),
-        Some(_) => {
-            Err(status::permission_denied("an agent credential cannot call this method: use the admin key"))
+        Some(Holder::Agent(agent)) if for_agents => Ok(Identity::Agent(agent)),
+        Some(Holder::Revoked) if for_agents => Err(status::agent_revoked()),
+        Some(Holder::Agent(_)) => {
+            Err(status::permission_denied("an agent credential cannot call this method: use an API key"))
         }
-        None => Err(status::unauthenticated(UNKNOWN)),
+        Some(Holder::Revoked) | None => Err(status::unauthenticated(UNKNOWN)),
     }
+}
+
+/// The holder of an API key, when the key works and may call the method. One with a wrong checksum is refused
+/// without asking the database.
+async fn by_api_key(
+    state: &State,
+    path: &str,
+    access: Access,
+    secret: &str,
+    hash: &[u8; 32],
+    source_address: Option<SocketAddr>,
+) -> Result<Identity, Status> {
+    let unknown = || status::unauthenticated(UNKNOWN);
+    if !api_key::is_well_formed(secret) {
+        return Err(unknown());
+    }
+    let key = api_keys::find_by_secret_hash(&state.store, hash).await?.ok_or_else(unknown)?;
+    if let Some(reason) = keys::refusal(&key, clock::now()) {
+        return Err(status::unauthenticated(reason));
+    }
+    let role = Role::from_proto(key.role).ok_or_else(unknown)?;
+    let tenant = match key.tenant_id.as_str() {
+        "" if role == Role::PlatformAdmin => None,
+        id => Some(id.parse().map_err(|_| unknown())?),
+    };
+    let scopes = Scopes::new(&key.scopes);
+    check_access(path, access, role, &scopes)?;
+    let expire_time = key.expire_time.as_ref().and_then(time::from_proto);
+    let call = state.keys.enter(&key);
+    let caller = Caller::api_key(key.id, role, tenant, scopes, expire_time, source_address);
+    Ok(Identity::ApiKey(Box::new(caller), call))
+}
+
+fn check_access(path: &str, access: Access, role: Role, scopes: &Scopes) -> Result<(), Status> {
+    let needed = match access {
+        Access::Open | Access::Reflection => return Ok(()),
+        Access::Agent => return Err(status::permission_denied(FOR_AGENTS)),
+        Access::Operator(needed) => needed,
+    };
+    let method = access::method(path);
+    if role < needed {
+        let message = format!("{method} needs {needed}; this key has {role}");
+        return Err(status::permission_denied(message));
+    }
+    if !scopes.allow(method) {
+        return Err(status::permission_denied(format!("{method} is not among the scopes of this key")));
+    }
+    Ok(())
 }
 
 /// The one bearer token of a request (RFC 6750, 2.1; the scheme's name ignores case).
@@ -102,6 +176,11 @@ fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
     let (value, None) = (values.next()?.as_bytes(), values.next()) else { return None };
     let (scheme, token) = value.split_at_checked(7)?;
     (scheme.eq_ignore_ascii_case(b"bearer ") && !token.is_empty()).then_some(token)
+}
+
+/// Where the connection of a request comes from.
+fn source_address<B>(request: &Request<B>) -> Option<SocketAddr> {
+    request.extensions().get::<TcpConnectInfo>().and_then(TcpConnectInfo::remote_addr)
 }
 
 /// Puts [`Authorize`] around a service.
@@ -151,16 +230,21 @@ where
         let mut inner = std::mem::replace(&mut self.inner, fresh);
         let state = self.state.clone();
         Box::pin(async move {
-            let caller = identify(&state, request.uri().path(), request.headers()).await;
+            let source_address = source_address(&request);
+            let caller = identify(&state, request.uri().path(), request.headers(), source_address).await;
             // Nothing behind this point has a use for the credential.
             request.headers_mut().remove(AUTHORIZATION);
+            let mut open_call = None;
             match caller {
-                Ok(Caller::Anybody) => {}
-                Ok(Caller::Operator) => {
-                    let operator = Operator { tenant_id: TenantId::default_tenant() };
-                    request.extensions_mut().insert(operator);
+                Ok(Identity::Anybody) => {}
+                Ok(Identity::AdminKey) => {
+                    request.extensions_mut().insert(Caller::admin_key(source_address));
                 }
-                Ok(Caller::Agent(agent)) => drop(request.extensions_mut().insert(agent)),
+                Ok(Identity::ApiKey(caller, call)) => {
+                    request.extensions_mut().insert(*caller);
+                    open_call = Some(call);
+                }
+                Ok(Identity::Agent(agent)) => drop(request.extensions_mut().insert(agent)),
                 Err(refusal) => {
                     let denied = refusal.code() == tonic::Code::PermissionDenied;
                     let outcome =
@@ -170,7 +254,13 @@ where
                 }
             }
             state.metrics.admitted(Admission::Accepted);
-            inner.call(request).await
+            let Some(call) = open_call else { return inner.call(request).await };
+            let ended = call.ended().clone();
+            tokio::select! {
+                biased;
+                response = inner.call(request) => response.map(|response| response.map(|body| ending(body, call))),
+                () = ended.cancelled() => Ok(ended_status().into_http()),
+            }
         })
     }
 }

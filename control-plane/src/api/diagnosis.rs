@@ -1,6 +1,6 @@
 //! Why events of an instance do or do not arrive, for `DiagnoseInstance`.
 
-use gateway_core::{id::TenantId, time};
+use gateway_core::{tenant::TenantScope, time};
 use gateway_proto::v1;
 use tonic::Status;
 
@@ -22,19 +22,32 @@ const UNROUTED_MAX: usize = 100;
 /// When a database cannot be read.
 pub async fn of(
     state: &State,
-    tenant_id: &TenantId,
+    scope: &TenantScope,
     instance: &v1::Instance,
 ) -> Result<v1::DiagnoseInstanceResponse, Status> {
     let mut connection = state.store.reader().await?;
-    let route = inbound_routes::find_any(&mut connection, &instance.inbound_route_id).await?;
+    // A platform route is not its tenants' to see: neither its path nor what else comes in on it.
+    let route = inbound_routes::find(&mut connection, scope, &instance.inbound_route_id).await?;
     let id = Some(instance.id.as_str());
     let subscriptions =
-        webhook_subscriptions::list(&mut connection, tenant_id, id, None, SUBSCRIPTIONS_MAX).await?;
+        webhook_subscriptions::list(&mut connection, scope, id, None, SUBSCRIPTIONS_MAX).await?;
     drop(connection);
     let version = state.store.version().await?;
-    let fleet = state.fleet.diagnosis(&instance.inbound_route_id, &instance.regions, version);
+    // A route out of the caller's reach is the platform's.
+    let route_tenant = route.as_ref().map_or("", |stored| &stored.route.tenant_id);
+    let seen_from = (route_tenant, instance.inbound_route_id.as_str());
+    let mut fleet = state.fleet.diagnosis(seen_from, &instance.regions, version);
     let last_event_time = state.logs.last_event_time(&instance.id).await?;
-    let unrouted = state.logs.list_unrouted(Some(&instance.inbound_route_id), None, UNROUTED_MAX).await?.0;
+    let unrouted = match &route {
+        Some(stored) => {
+            let ids = [stored.route.id.clone()];
+            state.logs.list_unrouted(Some(&ids), None, UNROUTED_MAX).await?.0
+        }
+        None => {
+            fleet.refusals.clear();
+            Vec::new()
+        }
+    };
     let facts = Facts {
         fleet: &fleet,
         has_event: last_event_time.is_some(),

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use std::pin::Pin;
 use tonic::{Request, Response, Status};
 
-use super::{authorize, page::Page, status};
+use super::{authorize, driven::driven, page::Page, status};
 use crate::{
     app::State,
     inbound_log::{LogChange, LogFilter, LogWatch, WatchFrom},
@@ -38,10 +38,10 @@ impl InboundLogService for InboundLogApi {
         &self,
         request: Request<v1::ListInboundLogsRequest>,
     ) -> Result<Response<v1::ListInboundLogsResponse>, Status> {
-        let tenant_id = authorize::tenant(&request)?;
+        let caller = authorize::caller(&request)?;
         let request = request.into_inner();
         let filter = LogFilter {
-            tenant_id: Some(tenant_id),
+            tenant_id: caller.tenants().tenant_id(),
             start_time: timestamp("start_time", request.start_time.as_ref())?,
             end_time: timestamp("end_time", request.end_time.as_ref())?,
             ..filter(
@@ -55,7 +55,8 @@ impl InboundLogService for InboundLogApi {
             .map(|time| time.map_or_else(String::new, |time| time.to_string()));
         let events = request.events.join(",");
         let filters = [
-            request.instance_id.as_str(),
+            caller.page_owner(),
+            &request.instance_id,
             &events,
             &request.from_phone,
             &request.external_message_id,
@@ -72,9 +73,9 @@ impl InboundLogService for InboundLogApi {
         &self,
         request: Request<v1::GetInboundLogRequest>,
     ) -> Result<Response<v1::GetInboundLogResponse>, Status> {
-        let tenant_id = authorize::tenant(&request)?;
+        let caller = authorize::caller(&request)?;
         let event_id = required("event_id", request.into_inner().event_id)?;
-        let log = self.state.logs.get(Some(&tenant_id), &event_id).await?;
+        let log = self.state.logs.get(caller.tenants().tenant_id().as_ref(), &event_id).await?;
         let log = log.ok_or_else(|| status::not_found("inbound log", &event_id))?;
         Ok(Response::new(v1::GetInboundLogResponse { inbound_log: Some(log) }))
     }
@@ -85,11 +86,11 @@ impl InboundLogService for InboundLogApi {
         &self,
         request: Request<v1::WatchInboundLogsRequest>,
     ) -> Result<Response<Self::WatchInboundLogsStream>, Status> {
-        let tenant_id = authorize::tenant(&request)?;
+        let caller = authorize::caller(&request)?;
         let request = request.into_inner();
         let mut filter =
             filter(&request.instance_id, &request.events, &request.from_phone, &request.external_message_id)?;
-        filter.tenant_id = Some(tenant_id);
+        filter.tenant_id = caller.tenants().tenant_id();
         let start_time = timestamp("start_time", request.start_time.as_ref())?;
         let from = match start_time {
             _ if !request.cursor.is_empty() => WatchFrom::Cursor(&request.cursor),
@@ -105,23 +106,29 @@ impl InboundLogService for InboundLogApi {
                 Err(error) => Some((Err(error.into()), None)),
             }
         });
-        Ok(Response::new(changes.boxed()))
+        Ok(Response::new(driven(changes).boxed()))
     }
 
     async fn list_delivery_attempts(
         &self,
         request: Request<v1::ListDeliveryAttemptsRequest>,
     ) -> Result<Response<v1::ListDeliveryAttemptsResponse>, Status> {
-        let tenant_id = authorize::tenant(&request)?;
+        let caller = authorize::caller(&request)?;
         let request = request.into_inner();
         let event_id = required("event_id", request.event_id)?;
-        let filters = [event_id.as_str(), &request.subscription_id];
+        let filters = [caller.page_owner(), &event_id, &request.subscription_id];
         let page = Page::read("ListDeliveryAttempts", &filters, request.page_size, &request.page_token)?;
         let subscription_id = optional(&request.subscription_id);
         let found = self
             .state
             .logs
-            .list_attempts(Some(&tenant_id), &event_id, subscription_id, place(&page)?, size(&page))
+            .list_attempts(
+                caller.tenants().tenant_id().as_ref(),
+                &event_id,
+                subscription_id,
+                place(&page)?,
+                size(&page),
+            )
             .await?
             .ok_or_else(|| status::not_found("inbound log", &event_id))?;
         let next_page_token = found.next.map_or_else(String::new, |seq| page.token_after(&seq.to_string()));

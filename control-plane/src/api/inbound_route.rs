@@ -3,27 +3,34 @@
 mod secrets;
 
 use gateway_core::{
+    api_key::Role,
     event::Provider,
     id::TenantId,
     inbound_route::{
         InboundRoute, SecretValue, callback_path, check_callback_token, check_descriptions, provider_names,
     },
+    tenant::TenantScope,
     time,
     violation::FieldViolations,
 };
 use gateway_proto::v1::{self, inbound_route_service_server::InboundRouteService};
 use gateway_runtime::clock;
 use prost::Message as _;
-use sqlx::SqliteConnection;
 use tonic::{Request, Response, Status};
 
-use super::{authorize, field_mask, instance, new_id, new_token, page::Page, repeat, status};
+use super::{
+    authorize::{self, Caller},
+    field_mask, instance, new_id, new_token,
+    page::Page,
+    repeat, status, tenant,
+};
 use crate::{
     app::State,
+    audit::Audited,
     store::{
-        WriteTx,
+        Connection, WriteTx,
         inbound_routes::{self, StoredRoute},
-        requests,
+        requests, tenants,
     },
 };
 
@@ -39,6 +46,21 @@ impl InboundRouteApi {
     pub const fn new(state: State) -> Self {
         Self { state }
     }
+
+    /// The routes of which a caller may see unrouted callbacks: the one that the filter names, if it is within
+    /// reach; without a filter all that are. None stands for every route.
+    async fn reachable_routes(&self, caller: &Caller, named: &str) -> Result<Option<Vec<String>>, Status> {
+        let scope = caller.tenants();
+        if named.is_empty() && scope == TenantScope::All {
+            return Ok(None);
+        }
+        let mut connection = self.state.store.reader().await?;
+        if named.is_empty() {
+            return Ok(Some(inbound_routes::ids(&mut connection, &scope).await?));
+        }
+        let found = inbound_routes::find(&mut connection, &scope, named).await?;
+        Ok(Some(found.map(|stored| stored.route.id).into_iter().collect()))
+    }
 }
 
 #[tonic::async_trait]
@@ -47,16 +69,25 @@ impl InboundRouteService for InboundRouteApi {
         &self,
         request: Request<v1::CreateInboundRouteRequest>,
     ) -> Result<Response<v1::CreateInboundRouteResponse>, Status> {
-        let tenant_id = authorize::tenant(&request)?;
+        let caller = authorize::caller(&request)?;
         let request = request.into_inner();
         let route = request.inbound_route.ok_or_else(|| status::missing_field("inbound_route"))?;
+        let owner = if request.platform {
+            caller.require(Role::PlatformAdmin, "creating a platform route")?;
+            check_no_tenant(&route)?;
+            None
+        } else {
+            Some(caller.tenant_for(&route.tenant_id)?)
+        };
         let mut transaction = self.state.store.begin_write().await?;
-        let parts = [route.encode_to_vec()];
-        let key = repeat::key(&tenant_id, "CreateInboundRoute", &request.request_id, &parts)?;
+        let parts = [route.encode_to_vec(), vec![request.platform.into()]];
+        let key = repeat::key(&caller, "CreateInboundRoute", &request.request_id, &parts)?;
         if let Some(answer) = repeat::answer(&mut transaction, &key).await? {
             return Ok(Response::new(answer));
         }
-        let stored = create(&mut transaction, &tenant_id, &route).await?;
+        let stored = create(&mut transaction, owner.as_ref(), &route).await?;
+        let audited = Audited::created("InboundRouteService/CreateInboundRoute", &stored.route);
+        transaction.audit(&caller, audited).await?;
         let response = v1::CreateInboundRouteResponse { inbound_route: Some(stored.route) };
         requests::remember(&mut transaction, &key, &response).await?;
         transaction.commit().await?;
@@ -67,10 +98,10 @@ impl InboundRouteService for InboundRouteApi {
         &self,
         request: Request<v1::GetInboundRouteRequest>,
     ) -> Result<Response<v1::GetInboundRouteResponse>, Status> {
-        let tenant_id = authorize::tenant(&request)?;
+        let caller = authorize::caller(&request)?;
         let id = request.into_inner().id;
         let mut connection = self.state.store.reader().await?;
-        let stored = find(&mut connection, &tenant_id, "id", &id).await?;
+        let stored = find(&mut connection, &caller.tenants(), "id", &id).await?;
         Ok(Response::new(v1::GetInboundRouteResponse { inbound_route: Some(stored.route) }))
     }
 
@@ -78,10 +109,15 @@ impl InboundRouteService for InboundRouteApi {
         &self,
         request: Request<v1::ListInboundRoutesRequest>,
     ) -> Result<Response<v1::ListInboundRoutesResponse>, Status> {
-        let tenant_id = authorize::tenant(&request)?;
+        let caller = authorize::caller(&request)?;
         let request = request.into_inner();
         let filters = request.provider.to_string();
-        let page = Page::read("ListInboundRoutes", &[&filters], request.page_size, &request.page_token)?;
+        let page = Page::read(
+            "ListInboundRoutes",
+            &[caller.page_owner(), &filters],
+            request.page_size,
+            &request.page_token,
+        )?;
         let is_any = request.provider == i32::from(v1::Provider::Unspecified);
         if !is_any && Provider::from_proto(request.provider).is_none() {
             let description = format!("must be one of {}, or unset for all", provider_names());
@@ -91,7 +127,7 @@ impl InboundRouteService for InboundRouteApi {
         let mut connection = self.state.store.reader().await?;
         let after = page.after.as_deref();
         let mut routes =
-            inbound_routes::list(&mut connection, &tenant_id, provider, after, page.limit()).await?;
+            inbound_routes::list(&mut connection, &caller.tenants(), provider, after, page.limit()).await?;
         let next_page_token = page.cut(&mut routes, |route| &route.id);
         Ok(Response::new(v1::ListInboundRoutesResponse { inbound_routes: routes, next_page_token }))
     }
@@ -100,15 +136,18 @@ impl InboundRouteService for InboundRouteApi {
         &self,
         request: Request<v1::UpdateInboundRouteRequest>,
     ) -> Result<Response<v1::UpdateInboundRouteResponse>, Status> {
-        let tenant_id = authorize::tenant(&request)?;
+        let caller = authorize::caller(&request)?;
         let request = request.into_inner();
         let wanted = request.inbound_route.ok_or_else(|| status::missing_field("inbound_route"))?;
         let mut transaction = self.state.store.begin_write().await?;
-        let mut stored = find(&mut transaction, &tenant_id, "inbound_route.id", &wanted.id).await?;
+        let mut stored = find(&mut transaction, &caller.tenants(), "inbound_route.id", &wanted.id).await?;
+        let before = stored.route.clone();
         let fields = field_mask::read(request.update_mask.as_ref(), &FIELDS)?;
         status::check_etag("inbound route", &wanted.id, &wanted.etag, &stored.route.etag)?;
         apply(&mut stored, &wanted, &fields)?;
         put_changed(&mut transaction, &mut stored).await?;
+        let audited = Audited::changed("InboundRouteService/UpdateInboundRoute", &before, &stored.route);
+        transaction.audit(&caller, audited).await?;
         transaction.commit().await?;
         Ok(Response::new(v1::UpdateInboundRouteResponse { inbound_route: Some(stored.route) }))
     }
@@ -117,16 +156,18 @@ impl InboundRouteService for InboundRouteApi {
         &self,
         request: Request<v1::DeleteInboundRouteRequest>,
     ) -> Result<Response<v1::DeleteInboundRouteResponse>, Status> {
-        let tenant_id = authorize::tenant(&request)?;
+        let caller = authorize::caller(&request)?;
         let v1::DeleteInboundRouteRequest { id, etag } = request.into_inner();
         let mut transaction = self.state.store.begin_write().await?;
-        let stored = find(&mut transaction, &tenant_id, "id", &id).await?;
+        let stored = find(&mut transaction, &caller.tenants(), "id", &id).await?;
         status::check_etag("inbound route", &id, &etag, &stored.route.etag)?;
         let referring = instance::ids_of_route(&mut transaction, &id).await?;
         if !referring.is_empty() {
             return Err(status::in_use("inbound route", &id, "instances", referring.into_iter()));
         }
         inbound_routes::delete(&mut transaction, &id).await?;
+        let audited = Audited::deleted("InboundRouteService/DeleteInboundRoute", &stored.route);
+        transaction.audit(&caller, audited).await?;
         transaction.commit().await?;
         Ok(Response::new(v1::DeleteInboundRouteResponse {}))
     }
@@ -135,14 +176,17 @@ impl InboundRouteService for InboundRouteApi {
         &self,
         request: Request<v1::AddInboundRouteSecretRequest>,
     ) -> Result<Response<v1::AddInboundRouteSecretResponse>, Status> {
-        let tenant_id = authorize::tenant(&request)?;
+        let caller = authorize::caller(&request)?;
         let v1::AddInboundRouteSecretRequest { id, kind, value } = request.into_inner();
         let mut transaction = self.state.store.begin_write().await?;
-        let mut stored = find(&mut transaction, &tenant_id, "id", &id).await?;
+        let mut stored = find(&mut transaction, &caller.tenants(), "id", &id).await?;
         let kind = secrets::check(&stored, kind, &value)?;
         secrets::refuse_superfluous(&stored, kind, &value)?;
+        let before = stored.route.clone();
         let secret = secrets::add(&mut stored, kind, &SecretValue::new(&value), clock::now());
         put_changed(&mut transaction, &mut stored).await?;
+        let audited = Audited::changed("InboundRouteService/AddInboundRouteSecret", &before, &stored.route);
+        transaction.audit(&caller, audited).await?;
         transaction.commit().await?;
         let response =
             v1::AddInboundRouteSecretResponse { inbound_route: Some(stored.route), secret: Some(secret) };
@@ -153,15 +197,19 @@ impl InboundRouteService for InboundRouteApi {
         &self,
         request: Request<v1::RemoveInboundRouteSecretRequest>,
     ) -> Result<Response<v1::RemoveInboundRouteSecretResponse>, Status> {
-        let tenant_id = authorize::tenant(&request)?;
+        let caller = authorize::caller(&request)?;
         let v1::RemoveInboundRouteSecretRequest { id, secret_id } = request.into_inner();
         let mut transaction = self.state.store.begin_write().await?;
-        let mut stored = find(&mut transaction, &tenant_id, "id", &id).await?;
+        let mut stored = find(&mut transaction, &caller.tenants(), "id", &id).await?;
         if secret_id.is_empty() {
             return Err(status::missing_field("secret_id"));
         }
+        let before = stored.route.clone();
         secrets::remove(&mut stored, &secret_id)?;
         put_changed(&mut transaction, &mut stored).await?;
+        let audited =
+            Audited::changed("InboundRouteService/RemoveInboundRouteSecret", &before, &stored.route);
+        transaction.audit(&caller, audited).await?;
         transaction.commit().await?;
         Ok(Response::new(v1::RemoveInboundRouteSecretResponse { inbound_route: Some(stored.route) }))
     }
@@ -172,33 +220,47 @@ impl InboundRouteService for InboundRouteApi {
         &self,
         request: Request<v1::ListUnroutedCallbacksRequest>,
     ) -> Result<Response<v1::ListUnroutedCallbacksResponse>, Status> {
-        authorize::tenant(&request)?;
+        let caller = authorize::caller(&request)?;
         let request = request.into_inner();
         let route = request.inbound_route_id.as_str();
-        let page = Page::read("ListUnroutedCallbacks", &[route], request.page_size, &request.page_token)?;
+        let page = Page::read(
+            "ListUnroutedCallbacks",
+            &[caller.page_owner(), route],
+            request.page_size,
+            &request.page_token,
+        )?;
         let before = match page.after.as_deref().map(str::parse).transpose() {
             Ok(before) => before,
             Err(_) => return Err(status::invalid_field("page_token", "must be one of this list")),
         };
-        let route = Some(route).filter(|route| !route.is_empty());
+        let routes = self.reachable_routes(&caller, route).await?;
         let limit = usize::try_from(page.size).expect("a page size fits usize");
-        let (unrouted_callbacks, next) = self.state.logs.list_unrouted(route, before, limit).await?;
+        let (unrouted_callbacks, next) =
+            self.state.logs.list_unrouted(routes.as_deref(), before, limit).await?;
         let next_page_token = next.map(|next| page.token_after(&next.to_string())).unwrap_or_default();
         Ok(Response::new(v1::ListUnroutedCallbacksResponse { unrouted_callbacks, next_page_token }))
     }
 }
 
 async fn find(
-    connection: &mut SqliteConnection,
-    tenant_id: &TenantId,
+    connection: &mut Connection,
+    scope: &TenantScope,
     field: &str,
     id: &str,
 ) -> Result<StoredRoute, Status> {
     if id.is_empty() {
         return Err(status::missing_field(field));
     }
-    let found = inbound_routes::find(connection, tenant_id, id).await?;
+    let found = inbound_routes::find(connection, scope, id).await?;
     found.ok_or_else(|| status::not_found("inbound route", id))
+}
+
+/// A platform route has no tenant.
+fn check_no_tenant(route: &v1::InboundRoute) -> Result<(), Status> {
+    if route.tenant_id.is_empty() {
+        return Ok(());
+    }
+    Err(status::invalid_field("inbound_route.tenant_id", "must be empty for a platform route"))
 }
 
 async fn put_changed(transaction: &mut WriteTx, stored: &mut StoredRoute) -> Result<(), Status> {
@@ -232,26 +294,31 @@ fn apply(stored: &mut StoredRoute, wanted: &v1::InboundRoute, fields: &[&str]) -
     secrets::require_proof(stored)
 }
 
-/// Validates and writes a new route, with a callback token of its own.
+/// Validates and writes a new route of a tenant, or of the platform, with a callback token of its own.
 pub(super) async fn create(
     transaction: &mut WriteTx,
-    tenant_id: &TenantId,
+    owner: Option<&TenantId>,
     wanted: &v1::InboundRoute,
 ) -> Result<StoredRoute, Status> {
     let mut wanted = wanted.clone();
     if wanted.id.is_empty() {
         wanted.id = new_id("route_");
     }
+    if let Some(owner) = owner {
+        tenant::require(transaction, owner.as_str()).await?;
+    }
     let checked = InboundRoute::try_from(&wanted).map_err(status::invalid)?;
     let id = checked.id.to_string();
-    if inbound_routes::find_any(transaction, &id).await?.is_some() {
+    let owner = owner.map_or("", TenantId::as_str);
+    let is_others = tenants::is_owned_by_another(transaction, "inbound_route", &id, owner).await?;
+    if is_others || inbound_routes::find_any(transaction, &id).await?.is_some() {
         return Err(status::already_exists("inbound route", &id));
     }
     let now = clock::now();
     let token = new_token();
     let route = v1::InboundRoute {
         id: id.clone(),
-        tenant_id: tenant_id.to_string(),
+        tenant_id: owner.to_owned(),
         provider: wanted.provider,
         display_name: checked.display_name,
         provider_account_id: checked.provider_account_id.clone(),

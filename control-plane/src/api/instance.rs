@@ -1,6 +1,6 @@
 //! `InstanceService`.
 
-use gateway_core::{id::TenantId, instance::Instance, time};
+use gateway_core::{api_key::Role, id::TenantId, instance::Instance, tenant::TenantScope, time};
 use gateway_proto::v1::{self, instance_service_server::InstanceService};
 use gateway_runtime::clock;
 use prost::Message as _;
@@ -8,17 +8,30 @@ use sqlx::SqliteConnection;
 use tonic::{Request, Response, Status};
 use tracing::warn;
 
-use super::{authorize, diagnosis, field_mask, inbound_route, new_id, page::Page, repeat, status};
+use super::{
+    authorize::{self, Caller},
+    diagnosis, field_mask, inbound_route, new_id,
+    page::Page,
+    repeat, status, tenant,
+};
 use crate::{
     app::State,
-    store::{WriteTx, inbound_routes, instances, requests, webhook_subscriptions},
+    audit::Audited,
+    store::{WriteTx, inbound_routes, instances, requests, tenants, webhook_subscriptions},
 };
 
 /// How many referring resources an error names.
 const NAMED_MAX: u32 = 5;
 
-const FIELDS: [&str; 6] =
-    ["display_name", "inbound_route_id", "provider_number_id", "phone_number", "regions", "labels"];
+const FIELDS: [&str; 7] = [
+    "display_name",
+    "inbound_route_id",
+    "provider_number_id",
+    "phone_number",
+    "provider_account_id",
+    "regions",
+    "labels",
+];
 
 /// Connected business numbers.
 pub struct InstanceApi {
@@ -47,14 +60,15 @@ impl InstanceService for InstanceApi {
         &self,
         request: Request<v1::CreateInstanceRequest>,
     ) -> Result<Response<v1::CreateInstanceResponse>, Status> {
-        let tenant_id = authorize::tenant(&request)?;
+        let caller = authorize::caller(&request)?;
         let request = request.into_inner();
         let mut transaction = self.state.store.begin_write().await?;
-        let key = repeat::key(&tenant_id, "CreateInstance", &request.request_id, &parts(&request))?;
+        let key = repeat::key(&caller, "CreateInstance", &request.request_id, &parts(&request))?;
         if let Some(answer) = repeat::answer(&mut transaction, &key).await? {
             return Ok(Response::new(answer));
         }
-        let response = create(&mut transaction, &tenant_id, &request).await?;
+        let response = create(&mut transaction, &caller, &request).await?;
+        audit_creation(&mut transaction, &caller, &response).await?;
         requests::remember(&mut transaction, &key, &response).await?;
         transaction.commit().await?;
         if let Some(instance) = &response.instance {
@@ -67,10 +81,10 @@ impl InstanceService for InstanceApi {
         &self,
         request: Request<v1::GetInstanceRequest>,
     ) -> Result<Response<v1::GetInstanceResponse>, Status> {
-        let tenant_id = authorize::tenant(&request)?;
+        let caller = authorize::caller(&request)?;
         let id = request.into_inner().id;
         let mut connection = self.state.store.reader().await?;
-        let instance = find(&mut connection, &tenant_id, "id", &id).await?;
+        let instance = find(&mut connection, &caller.tenants(), "id", &id).await?;
         Ok(Response::new(v1::GetInstanceResponse { instance: Some(instance) }))
     }
 
@@ -78,14 +92,20 @@ impl InstanceService for InstanceApi {
         &self,
         request: Request<v1::ListInstancesRequest>,
     ) -> Result<Response<v1::ListInstancesResponse>, Status> {
-        let tenant_id = authorize::tenant(&request)?;
+        let caller = authorize::caller(&request)?;
         let request = request.into_inner();
         let route = request.inbound_route_id.as_str();
-        let page = Page::read("ListInstances", &[route], request.page_size, &request.page_token)?;
+        let page = Page::read(
+            "ListInstances",
+            &[caller.page_owner(), route],
+            request.page_size,
+            &request.page_token,
+        )?;
         let route = Some(route).filter(|route| !route.is_empty());
         let mut connection = self.state.store.reader().await?;
         let after = page.after.as_deref();
-        let mut instances = instances::list(&mut connection, &tenant_id, route, after, page.limit()).await?;
+        let mut instances =
+            instances::list(&mut connection, &caller.tenants(), route, after, page.limit()).await?;
         let next_page_token = page.cut(&mut instances, |instance| &instance.id);
         Ok(Response::new(v1::ListInstancesResponse { instances, next_page_token }))
     }
@@ -94,22 +114,23 @@ impl InstanceService for InstanceApi {
         &self,
         request: Request<v1::UpdateInstanceRequest>,
     ) -> Result<Response<v1::UpdateInstanceResponse>, Status> {
-        let tenant_id = authorize::tenant(&request)?;
+        let caller = authorize::caller(&request)?;
         let request = request.into_inner();
         let wanted = request.instance.ok_or_else(|| status::missing_field("instance"))?;
         let mut transaction = self.state.store.begin_write().await?;
-        let mut instance = find(&mut transaction, &tenant_id, "instance.id", &wanted.id).await?;
+        let mut instance = find(&mut transaction, &caller.tenants(), "instance.id", &wanted.id).await?;
         let fields = field_mask::read(request.update_mask.as_ref(), &FIELDS)?;
         status::check_etag("instance", &wanted.id, &wanted.etag, &instance.etag)?;
-        let was = (instance.inbound_route_id.clone(), instance.provider_number_id.clone());
+        let was = instance.clone();
         apply(&mut instance, wanted, &fields);
-        if fields.contains(&"inbound_route_id") {
-            require_route(&mut transaction, &tenant_id, &instance.inbound_route_id).await?;
-        }
+        check_routing(&mut transaction, &caller, &was, &instance).await?;
         instance.update_time = Some(time::to_proto(clock::now()));
         put(&mut transaction, &mut instance).await?;
+        transaction
+            .audit(&caller, Audited::changed("InstanceService/UpdateInstance", &was, &instance))
+            .await?;
         transaction.commit().await?;
-        if was != (instance.inbound_route_id.clone(), instance.provider_number_id.clone()) {
+        if routing(&was) != routing(&instance) {
             self.claim_unrouted(&instance).await;
         }
         Ok(Response::new(v1::UpdateInstanceResponse { instance: Some(instance) }))
@@ -119,19 +140,20 @@ impl InstanceService for InstanceApi {
         &self,
         request: Request<v1::DeleteInstanceRequest>,
     ) -> Result<Response<v1::DeleteInstanceResponse>, Status> {
-        let tenant_id = authorize::tenant(&request)?;
+        let caller = authorize::caller(&request)?;
         let v1::DeleteInstanceRequest { id, etag } = request.into_inner();
         let mut transaction = self.state.store.begin_write().await?;
-        let instance = find(&mut transaction, &tenant_id, "id", &id).await?;
+        let instance = find(&mut transaction, &caller.tenants(), "id", &id).await?;
         status::check_etag("instance", &id, &etag, &instance.etag)?;
         let limit = i64::from(NAMED_MAX);
         let referring =
-            webhook_subscriptions::list(&mut transaction, &tenant_id, Some(&id), None, limit).await?;
+            webhook_subscriptions::list(&mut transaction, &caller.tenants(), Some(&id), None, limit).await?;
         if !referring.is_empty() {
             let names = referring.into_iter().map(|subscription| subscription.id);
             return Err(status::in_use("instance", &id, "webhook subscriptions", names));
         }
         instances::delete(&mut transaction, &id).await?;
+        transaction.audit(&caller, Audited::deleted("InstanceService/DeleteInstance", &instance)).await?;
         transaction.commit().await?;
         Ok(Response::new(v1::DeleteInstanceResponse {}))
     }
@@ -140,26 +162,26 @@ impl InstanceService for InstanceApi {
         &self,
         request: Request<v1::DiagnoseInstanceRequest>,
     ) -> Result<Response<v1::DiagnoseInstanceResponse>, Status> {
-        let tenant_id = authorize::tenant(&request)?;
+        let caller = authorize::caller(&request)?;
         let id = request.into_inner().id;
         let mut connection = self.state.store.reader().await?;
-        let instance = find(&mut connection, &tenant_id, "id", &id).await?;
+        let instance = find(&mut connection, &caller.tenants(), "id", &id).await?;
         drop(connection);
-        Ok(Response::new(diagnosis::of(&self.state, &tenant_id, &instance).await?))
+        Ok(Response::new(diagnosis::of(&self.state, &caller.tenants(), &instance).await?))
     }
 }
 
-/// An instance of the tenant; `field` is the request's field that names it.
+/// An instance within reach of the caller; `field` is the request's field that names it.
 pub(super) async fn find(
     connection: &mut SqliteConnection,
-    tenant_id: &TenantId,
+    scope: &TenantScope,
     field: &str,
     id: &str,
 ) -> Result<v1::Instance, Status> {
     if id.is_empty() {
         return Err(status::missing_field(field));
     }
-    let found = instances::find(connection, tenant_id, id).await?;
+    let found = instances::find(connection, scope, id).await?;
     found.ok_or_else(|| status::not_found("instance", id))
 }
 
@@ -181,24 +203,23 @@ fn parts(request: &v1::CreateInstanceRequest) -> [Vec<u8>; 3] {
 
 async fn create(
     transaction: &mut WriteTx,
-    tenant_id: &TenantId,
+    caller: &Caller,
     request: &v1::CreateInstanceRequest,
 ) -> Result<v1::CreateInstanceResponse, Status> {
     let mut instance = request.instance.clone().ok_or_else(|| status::missing_field("instance"))?;
-    let inbound_route = match &request.inbound_route {
-        None => {
-            require_route(transaction, tenant_id, &instance.inbound_route_id).await?;
-            None
-        }
+    let (tenant_id, inbound_route) = match &request.inbound_route {
+        None => (route_for(transaction, caller, &instance).await?, None),
         Some(route) => {
+            caller.require(Role::TenantAdmin, "creating an inbound route with the instance")?;
             let named = &instance.inbound_route_id;
             if !named.is_empty() && *named != route.id {
                 let description = "must be empty or name `inbound_route.id` when the route is created inline";
                 return Err(status::invalid_field("instance.inbound_route_id", description));
             }
-            let stored = inbound_route::create(transaction, tenant_id, route).await?;
+            let tenant_id = caller.tenant_for(&instance.tenant_id)?;
+            let stored = inbound_route::create(transaction, Some(&tenant_id), route).await?;
             instance.inbound_route_id.clone_from(&stored.route.id);
-            Some(stored.route)
+            (tenant_id, Some(stored.route))
         }
     };
     if instance.id.is_empty() {
@@ -208,13 +229,31 @@ async fn create(
     instance.tenant_id = tenant_id.to_string();
     instance.create_time = now;
     instance.update_time = now;
-    let id_taken = instances::find_any(transaction, &instance.id).await?.is_some();
+    tenant::require(transaction, tenant_id.as_str()).await?;
+    let id_taken = instances::find_any(transaction, &instance.id).await?.is_some()
+        || tenants::is_owned_by_another(transaction, "instance", &instance.id, tenant_id.as_str()).await?;
     let checked = Instance::try_from(&instance).map_err(status::invalid)?;
     if id_taken {
         return Err(status::already_exists("instance", checked.id.as_str()));
     }
     put(transaction, &mut instance).await?;
     Ok(v1::CreateInstanceResponse { instance: Some(instance), inbound_route })
+}
+
+/// Audits what a creation made: the instance, and its route when that is new too.
+async fn audit_creation(
+    transaction: &mut WriteTx,
+    caller: &Caller,
+    created: &v1::CreateInstanceResponse,
+) -> Result<(), Status> {
+    const METHOD: &str = "InstanceService/CreateInstance";
+    if let Some(route) = &created.inbound_route {
+        transaction.audit(caller, Audited::created(METHOD, route)).await?;
+    }
+    if let Some(instance) = &created.instance {
+        transaction.audit(caller, Audited::created(METHOD, instance)).await?;
+    }
+    Ok(())
 }
 
 fn apply(instance: &mut v1::Instance, wanted: v1::Instance, fields: &[&str]) {
@@ -224,6 +263,7 @@ fn apply(instance: &mut v1::Instance, wanted: v1::Instance, fields: &[&str]) {
             "inbound_route_id" => instance.inbound_route_id.clone_from(&wanted.inbound_route_id),
             "provider_number_id" => instance.provider_number_id.clone_from(&wanted.provider_number_id),
             "phone_number" => instance.phone_number.clone_from(&wanted.phone_number),
+            "provider_account_id" => instance.provider_account_id.clone_from(&wanted.provider_account_id),
             "regions" => instance.regions.clone_from(&wanted.regions),
             "labels" => instance.labels.clone_from(&wanted.labels),
             other => unreachable!("the mask allows only known fields, not `{other}`"),
@@ -231,12 +271,64 @@ fn apply(instance: &mut v1::Instance, wanted: v1::Instance, fields: &[&str]) {
     }
 }
 
-async fn require_route(transaction: &mut WriteTx, tenant_id: &TenantId, id: &str) -> Result<(), Status> {
+/// The tenant of a new instance, whose inbound route must be there: the route's own tenant, or on a platform
+/// route the one that the platform admin names.
+async fn route_for(
+    transaction: &mut WriteTx,
+    caller: &Caller,
+    instance: &v1::Instance,
+) -> Result<TenantId, Status> {
+    let route = require_route(transaction, &caller.tenants(), &instance.inbound_route_id).await?;
+    let named = if instance.tenant_id.is_empty() { &route.tenant_id } else { &instance.tenant_id };
+    let tenant_id = caller.tenant_for(named)?;
+    if !route.tenant_id.is_empty() && route.tenant_id != tenant_id.as_str() {
+        return Err(status::not_found("inbound route", &route.id));
+    }
+    Ok(tenant_id)
+}
+
+async fn require_route(
+    transaction: &mut WriteTx,
+    scope: &TenantScope,
+    id: &str,
+) -> Result<v1::InboundRoute, Status> {
     if id.is_empty() {
         return Err(status::missing_field("instance.inbound_route_id"));
     }
-    let found = inbound_routes::find(transaction, tenant_id, id).await?;
-    found.map(|_| ()).ok_or_else(|| status::not_found("inbound route", id))
+    let found = inbound_routes::find(transaction, scope, id).await?;
+    Ok(found.ok_or_else(|| status::not_found("inbound route", id))?.route)
+}
+
+/// What decides which callbacks are an instance's.
+fn routing(instance: &v1::Instance) -> [&str; 4] {
+    [
+        &instance.inbound_route_id,
+        &instance.provider_number_id,
+        &instance.phone_number,
+        &instance.provider_account_id,
+    ]
+}
+
+/// What comes in on an inbound route is its owner's, so that nobody else chooses which part of it an instance
+/// gets: on a platform route that is a platform admin.
+async fn check_routing(
+    transaction: &mut WriteTx,
+    caller: &Caller,
+    was: &v1::Instance,
+    instance: &v1::Instance,
+) -> Result<(), Status> {
+    if routing(was) == routing(instance) {
+        return Ok(());
+    }
+    if inbound_routes::find(transaction, &caller.tenants(), &was.inbound_route_id).await?.is_none() {
+        let what = "changing which callbacks of a platform route an instance gets";
+        return caller.require(Role::PlatformAdmin, what);
+    }
+    let route = require_route(transaction, &caller.tenants(), &instance.inbound_route_id).await?;
+    if !route.tenant_id.is_empty() && route.tenant_id != instance.tenant_id {
+        return Err(status::not_found("inbound route", &route.id));
+    }
+    Ok(())
 }
 
 /// Validates and writes an instance whose number nobody else has.

@@ -1,9 +1,10 @@
 //! `OptOutService`.
 
 use gateway_core::{
-    id::{InstanceId, TenantId},
+    id::{InstanceId, InvalidId, TenantId},
     opt_out::{ContactRef, Decision, OptOutPolicy, OptOutRecord, Purpose},
     phone::normalize_phone,
+    tenant::TenantScope,
     time,
     violation::FieldViolations,
 };
@@ -13,9 +14,15 @@ use prost::Message as _;
 use sqlx::SqliteConnection;
 use tonic::{Request, Response, Status};
 
-use super::{authorize, field_mask, instance, page::Page, repeat, status};
+use super::{
+    authorize::{self, Caller},
+    field_mask, instance,
+    page::Page,
+    repeat, status,
+};
 use crate::{
     app::State,
+    audit::Audited,
     store::{
         WriteTx, opt_out_policies,
         opt_outs::{self, OptOutFilter, OptOutRecorded},
@@ -66,10 +73,12 @@ impl OptOutService for OptOutApi {
         &self,
         request: Request<v1::CheckSuppressionRequest>,
     ) -> Result<Response<v1::CheckSuppressionResponse>, Status> {
-        let tenant_id = authorize::tenant(&request)?;
+        let caller = authorize::caller(&request)?;
         let request = request.into_inner();
         let mut connection = self.state.store.reader().await?;
-        instance::find(&mut connection, &tenant_id, "instance_id", &request.instance_id).await?;
+        let instance =
+            instance::find(&mut connection, &caller.tenants(), "instance_id", &request.instance_id).await?;
+        let tenant_id = tenant_of(&instance)?;
         let mut violations = FieldViolations::new();
         let contact = read_contact(&mut violations, "", &request.phone, &request.user_id);
         let purpose = Purpose::try_from(request.purpose);
@@ -90,20 +99,23 @@ impl OptOutService for OptOutApi {
         &self,
         request: Request<v1::CreateOptOutRequest>,
     ) -> Result<Response<v1::CreateOptOutResponse>, Status> {
-        let tenant_id = authorize::tenant(&request)?;
+        let caller = authorize::caller(&request)?;
         let request = request.into_inner();
         let wanted = request.opt_out.ok_or_else(|| status::missing_field("opt_out"))?;
         let mut transaction = self.state.store.begin_write().await?;
         let parts = [wanted.encode_to_vec()];
-        let key = repeat::key(&tenant_id, "CreateOptOut", &request.request_id, &parts)?;
+        let key = repeat::key(&caller, "CreateOptOut", &request.request_id, &parts)?;
         if let Some(answer) = repeat::answer(&mut transaction, &key).await? {
             return Ok(Response::new(answer));
         }
         let field = "opt_out.instance_id";
-        let instance = instance::find(&mut transaction, &tenant_id, field, &wanted.instance_id).await?;
+        let instance =
+            instance::find(&mut transaction, &caller.tenants(), field, &wanted.instance_id).await?;
+        let tenant_id = tenant_of(&instance)?;
         let decision = operator_opt_out(&mut transaction, &tenant_id, &wanted).await?;
         let recorded = opt_outs::record(&mut transaction, &decision).await?;
         tell(&mut transaction, &instance.regions, &recorded).await?;
+        audit(&mut transaction, &caller, "OptOutService/CreateOptOut", &recorded).await?;
         let response = v1::CreateOptOutResponse { opt_out: Some(recorded.opt_out) };
         requests::remember(&mut transaction, &key, &response).await?;
         transaction.commit().await?;
@@ -115,10 +127,10 @@ impl OptOutService for OptOutApi {
         &self,
         request: Request<v1::GetOptOutRequest>,
     ) -> Result<Response<v1::GetOptOutResponse>, Status> {
-        let tenant_id = authorize::tenant(&request)?;
+        let caller = authorize::caller(&request)?;
         let id = request.into_inner().id;
         let mut connection = self.state.store.reader().await?;
-        let opt_out = find(&mut connection, &tenant_id, &id).await?;
+        let opt_out = find(&mut connection, &caller.tenants(), &id).await?;
         Ok(Response::new(v1::GetOptOutResponse { opt_out: Some(opt_out) }))
     }
 
@@ -126,10 +138,10 @@ impl OptOutService for OptOutApi {
         &self,
         request: Request<v1::ListOptOutsRequest>,
     ) -> Result<Response<v1::ListOptOutsResponse>, Status> {
-        let tenant_id = authorize::tenant(&request)?;
+        let caller = authorize::caller(&request)?;
         let request = request.into_inner();
         let state = request.state.to_string();
-        let filters = [request.instance_id.as_str(), &request.phone, &state];
+        let filters = [caller.page_owner(), request.instance_id.as_str(), &request.phone, &state];
         let page = Page::read("ListOptOuts", &filters, request.page_size, &request.page_token)?;
         let phone_key = match normalize_phone(&request.phone) {
             Some(phone) => Some(phone.match_key()),
@@ -150,7 +162,8 @@ impl OptOutService for OptOutApi {
         let filter = OptOutFilter { instance_id, phone_key: phone_key.as_deref(), state };
         let mut connection = self.state.store.reader().await?;
         let after = page.after.as_deref();
-        let mut found = opt_outs::list(&mut connection, &tenant_id, &filter, after, page.limit()).await?;
+        let mut found =
+            opt_outs::list(&mut connection, &caller.tenants(), &filter, after, page.limit()).await?;
         let next_page_token = page.cut(&mut found, |opt_out| &opt_out.id);
         Ok(Response::new(v1::ListOptOutsResponse { opt_outs: found, next_page_token }))
     }
@@ -159,10 +172,10 @@ impl OptOutService for OptOutApi {
         &self,
         request: Request<v1::DeleteOptOutRequest>,
     ) -> Result<Response<v1::DeleteOptOutResponse>, Status> {
-        let tenant_id = authorize::tenant(&request)?;
+        let caller = authorize::caller(&request)?;
         let v1::DeleteOptOutRequest { id, etag } = request.into_inner();
         let mut transaction = self.state.store.begin_write().await?;
-        let opt_out = find(&mut transaction, &tenant_id, &id).await?;
+        let opt_out = find(&mut transaction, &caller.tenants(), &id).await?;
         status::check_etag("opt-out", &id, &etag, &opt_out.etag)?;
         if opt_out.state() == v1::OptOutState::OptedIn {
             return Ok(Response::new(v1::DeleteOptOutResponse {}));
@@ -171,9 +184,12 @@ impl OptOutService for OptOutApi {
         let decision = Decision::operator_opt_in(&record, clock::now());
         let recorded = opt_outs::record(&mut transaction, &decision).await?;
         // The instance may be gone; then nobody is left to be told.
-        if let Ok(instance) = instance::find(&mut transaction, &tenant_id, "id", &opt_out.instance_id).await {
+        if let Ok(instance) =
+            instance::find(&mut transaction, &caller.tenants(), "id", &opt_out.instance_id).await
+        {
             tell(&mut transaction, &instance.regions, &recorded).await?;
         }
+        audit(&mut transaction, &caller, "OptOutService/DeleteOptOut", &recorded).await?;
         transaction.commit().await?;
         self.state.work.wake();
         Ok(Response::new(v1::DeleteOptOutResponse {}))
@@ -183,10 +199,10 @@ impl OptOutService for OptOutApi {
         &self,
         request: Request<v1::GetOptOutPolicyRequest>,
     ) -> Result<Response<v1::GetOptOutPolicyResponse>, Status> {
-        let tenant_id = authorize::tenant(&request)?;
+        let caller = authorize::caller(&request)?;
         let id = request.into_inner().instance_id;
         let mut connection = self.state.store.reader().await?;
-        instance::find(&mut connection, &tenant_id, "instance_id", &id).await?;
+        instance::find(&mut connection, &caller.tenants(), "instance_id", &id).await?;
         let policy = self.policy_of(&mut connection, &id).await?;
         Ok(Response::new(v1::GetOptOutPolicyResponse { opt_out_policy: Some(policy) }))
     }
@@ -195,21 +211,26 @@ impl OptOutService for OptOutApi {
         &self,
         request: Request<v1::UpdateOptOutPolicyRequest>,
     ) -> Result<Response<v1::UpdateOptOutPolicyResponse>, Status> {
-        let tenant_id = authorize::tenant(&request)?;
+        let caller = authorize::caller(&request)?;
         let request = request.into_inner();
         let wanted = request.opt_out_policy.ok_or_else(|| status::missing_field("opt_out_policy"))?;
         let id = wanted.instance_id.clone();
         let mut transaction = self.state.store.begin_write().await?;
-        instance::find(&mut transaction, &tenant_id, "opt_out_policy.instance_id", &id).await?;
+        let instance =
+            instance::find(&mut transaction, &caller.tenants(), "opt_out_policy.instance_id", &id).await?;
+        let tenant_id = tenant_of(&instance)?;
         let fields = field_mask::read(request.update_mask.as_ref(), &POLICY_FIELDS)?;
         let mut policy = self.policy_of(&mut transaction, &id).await?;
         status::check_etag("opt-out policy", &id, &wanted.etag, &policy.etag)?;
+        let before = policy.clone();
         apply(&mut policy, wanted, &fields);
         let checked = OptOutPolicy::try_from(&policy).map_err(under_policy)?;
         let instance_id: InstanceId = id.parse().map_err(|_| status::not_found("instance", &id))?;
         let mut policy = checked.to_proto(&instance_id);
         policy.update_time = Some(time::to_proto(clock::now()));
         opt_out_policies::put(&mut transaction, &tenant_id, &mut policy).await?;
+        let audited = Audited::changed("OptOutService/UpdateOptOutPolicy", &before, &policy);
+        transaction.audit(&caller, audited.of_tenant(&tenant_id)).await?;
         transaction.commit().await?;
         Ok(Response::new(v1::UpdateOptOutPolicyResponse { opt_out_policy: Some(policy) }))
     }
@@ -217,14 +238,19 @@ impl OptOutService for OptOutApi {
 
 async fn find(
     connection: &mut SqliteConnection,
-    tenant_id: &TenantId,
+    scope: &TenantScope,
     id: &str,
 ) -> Result<v1::OptOut, Status> {
     if id.is_empty() {
         return Err(status::missing_field("id"));
     }
-    let found = opt_outs::find(connection, tenant_id, id).await?;
+    let found = opt_outs::find(connection, scope, id).await?;
     found.ok_or_else(|| status::not_found("opt-out", id))
+}
+
+/// The tenant of a stored instance: opt-outs belong to it, whoever asks.
+fn tenant_of(instance: &v1::Instance) -> Result<TenantId, Status> {
+    instance.tenant_id.parse().map_err(|error: InvalidId| status::internal(&error))
 }
 
 /// Reads the keys of a contact. `prefix` is the path of the message that holds them, with its dot.
@@ -292,6 +318,20 @@ async fn tell(
 ) -> Result<(), Status> {
     if recorded.is_news {
         WorkQueue::enqueue_in(transaction, regions, Work::OptOut(recorded.opt_out.clone())).await?;
+    }
+    Ok(())
+}
+
+/// Audits what a decision changed, if it did.
+async fn audit(
+    transaction: &mut WriteTx,
+    caller: &Caller,
+    method: &'static str,
+    recorded: &OptOutRecorded,
+) -> Result<(), Status> {
+    if recorded.changed {
+        let audited = Audited::written(method, recorded.before.as_ref(), &recorded.opt_out);
+        transaction.audit(caller, audited).await?;
     }
     Ok(())
 }

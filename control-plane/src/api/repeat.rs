@@ -1,22 +1,21 @@
 //! Creations that carry a `request_id`: a repeat gets the first answer.
 
-use gateway_core::id::TenantId;
 use prost::Message;
 use tonic::Status;
 
-use super::status;
+use super::{authorize::Caller, status};
 use crate::store::{
     WriteTx,
     requests::{self, REQUEST_ID_CHARS_MAX, Recalled, RequestKey},
 };
 
-/// Names a request; `parts` are what makes its body, in a fixed order and encoding (a protobuf map has
+/// Names a request of the caller's tenant; `parts` are what makes its body, in a fixed order and encoding (a protobuf map has
 /// none).
 ///
 /// # Errors
 /// INVALID_ARGUMENT when `request_id` is too long.
 pub fn key<'a>(
-    tenant_id: &'a TenantId,
+    caller: &'a Caller,
     method: &'static str,
     request_id: &'a str,
     parts: &[Vec<u8>],
@@ -25,7 +24,7 @@ pub fn key<'a>(
         let description = format!("must be at most {REQUEST_ID_CHARS_MAX} characters long");
         return Err(status::invalid_field("request_id", description));
     }
-    Ok(RequestKey::new(tenant_id, method, request_id, parts))
+    Ok(RequestKey::new(caller.request_owner(), method, request_id, parts))
 }
 
 /// The first answer, if the request is a repeat.

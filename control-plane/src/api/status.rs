@@ -1,9 +1,9 @@
 //! The only place where a domain error becomes a [`tonic::Status`].
 //!
 //! Every status carries `ErrorInfo` with a stable reason; bad input also carries `BadRequest` with the
-//! fields (<https://google.aip.dev/193>).
+//! fields, and what may go better later `RetryInfo` (<https://google.aip.dev/193>).
 
-use std::{collections::HashMap, error::Error};
+use std::{collections::HashMap, error::Error, time::Duration};
 
 use gateway_core::violation::{FieldViolation, FieldViolations};
 use tonic::{Code, Status};
@@ -14,6 +14,11 @@ use crate::{inbound_log::LogStoreError, store::StoreError};
 
 /// `ErrorInfo.domain` of every error.
 pub const DOMAIN: &str = "whatsapp-gateway";
+
+/// When to try again what failed because the control plane is away, restarting or busy.
+const RETRY_DELAY: Duration = Duration::from_secs(1);
+/// When to try again what failed because its disk is full or broken: somebody must act first.
+const RETRY_DELAY_BROKEN: Duration = Duration::from_secs(30);
 
 fn with_reason(code: Code, reason: &str, message: impl Into<String>, metadata: &[(&str, &str)]) -> Status {
     let metadata: HashMap<_, _> =
@@ -94,6 +99,12 @@ pub fn unauthenticated(message: impl Into<String>) -> Status {
     with_reason(Code::Unauthenticated, "UNAUTHENTICATED", message, &[])
 }
 
+/// UNAUTHENTICATED: the agent was revoked. It takes the reason for a command to refuse callbacks.
+pub fn agent_revoked() -> Status {
+    let message = "the agent was revoked; to use it again, enroll it with a new join token";
+    with_reason(Code::Unauthenticated, "AGENT_REVOKED", message, &[])
+}
+
 /// PERMISSION_DENIED: the credential may not do this.
 pub fn permission_denied(message: impl Into<String>) -> Status {
     with_reason(Code::PermissionDenied, "PERMISSION_DENIED", message, &[])
@@ -101,11 +112,28 @@ pub fn permission_denied(message: impl Into<String>) -> Status {
 
 /// UNAVAILABLE: trying again can help.
 pub fn unavailable(reason: &str, message: impl Into<String>) -> Status {
-    with_reason(Code::Unavailable, reason, message, &[])
+    unavailable_until(reason, message, RETRY_DELAY)
+}
+
+/// UNAVAILABLE: trying again can help, but not before `retry_after`.
+pub fn unavailable_until(reason: &str, message: impl Into<String>, retry_after: Duration) -> Status {
+    let mut details = ErrorDetails::with_error_info(reason, DOMAIN, HashMap::new());
+    details.set_retry_info(Some(retry_after));
+    Status::with_error_details(Code::Unavailable, message, details)
+}
+
+/// UNAUTHENTICATED: the credential is good, but a valid client certificate is missing beside it.
+pub fn certificate_needed(reason: &str, message: impl Into<String>) -> Status {
+    with_reason(Code::Unauthenticated, reason, message, &[])
 }
 
 /// INTERNAL, without detail for the caller; the whole chain goes to the log, once.
 pub fn internal(cause: &(dyn Error + 'static)) -> Status {
+    log(cause);
+    with_reason(Code::Internal, "INTERNAL", "internal error; the control plane's log has the cause", &[])
+}
+
+fn log(cause: &(dyn Error + 'static)) {
     let mut chain = cause.to_string();
     let mut next = cause.source();
     while let Some(cause) = next {
@@ -114,12 +142,46 @@ pub fn internal(cause: &(dyn Error + 'static)) -> Status {
         next = cause.source();
     }
     error!(error = chain, "failed to answer a request");
-    with_reason(Code::Internal, "INTERNAL", "internal error; the control plane's log has the cause", &[])
 }
 
 impl From<StoreError> for Status {
     fn from(error: StoreError) -> Self {
-        internal(&error)
+        let trouble = match &error {
+            StoreError::Database(error) => trouble(error),
+            StoreError::Sealed(_) | StoreError::Corrupt(_) => {
+                log(&error);
+                let message =
+                    "a stored resource cannot be read; the control plane's log names it, a backup has it";
+                return with_reason(Code::DataLoss, "DAMAGED_RESOURCE", message, &[]);
+            }
+            _ => None,
+        };
+        let Some((delay, reason, message)) = trouble else { return internal(&error) };
+        log(&error);
+        unavailable_until(reason, message, delay)
+    }
+}
+
+/// What is wrong around the database and not with the request: trying again helps once that is mended.
+fn trouble(error: &sqlx::Error) -> Option<(Duration, &'static str, &'static str)> {
+    let sqlx::Error::Database(error) = error else {
+        let busy = "the configuration database is busy; try again";
+        return matches!(error, sqlx::Error::PoolTimedOut).then_some((RETRY_DELAY, "STORE_BUSY", busy));
+    };
+    // The low byte is the primary result code (<https://sqlite.org/rescode.html>).
+    let code: i32 = error.code()?.parse().ok()?;
+    match code & 0xff {
+        5 | 6 => Some((RETRY_DELAY, "STORE_BUSY", "the configuration database is locked; try again")),
+        8 | 10 | 14 => {
+            let message =
+                "the configuration database cannot be written; its disk or its permissions must be mended";
+            Some((RETRY_DELAY_BROKEN, "STORE_NOT_WRITABLE", message))
+        }
+        13 => {
+            let message = "the disk of the configuration database is full; nothing was changed";
+            Some((RETRY_DELAY_BROKEN, "STORE_FULL", message))
+        }
+        _ => None,
     }
 }
 
@@ -135,3 +197,6 @@ impl From<LogStoreError> for Status {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

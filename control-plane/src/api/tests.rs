@@ -28,6 +28,8 @@ mod opt_outs;
 mod webhook_subscriptions;
 mod destination_settings;
 mod signing;
+mod audit;
+mod secrets_at_rest;
 
 type Client = InterceptedService<Channel, Bearer>;
 

@@ -5,7 +5,8 @@ mod secrets;
 mod signing;
 
 use gateway_core::{
-    id::{EventId, TenantId},
+    id::EventId,
+    tenant::TenantScope,
     time,
     webhook_subscription::{PAUSE_REASON_CHARS_MAX, WebhookSubscription},
 };
@@ -13,14 +14,19 @@ use gateway_proto::v1::{self, webhook_subscription_service_server::WebhookSubscr
 use gateway_runtime::clock;
 use jiff::Timestamp;
 use prost::Message as _;
-use sqlx::SqliteConnection;
 use tonic::{Request, Response, Status};
 use tracing::warn;
 
-use super::{authorize, field_mask, instance, new_id, page::Page, repeat, status};
+use super::{
+    authorize::{self, Caller},
+    field_mask, instance, new_id,
+    page::Page,
+    repeat, status,
+};
 use crate::{
     app::State,
-    store::{WriteTx, instances, requests, webhook_subscriptions},
+    audit::Audited,
+    store::{Connection, WriteTx, instances, requests, tenants, webhook_subscriptions},
 };
 pub(super) use secrets::masked;
 use secrets::{keep_authentication, keep_client_certificate, set_headers};
@@ -93,17 +99,17 @@ impl WebhookSubscriptionApi {
     async fn create(
         &self,
         transaction: &mut WriteTx,
-        tenant_id: &TenantId,
+        caller: &Caller,
         wanted: v1::WebhookSubscription,
     ) -> Result<v1::WebhookSubscription, Status> {
         let field = "webhook_subscription.instance_id";
-        instance::find(transaction, tenant_id, field, &wanted.instance_id).await?;
+        let instance = instance::find(transaction, &caller.tenants(), field, &wanted.instance_id).await?;
         let mut subscription = wanted;
         if subscription.id.is_empty() {
             subscription.id = new_id("sub_");
         }
         let now = clock::now();
-        subscription.tenant_id = tenant_id.to_string();
+        subscription.tenant_id = instance.tenant_id;
         subscription.set_state(v1::WebhookSubscriptionState::Active);
         subscription.pause_reason.clear();
         subscription.create_time = Some(time::to_proto(now));
@@ -113,7 +119,9 @@ impl WebhookSubscriptionApi {
         keep_authentication(None, subscription.authentication.as_mut())?;
         keep_client_certificate(None, subscription.client_certificate.as_mut())?;
         let checked = self.check(&subscription)?;
-        if webhook_subscriptions::find_any(transaction, checked.id.as_str()).await?.is_some() {
+        let (kind, id, owner) = ("webhook_subscription", checked.id.as_str(), &subscription.tenant_id);
+        let is_others = tenants::is_owned_by_another(transaction, kind, id, owner).await?;
+        if is_others || webhook_subscriptions::find_any(transaction, id).await?.is_some() {
             return Err(status::already_exists("webhook subscription", checked.id.as_str()));
         }
         let mut config = v1::WebhookSubscriptionConfig {
@@ -123,7 +131,10 @@ impl WebhookSubscriptionApi {
         };
         // A subscription that had this id before may have failed.
         self.forget_failures(checked.id.as_str()).await;
-        put(transaction, &mut config).await
+        let created = put(transaction, &mut config).await?;
+        let audited = Audited::created("WebhookSubscriptionService/CreateWebhookSubscription", &config);
+        transaction.audit(caller, audited).await?;
+        Ok(created)
     }
 }
 
@@ -133,17 +144,17 @@ impl WebhookSubscriptionService for WebhookSubscriptionApi {
         &self,
         request: Request<v1::CreateWebhookSubscriptionRequest>,
     ) -> Result<Response<v1::CreateWebhookSubscriptionResponse>, Status> {
-        let tenant_id = authorize::tenant(&request)?;
+        let caller = authorize::caller(&request)?;
         let request = request.into_inner();
         let missing = || status::missing_field("webhook_subscription");
         let wanted = request.webhook_subscription.ok_or_else(missing)?;
         let mut transaction = self.state.store.begin_write().await?;
         let parts = parts(&wanted);
-        let key = repeat::key(&tenant_id, "CreateWebhookSubscription", &request.request_id, &parts)?;
+        let key = repeat::key(&caller, "CreateWebhookSubscription", &request.request_id, &parts)?;
         if let Some(answer) = repeat::answer(&mut transaction, &key).await? {
             return Ok(Response::new(answer));
         }
-        let subscription = self.create(&mut transaction, &tenant_id, wanted).await?;
+        let subscription = self.create(&mut transaction, &caller, wanted).await?;
         let instance_id = subscription.instance_id.clone();
         let response = v1::CreateWebhookSubscriptionResponse { webhook_subscription: Some(subscription) };
         requests::remember(&mut transaction, &key, &response).await?;
@@ -156,10 +167,10 @@ impl WebhookSubscriptionService for WebhookSubscriptionApi {
         &self,
         request: Request<v1::GetWebhookSubscriptionRequest>,
     ) -> Result<Response<v1::GetWebhookSubscriptionResponse>, Status> {
-        let tenant_id = authorize::tenant(&request)?;
+        let caller = authorize::caller(&request)?;
         let id = request.into_inner().id;
         let mut connection = self.state.store.reader().await?;
-        let config = find(&mut connection, &tenant_id, "id", &id).await?;
+        let config = find(&mut connection, &caller.tenants(), "id", &id).await?;
         let webhook_subscription = config.webhook_subscription.map(masked);
         Ok(Response::new(v1::GetWebhookSubscriptionResponse { webhook_subscription }))
     }
@@ -168,14 +179,20 @@ impl WebhookSubscriptionService for WebhookSubscriptionApi {
         &self,
         request: Request<v1::ListWebhookSubscriptionsRequest>,
     ) -> Result<Response<v1::ListWebhookSubscriptionsResponse>, Status> {
-        let tenant_id = authorize::tenant(&request)?;
+        let caller = authorize::caller(&request)?;
         let request = request.into_inner();
         let of = request.instance_id.as_str();
-        let page = Page::read("ListWebhookSubscriptions", &[of], request.page_size, &request.page_token)?;
+        let page = Page::read(
+            "ListWebhookSubscriptions",
+            &[caller.page_owner(), of],
+            request.page_size,
+            &request.page_token,
+        )?;
         let of = Some(of).filter(|of| !of.is_empty());
         let mut connection = self.state.store.reader().await?;
         let (after, limit) = (page.after.as_deref(), page.limit());
-        let mut found = webhook_subscriptions::list(&mut connection, &tenant_id, of, after, limit).await?;
+        let mut found =
+            webhook_subscriptions::list(&mut connection, &caller.tenants(), of, after, limit).await?;
         let next_page_token = page.cut(&mut found, |subscription| &subscription.id);
         let webhook_subscriptions = found.into_iter().map(masked).collect();
         Ok(Response::new(v1::ListWebhookSubscriptionsResponse { webhook_subscriptions, next_page_token }))
@@ -185,13 +202,15 @@ impl WebhookSubscriptionService for WebhookSubscriptionApi {
         &self,
         request: Request<v1::UpdateWebhookSubscriptionRequest>,
     ) -> Result<Response<v1::UpdateWebhookSubscriptionResponse>, Status> {
-        let tenant_id = authorize::tenant(&request)?;
+        let caller = authorize::caller(&request)?;
         let request = request.into_inner();
         let missing = || status::missing_field("webhook_subscription");
         let wanted = request.webhook_subscription.ok_or_else(missing)?;
         let mut transaction = self.state.store.begin_write().await?;
-        let mut config = find(&mut transaction, &tenant_id, "webhook_subscription.id", &wanted.id).await?;
+        let mut config =
+            find(&mut transaction, &caller.tenants(), "webhook_subscription.id", &wanted.id).await?;
         let fields = field_mask::read(request.update_mask.as_ref(), &FIELDS)?;
+        let before = config.clone();
         let subscription = config.webhook_subscription.get_or_insert_default();
         status::check_etag("webhook subscription", &wanted.id, &wanted.etag, &subscription.etag)?;
         apply(subscription, wanted, &fields)?;
@@ -203,6 +222,9 @@ impl WebhookSubscriptionService for WebhookSubscriptionApi {
             self.forget_failures(checked.id.as_str()).await;
         }
         let webhook_subscription = Some(put_changed(&mut transaction, &mut config).await?);
+        let audited =
+            Audited::changed("WebhookSubscriptionService/UpdateWebhookSubscription", &before, &config);
+        transaction.audit(&caller, audited).await?;
         transaction.commit().await?;
         Ok(Response::new(v1::UpdateWebhookSubscriptionResponse { webhook_subscription }))
     }
@@ -211,13 +233,15 @@ impl WebhookSubscriptionService for WebhookSubscriptionApi {
         &self,
         request: Request<v1::DeleteWebhookSubscriptionRequest>,
     ) -> Result<Response<v1::DeleteWebhookSubscriptionResponse>, Status> {
-        let tenant_id = authorize::tenant(&request)?;
+        let caller = authorize::caller(&request)?;
         let v1::DeleteWebhookSubscriptionRequest { id, etag } = request.into_inner();
         let mut transaction = self.state.store.begin_write().await?;
-        let config = find(&mut transaction, &tenant_id, "id", &id).await?;
-        let current = config.webhook_subscription.unwrap_or_default().etag;
-        status::check_etag("webhook subscription", &id, &etag, &current)?;
+        let config = find(&mut transaction, &caller.tenants(), "id", &id).await?;
+        let current = config.webhook_subscription.as_ref().map_or("", |found| &found.etag);
+        status::check_etag("webhook subscription", &id, &etag, current)?;
         webhook_subscriptions::delete(&mut transaction, &id).await?;
+        let audited = Audited::deleted("WebhookSubscriptionService/DeleteWebhookSubscription", &config);
+        transaction.audit(&caller, audited).await?;
         transaction.commit().await?;
         Ok(Response::new(v1::DeleteWebhookSubscriptionResponse {}))
     }
@@ -226,19 +250,23 @@ impl WebhookSubscriptionService for WebhookSubscriptionApi {
         &self,
         request: Request<v1::PauseWebhookSubscriptionRequest>,
     ) -> Result<Response<v1::PauseWebhookSubscriptionResponse>, Status> {
-        let tenant_id = authorize::tenant(&request)?;
+        let caller = authorize::caller(&request)?;
         let v1::PauseWebhookSubscriptionRequest { id, reason } = request.into_inner();
         let mut transaction = self.state.store.begin_write().await?;
-        let mut config = find(&mut transaction, &tenant_id, "id", &id).await?;
+        let mut config = find(&mut transaction, &caller.tenants(), "id", &id).await?;
         if reason.chars().count() > PAUSE_REASON_CHARS_MAX {
             let description = format!("must be at most {PAUSE_REASON_CHARS_MAX} characters long");
             return Err(status::invalid_field("reason", description));
         }
+        let before = config.clone();
         let subscription = config.webhook_subscription.get_or_insert_default();
         subscription.set_state(v1::WebhookSubscriptionState::Paused);
         let reason = if reason.is_empty() { PAUSE_REASON_DEFAULT.to_owned() } else { reason };
         subscription.pause_reason = reason;
         let webhook_subscription = Some(put_changed(&mut transaction, &mut config).await?);
+        let audited =
+            Audited::changed("WebhookSubscriptionService/PauseWebhookSubscription", &before, &config);
+        transaction.audit(&caller, audited).await?;
         transaction.commit().await?;
         Ok(Response::new(v1::PauseWebhookSubscriptionResponse { webhook_subscription }))
     }
@@ -247,15 +275,19 @@ impl WebhookSubscriptionService for WebhookSubscriptionApi {
         &self,
         request: Request<v1::ResumeWebhookSubscriptionRequest>,
     ) -> Result<Response<v1::ResumeWebhookSubscriptionResponse>, Status> {
-        let tenant_id = authorize::tenant(&request)?;
+        let caller = authorize::caller(&request)?;
         let id = request.into_inner().id;
         let mut transaction = self.state.store.begin_write().await?;
-        let mut config = find(&mut transaction, &tenant_id, "id", &id).await?;
+        let mut config = find(&mut transaction, &caller.tenants(), "id", &id).await?;
+        let before = config.clone();
         let subscription = config.webhook_subscription.get_or_insert_default();
         subscription.set_state(v1::WebhookSubscriptionState::Active);
         subscription.pause_reason.clear();
         self.forget_failures(&id).await;
         let webhook_subscription = Some(put_changed(&mut transaction, &mut config).await?);
+        let audited =
+            Audited::changed("WebhookSubscriptionService/ResumeWebhookSubscription", &before, &config);
+        transaction.audit(&caller, audited).await?;
         transaction.commit().await?;
         Ok(Response::new(v1::ResumeWebhookSubscriptionResponse { webhook_subscription }))
     }
@@ -264,16 +296,19 @@ impl WebhookSubscriptionService for WebhookSubscriptionApi {
         &self,
         request: Request<v1::RotateSigningSecretRequest>,
     ) -> Result<Response<v1::RotateSigningSecretResponse>, Status> {
-        let tenant_id = authorize::tenant(&request)?;
+        let caller = authorize::caller(&request)?;
         let v1::RotateSigningSecretRequest { id, grace_period } = request.into_inner();
         let mut transaction = self.state.store.begin_write().await?;
-        let mut config = find(&mut transaction, &tenant_id, "id", &id).await?;
+        let mut config = find(&mut transaction, &caller.tenants(), "id", &id).await?;
         let grace_period = signing::read_grace_period(grace_period.as_ref())?;
+        let before = config.clone();
         let now = clock::now();
         let expire_time = now.saturating_add(grace_period).unwrap_or(Timestamp::MAX);
         signing::rotate(&mut config.signing_secrets, signing::new_secret(now), now, expire_time)?;
         signing::rotate(&mut config.signing_keys, signing::new_key(now), now, expire_time)?;
         put_changed(&mut transaction, &mut config).await?;
+        let audited = Audited::changed("WebhookSubscriptionService/RotateSigningSecret", &before, &config);
+        transaction.audit(&caller, audited).await?;
         transaction.commit().await?;
         let public_key = signing::public_key(&config);
         Ok(Response::new(v1::RotateSigningSecretResponse {
@@ -287,10 +322,14 @@ impl WebhookSubscriptionService for WebhookSubscriptionApi {
         &self,
         request: Request<v1::GetSigningSecretRequest>,
     ) -> Result<Response<v1::GetSigningSecretResponse>, Status> {
-        let tenant_id = authorize::tenant(&request)?;
+        let caller = authorize::caller(&request)?;
         let id = request.into_inner().id;
-        let mut connection = self.state.store.reader().await?;
-        let config = find(&mut connection, &tenant_id, "id", &id).await?;
+        // No secret is shown unless that it was shown is on record.
+        let mut transaction = self.state.store.begin_write().await?;
+        let config = find(&mut transaction, &caller.tenants(), "id", &id).await?;
+        let audited = Audited::seen("WebhookSubscriptionService/GetSigningSecret", &config);
+        transaction.audit(&caller, audited).await?;
+        transaction.commit().await?;
         let public_key = signing::public_key(&config);
         let newest = config.signing_secrets.into_iter().next().unwrap_or_default();
         let (signing_secret, create_time) = (newest.value, newest.create_time);
@@ -301,12 +340,12 @@ impl WebhookSubscriptionService for WebhookSubscriptionApi {
         &self,
         request: Request<v1::SendTestEventRequest>,
     ) -> Result<Response<v1::SendTestEventResponse>, Status> {
-        let tenant_id = authorize::tenant(&request)?;
+        let caller = authorize::caller(&request)?;
         let id = request.into_inner().id;
         let mut connection = self.state.store.reader().await?;
-        let config = find(&mut connection, &tenant_id, "id", &id).await?;
+        let config = find(&mut connection, &caller.tenants(), "id", &id).await?;
         let of = config.webhook_subscription.unwrap_or_default().instance_id;
-        let instance = instance::find(&mut connection, &tenant_id, "id", &of).await?;
+        let instance = instance::find(&mut connection, &caller.tenants(), "id", &of).await?;
         drop(connection);
         let event_id = EventId::from_bytes(rand::random()).to_string();
         let work = v1::TestEventWork {
@@ -320,15 +359,15 @@ impl WebhookSubscriptionService for WebhookSubscriptionApi {
 }
 
 async fn find(
-    connection: &mut SqliteConnection,
-    tenant_id: &TenantId,
+    connection: &mut Connection,
+    scope: &TenantScope,
     field: &str,
     id: &str,
 ) -> Result<v1::WebhookSubscriptionConfig, Status> {
     if id.is_empty() {
         return Err(status::missing_field(field));
     }
-    let found = webhook_subscriptions::find(connection, tenant_id, id).await?;
+    let found = webhook_subscriptions::find(connection, scope, id).await?;
     found.ok_or_else(|| status::not_found("webhook subscription", id))
 }
 

@@ -16,7 +16,7 @@ const READERS_MAX: u32 = 4;
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The version of the tables that this program writes. Version 1 did not say so.
-const SCHEMA_VERSION: i64 = 2;
+pub(crate) const SCHEMA_VERSION: i64 = 2;
 
 /// `logs` has the attempts that came with the log; later ones are in `attempts`. `log_changes` and
 /// `log_event_ids` have many entries in each row. `log_duplicates` has rows only of agents that were not the first to take an event.
@@ -157,6 +157,15 @@ pub(super) async fn open_readers(path: &Path) -> Result<SqlitePool, sqlx::Error>
         .busy_timeout(BUSY_TIMEOUT)
         .disable_statement_logging();
     SqlitePoolOptions::new().max_connections(READERS_MAX).connect_with(options).await
+}
+
+/// Makes a restored database one of its own: cursors of the one it was copied from count no more.
+///
+/// # Errors
+/// When the database cannot be written.
+pub(crate) async fn forget_epoch(connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
+    sqlx::query("DELETE FROM meta WHERE name = 'epoch'").execute(connection).await?;
+    Ok(())
 }
 
 /// The name of this database, made once: cursors carry it.

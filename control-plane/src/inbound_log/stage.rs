@@ -129,36 +129,47 @@ impl Stage {
         });
     }
 
-    /// Applies what `agent_id` recorded.
-    pub(super) fn apply(&mut self, agent_id: &str, record: Record) {
-        match record {
-            Record::Event(log, attempts) => {
-                let place = self.event(agent_id, log, &attempts);
+    /// Applies what `agent_id` recorded. An agent of `tenant_id` changes nothing of other tenants' events: to it
+    /// they were never recorded.
+    pub(super) fn apply(&mut self, agent_id: &str, tenant_id: Option<&str>, record: Record) {
+        let event_id = match &record {
+            Record::Event(log, _) => &log.event_id,
+            Record::Attempts(report) => &report.event_id,
+            Record::Duplicate(report) => &report.event_id,
+            Record::Unrouted(_) => "",
+        };
+        let place = self.by_key.get(&event_key(event_id)).copied();
+        let is_others = |place: usize| tenant_id.is_some_and(|own| self.logs[place].log.tenant_id != own);
+        if place.is_some_and(is_others) {
+            self.unknown_events += 1;
+            return;
+        }
+        match (record, place) {
+            (Record::Event(log, attempts), place) => {
+                let place = self.event(agent_id, place, log, &attempts);
                 self.attempt(place, attempts);
             }
-            Record::Attempts(report) => match self.by_key.get(&event_key(&report.event_id)).copied() {
-                Some(place) => {
-                    self.deliveries(place, report.deliveries, &report.attempts);
-                    self.attempt(place, report.attempts);
-                }
-                None => self.unknown_events += 1,
-            },
-            Record::Duplicate(report) => match self.by_key.get(&event_key(&report.event_id)).copied() {
-                Some(place) => self.duplicates(place, agent_id, report.duplicate_count),
-                None => self.unknown_events += 1,
-            },
-            Record::Unrouted(callback) => self.unrouted.push(callback),
+            (Record::Attempts(report), Some(place)) => {
+                self.deliveries(place, report.deliveries, &report.attempts);
+                self.attempt(place, report.attempts);
+            }
+            (Record::Duplicate(report), Some(place)) => {
+                self.duplicates(place, agent_id, report.duplicate_count);
+            }
+            (Record::Attempts(_) | Record::Duplicate(_), None) => self.unknown_events += 1,
+            (Record::Unrouted(callback), _) => self.unrouted.push(callback),
         }
     }
 
     fn event(
         &mut self,
         agent_id: &str,
+        known: Option<usize>,
         mut log: Box<v1::InboundLog>,
         attempts: &[v1::DeliveryAttempt],
     ) -> usize {
         let key = event_key(&log.event_id);
-        if let Some(place) = self.by_key.get(&key).copied() {
+        if let Some(place) = known {
             self.duplicates(place, agent_id, log.duplicate_count);
             self.deliveries(place, log.deliveries, attempts);
             return place;

@@ -82,7 +82,13 @@ fn batch(agent_id: &str, first_sequence: u64, records: Vec<Record>) -> ReportBat
         .map(|(sequence, record)| SequencedRecord { sequence, record })
         .collect();
     let last_sequence = records.last().map_or(0, |record| record.sequence);
-    ReportBatch { agent_id: agent_id.into(), buffer_id: "buf_1".into(), records, last_sequence }
+    ReportBatch {
+        agent_id: agent_id.into(),
+        tenant_id: None,
+        buffer_id: "buf_1".into(),
+        records,
+        last_sequence,
+    }
 }
 
 async fn all(logs: &LogStore, filter: &LogFilter, page_size: usize) -> Vec<String> {
@@ -449,16 +455,16 @@ async fn unrouted_callbacks_are_kept_and_bounded() {
     running.logs.append(batch("agt_1", max + 100, few)).await.unwrap();
     let number =
         |route_id: &str, key: &str| UnroutedNumber { route_id: route_id.into(), number_key: key.into() };
-    let oldest = running.logs.unrouted_of(&number("route_1", "123"), 1).await.unwrap();
+    let oldest = running.logs.unrouted_of(&number("route_1", "123"), -1, 1).await.unwrap();
     assert_eq!(oldest[0].callback.payload_json, "5");
-    let (page, next) = running.logs.list_unrouted(Some("route_2"), None, 2).await.unwrap();
+    let (page, next) = running.logs.list_unrouted(Some(&["route_2".to_owned()]), None, 2).await.unwrap();
     assert_eq!(page.iter().map(|callback| callback.payload_json.as_str()).collect::<Vec<_>>(), ["c", "b"]);
-    let (page, next) = running.logs.list_unrouted(Some("route_2"), next, 2).await.unwrap();
+    let (page, next) = running.logs.list_unrouted(Some(&["route_2".to_owned()]), next, 2).await.unwrap();
     assert_eq!((page.len(), next), (1, None));
-    let of_number = running.logs.unrouted_of(&number("route_2", "966110000000"), 10).await.unwrap();
+    let of_number = running.logs.unrouted_of(&number("route_2", "966110000000"), -1, 10).await.unwrap();
     assert_eq!(of_number.len(), 2);
     running.logs.delete_unrouted(of_number.iter().map(|unrouted| unrouted.seq).collect()).await.unwrap();
-    let (left, _) = running.logs.list_unrouted(Some("route_2"), None, 10).await.unwrap();
+    let (left, _) = running.logs.list_unrouted(Some(&["route_2".to_owned()]), None, 10).await.unwrap();
     assert_eq!(left.len(), 1);
     assert_eq!(running.logs.unrouted_numbers(0).await.unwrap().len(), 2);
     running.close().await;

@@ -11,6 +11,9 @@ use super::{LogStore, LogStoreError, query::PAGE_BYTES_MAX, writer::Job};
 /// Unrouted callbacks kept per inbound route; the oldest go first.
 pub const UNROUTED_PER_ROUTE_MAX: i64 = 10_000;
 
+/// Routes that one listing looks at; of a tenant with more, those beyond have to be asked for one by one.
+const ROUTES_MAX: usize = 10_000;
+
 /// An unrouted callback and its place.
 #[derive(Debug, Clone)]
 pub struct Unrouted {
@@ -44,21 +47,26 @@ pub(super) async fn trim(connection: &mut SqliteConnection, route_id: &str) -> R
 }
 
 impl LogStore {
-    /// A page of at most `limit` unrouted callbacks before the place `before`, newest first, and where the
+    /// A page of at most `limit` unrouted callbacks, of all routes or some, before the place `before`, newest first, and where the
     /// next page goes on.
     ///
     /// # Errors
     /// When the database cannot be read.
     pub async fn list_unrouted(
         &self,
-        route_id: Option<&str>,
+        route_ids: Option<&[String]>,
         before: Option<i64>,
         limit: usize,
     ) -> Result<(Vec<v1::UnroutedCallback>, Option<i64>), LogStoreError> {
         let mut sql = QueryBuilder::<Sqlite>::new("SELECT seq, body FROM unrouted_callbacks WHERE seq < ");
         sql.push_bind(before.unwrap_or(i64::MAX));
-        if let Some(route_id) = route_id {
-            sql.push(" AND route_id = ").push_bind(route_id.to_owned());
+        if let Some(route_ids) = route_ids {
+            sql.push(" AND route_id IN (");
+            let mut separated = sql.separated(", ");
+            for route_id in route_ids.iter().take(ROUTES_MAX) {
+                separated.push_bind(route_id.clone());
+            }
+            sql.push(")");
         }
         sql.push(" ORDER BY seq DESC LIMIT ").push_bind(i64::try_from(limit).unwrap_or(i64::MAX - 1) + 1);
         let mut rows = self.unrouted_rows(sql).await?;
@@ -74,20 +82,23 @@ impl LogStore {
         Ok((rows.into_iter().map(|row| row.callback).collect(), next))
     }
 
-    /// At most `limit` callbacks for a number, oldest first.
+    /// At most `limit` callbacks for a number after the place `after`, oldest first.
     ///
     /// # Errors
     /// When the database cannot be read.
     pub async fn unrouted_of(
         &self,
         number: &UnroutedNumber,
+        after: i64,
         limit: usize,
     ) -> Result<Vec<Unrouted>, LogStoreError> {
         let mut sql =
             QueryBuilder::<Sqlite>::new("SELECT seq, body FROM unrouted_callbacks WHERE route_id = ");
         sql.push_bind(number.route_id.clone())
             .push(" AND number_key = ")
-            .push_bind(number.number_key.clone());
+            .push_bind(number.number_key.clone())
+            .push(" AND seq > ")
+            .push_bind(after);
         sql.push(" ORDER BY seq LIMIT ").push_bind(i64::try_from(limit).unwrap_or(i64::MAX));
         self.unrouted_rows(sql).await
     }

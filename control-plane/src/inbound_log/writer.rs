@@ -4,6 +4,7 @@ mod rows;
 
 use std::{
     collections::{HashMap, HashSet},
+    path::PathBuf,
     sync::{Arc, PoisonError, RwLock},
     time::Duration,
 };
@@ -26,6 +27,7 @@ use super::{
     failing::{Changed, FailingSubscription, FailingSubscriptions},
     insert::RowInsert,
     instance_index::{self, InstanceSeqs},
+    schema,
     stage::{Stage, StagedLog},
 };
 use rows::{stored_repeats, write_repeats, write_unrouted};
@@ -68,6 +70,12 @@ type Position = (String, String);
 
 pub(super) struct Writer {
     connection: SqliteConnection,
+    /// The database file.
+    path: PathBuf,
+    /// Whether a transaction failed over the connection. SQLite may have ended it by itself
+    /// (<https://sqlite.org/lang_transaction.html#response_to_errors_within_a_transaction>), and then the
+    /// connection cannot begin another one.
+    is_broken: bool,
     channels: Channels,
     failing: FailingSubscriptions,
     index: Arc<RwLock<EventIndex>>,
@@ -117,6 +125,7 @@ impl Inserts {
 impl Writer {
     pub(super) async fn new(
         mut connection: SqliteConnection,
+        path: PathBuf,
         channels: Channels,
         index: Arc<RwLock<EventIndex>>,
         closing: CancellationToken,
@@ -140,6 +149,8 @@ impl Writer {
         let (unrouted_head, unrouted_receiver) = watch::channel(unrouted_seq);
         let writer = Self {
             connection,
+            path,
+            is_broken: false,
             channels,
             failing,
             index,
@@ -176,7 +187,7 @@ impl Writer {
                 Some(Job::Append(append)) => self.group(append).await,
                 Some(Job::DeleteUnrouted { seqs, answer }) => {
                     // Nobody may be waiting any more; the rows are gone all the same.
-                    let _ = answer.send(self.delete_unrouted(&seqs).await.map_err(LogStoreError::write));
+                    let _ = answer.send(self.delete_unrouted(&seqs).await);
                 }
             }
         }
@@ -214,7 +225,7 @@ impl Writer {
             self.seal().await;
         }
         if let Some(Job::DeleteUnrouted { seqs, answer }) = after {
-            let _ = answer.send(self.delete_unrouted(&seqs).await.map_err(LogStoreError::write));
+            let _ = answer.send(self.delete_unrouted(&seqs).await);
         }
     }
 
@@ -242,13 +253,14 @@ impl Writer {
         if positions.is_empty() {
             return Ok(acked);
         }
+        self.mend().await?;
         let now = clock::now();
         let records = batches.iter().map(|batch| batch.records.len()).sum();
         let mut stage = Stage::new(now, self.next_seq, self.next_change_seq, records);
         self.load_stored(&batches, &mut stage).await?;
         for batch in batches {
             for record in batch.records {
-                stage.apply(&batch.agent_id, record.record);
+                stage.apply(&batch.agent_id, batch.tenant_id.as_deref(), record.record);
             }
         }
         if stage.unknown_events > 0 {
@@ -261,6 +273,7 @@ impl Writer {
         let failing = self.failing.changed(&stage.attempts, now);
         let staged = Staged::of(&stage);
         let written = self.write(stage, &positions, &failing, now).await;
+        self.is_broken = written.is_err();
         let unrouted_seq = written.map_err(LogStoreError::write)?;
         self.committed(staged, positions, unrouted_seq);
         for failing in self.failing.committed(failing, now) {
@@ -268,6 +281,18 @@ impl Writer {
             let _ = self.channels.failing.try_send(failing);
         }
         Ok(acked)
+    }
+
+    /// Opens the database anew after a failed transaction.
+    async fn mend(&mut self) -> Result<(), LogStoreError> {
+        if self.is_broken {
+            self.connection = schema::open_writer(&self.path).await.map_err(|error| match error {
+                LogStoreError::Open { source, .. } => LogStoreError::Write(source),
+                other => other,
+            })?;
+            self.is_broken = false;
+        }
+        Ok(())
     }
 
     /// Drops records that are committed already. Returns the sequence to acknowledge for each batch, and
@@ -444,11 +469,21 @@ impl Writer {
         .await;
         match written {
             Ok(()) => self.index.write().unwrap_or_else(PoisonError::into_inner).sealed(tail),
-            Err(error) => warn!(%error, "failed to seal a segment of event ids"),
+            Err(error) => {
+                self.is_broken = true;
+                warn!(%error, "failed to seal a segment of event ids");
+            }
         }
     }
 
-    async fn delete_unrouted(&mut self, seqs: &[i64]) -> Result<(), sqlx::Error> {
+    async fn delete_unrouted(&mut self, seqs: &[i64]) -> Result<(), LogStoreError> {
+        self.mend().await?;
+        let deleted = self.try_delete_unrouted(seqs).await;
+        self.is_broken = deleted.is_err();
+        deleted.map_err(LogStoreError::write)
+    }
+
+    async fn try_delete_unrouted(&mut self, seqs: &[i64]) -> Result<(), sqlx::Error> {
         let mut tx = self.connection.begin_with("BEGIN IMMEDIATE").await?;
         for seq in seqs {
             sqlx::query("DELETE FROM unrouted_callbacks WHERE seq = ?").bind(seq).execute(&mut *tx).await?;

@@ -27,7 +27,7 @@ fn subscription(id: &str, instance_id: &str, padding: usize) -> v1::ConfigResour
 }
 
 fn parts(since: u64, upserts: Vec<v1::ConfigResource>, region: &str) -> Vec<Part> {
-    let regions = regions_of(&upserts);
+    let regions = Regions::of(&upserts);
     let changes = ConfigChanges { version: 9, upserts, removals: vec![] };
     Parts::new(Arc::new(annotate(since, changes, &regions)), region).collect()
 }
@@ -36,7 +36,43 @@ fn ids(part: &Part) -> Vec<String> {
     part.keys().into_iter().map(|(_, id)| id).collect()
 }
 
-/// An agent gets every route, and what its region serves, each instance before what hangs on it.
+fn on_route(mut resource: v1::ConfigResource, route_id: &str) -> v1::ConfigResource {
+    if let Some(Resource::Instance(instance)) = &mut resource.resource {
+        instance.inbound_route_id = route_id.into();
+    }
+    resource
+}
+
+/// A region gets the routes of the instances that it serves, with their secrets, and no other's; a route
+/// without any instance goes everywhere, so that its callbacks are taken and kept as unrouted. A route that has
+/// left the region is removed after the instances that are on it.
+#[test]
+fn routes_go_where_their_instances_are_served() {
+    let upserts = || {
+        vec![
+            route("route_eu"),
+            route("route_us"),
+            route("route_both"),
+            route("route_all"),
+            route("route_new"),
+            on_route(instance_in("inst_1", &["eu"]), "route_eu"),
+            on_route(instance_in("inst_2", &["us"]), "route_us"),
+            on_route(instance_in("inst_3", &["us"]), "route_both"),
+            on_route(instance_in("inst_4", &["eu"]), "route_both"),
+            on_route(instance_in("inst_5", &["ap"]), "route_all"),
+            on_route(instance_in("inst_6", &[]), "route_all"),
+        ]
+    };
+    let snapshot = parts(0, upserts(), "eu");
+    let sent = ids(&snapshot[0]);
+    assert_eq!(sent, ["route_eu", "route_both", "route_all", "route_new", "inst_1", "inst_4", "inst_6"]);
+    let delta = parts(3, upserts(), "eu");
+    let removed: Vec<_> = delta[0].removals.iter().map(|removal| removal.id.as_str()).collect();
+    assert_eq!(removed, ["inst_2", "inst_3", "inst_5", "route_us"]);
+    assert!(delta[0].removals.iter().all(|removal| !removal.deleted));
+}
+
+/// An agent gets what its region serves, each instance before what hangs on it.
 #[test]
 fn snapshot_is_limited_to_the_region() {
     let upserts = vec![
@@ -59,7 +95,7 @@ fn leaving_a_region_removes() {
     let upserts = vec![instance_in("inst_1", &["us"]), subscription("sub_1", "inst_1", 0)];
     let parts = parts(3, upserts, "eu");
     assert!(parts[0].upserts.is_empty() && !parts[0].begins_snapshot);
-    assert_eq!(ids(&parts[0]), ["inst_1", "sub_1"]);
+    assert_eq!(ids(&parts[0]), ["sub_1", "inst_1"], "what refers to others goes first");
     assert_eq!(parts[0].removals.len(), 2);
     assert!(parts[0].removals.iter().all(|removal| !removal.deleted), "it is only not for this agent");
 }

@@ -1,12 +1,15 @@
 //! Inbound routes. `body` is the route as operators see it, `config` the route as agents get it, with the
-//! callback token and the secret values.
+//! callback token and the secret values, sealed.
 
-use gateway_core::id::TenantId;
+use std::fmt;
+
+use gateway_core::tenant::TenantScope;
 use gateway_proto::v1::{self, config_resource::Resource};
 use prost::Message as _;
 use sqlx::SqliteConnection;
+use zeroize::Zeroizing;
 
-use super::{StoreError, WriteTx, decode, from_sql, schema, to_sql};
+use super::{Connection, StoreError, WriteTx, decode, from_sql, readable, schema, tenants, to_sql};
 
 /// The table.
 pub const SCHEMA: &str = "
@@ -24,8 +27,13 @@ CREATE INDEX IF NOT EXISTS inbound_routes_version ON inbound_routes (version);
 
 const TYPE: &str = "inbound_route";
 
+/// What the sealed `config` of a route is bound to, beside its tenant.
+pub(super) fn sealed_resource(id: &str) -> String {
+    format!("{TYPE}/{id}")
+}
+
 /// A route as operators see it, and as agents get it.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub struct StoredRoute {
     /// Without secret values.
     pub route: v1::InboundRoute,
@@ -33,34 +41,38 @@ pub struct StoredRoute {
     pub config: v1::InboundRouteConfig,
 }
 
-/// A route of one tenant.
+impl fmt::Debug for StoredRoute {
+    /// Without secret values.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StoredRoute").field("id", &self.route.id).finish_non_exhaustive()
+    }
+}
+
+/// A route within reach of a caller.
 ///
 /// # Errors
 /// When the database cannot be read.
 pub async fn find(
-    connection: &mut SqliteConnection,
-    tenant_id: &TenantId,
+    connection: &mut Connection,
+    scope: &TenantScope,
     id: &str,
 ) -> Result<Option<StoredRoute>, StoreError> {
-    Ok(find_any(connection, id).await?.filter(|found| found.route.tenant_id == tenant_id.as_str()))
+    Ok(find_any(connection, id).await?.filter(|found| scope.contains(&found.route.tenant_id)))
 }
 
 /// A route of any tenant.
 ///
 /// # Errors
 /// When the database cannot be read.
-pub async fn find_any(
-    connection: &mut SqliteConnection,
-    id: &str,
-) -> Result<Option<StoredRoute>, StoreError> {
-    let row: Option<(Vec<u8>, Vec<u8>)> =
-        sqlx::query_as("SELECT body, config FROM inbound_routes WHERE id = ?1")
+pub async fn find_any(connection: &mut Connection, id: &str) -> Result<Option<StoredRoute>, StoreError> {
+    let row: Option<(String, Vec<u8>, Vec<u8>)> =
+        sqlx::query_as("SELECT tenant_id, body, config FROM inbound_routes WHERE id = ?1")
             .bind(id)
-            .fetch_optional(connection)
+            .fetch_optional(&mut **connection)
             .await?;
-    let stored = |(body, config): (Vec<u8>, Vec<u8>)| {
+    let stored = |(tenant_id, body, config): (String, Vec<u8>, Vec<u8>)| {
         let route = decode(&body)?;
-        Ok(StoredRoute { route, config: decode(&config)? })
+        Ok(StoredRoute { route, config: connection.open(&tenant_id, &sealed_resource(id), &config)? })
     };
     row.map(stored).transpose()
 }
@@ -71,22 +83,31 @@ pub async fn find_any(
 /// When the database cannot be read.
 pub async fn list(
     connection: &mut SqliteConnection,
-    tenant_id: &TenantId,
+    scope: &TenantScope,
     provider: Option<i32>,
     after: Option<&str>,
     limit: i64,
 ) -> Result<Vec<v1::InboundRoute>, StoreError> {
     let bodies: Vec<Vec<u8>> = sqlx::query_scalar(
         "SELECT body FROM inbound_routes
-         WHERE tenant_id = ?1 AND (?2 IS NULL OR provider = ?2) AND id > ?3 ORDER BY id LIMIT ?4",
+         WHERE (?1 IS NULL OR tenant_id = ?1) AND (?2 IS NULL OR provider = ?2) AND id > ?3 ORDER BY id LIMIT ?4",
     )
-    .bind(tenant_id.as_str())
+    .bind(scope.only())
     .bind(provider)
     .bind(after.unwrap_or_default())
     .bind(limit)
     .fetch_all(connection)
     .await?;
     bodies.iter().map(|body| decode(body)).collect()
+}
+
+/// The ids of all routes within reach of a caller.
+///
+/// # Errors
+/// When the database cannot be read.
+pub async fn ids(connection: &mut SqliteConnection, scope: &TenantScope) -> Result<Vec<String>, StoreError> {
+    let ids = sqlx::query_scalar("SELECT id FROM inbound_routes WHERE ?1 IS NULL OR tenant_id = ?1");
+    Ok(ids.bind(scope.only()).fetch_all(connection).await?)
 }
 
 /// Writes a new or changed route under a new version; sets its etag.
@@ -96,6 +117,9 @@ pub async fn list(
 pub async fn put(transaction: &mut WriteTx, stored: &mut StoredRoute) -> Result<(), StoreError> {
     let version = transaction.bump_version().await?;
     stored.route.etag = transaction.store().etag(version);
+    let config = Zeroizing::new(stored.config.encode_to_vec());
+    let (id, tenant_id) = (&stored.route.id, &stored.route.tenant_id);
+    let config = transaction.seal(tenant_id, &sealed_resource(id), &config).await?;
     let connection = transaction.connection();
     schema::exhume(connection, TYPE, &stored.route.id).await?;
     sqlx::query(
@@ -110,7 +134,7 @@ pub async fn put(transaction: &mut WriteTx, stored: &mut StoredRoute) -> Result<
     .bind(stored.route.provider)
     .bind(&stored.config.callback_token)
     .bind(stored.route.encode_to_vec())
-    .bind(stored.config.encode_to_vec())
+    .bind(config)
     .execute(connection)
     .await?;
     Ok(())
@@ -123,22 +147,30 @@ pub async fn put(transaction: &mut WriteTx, stored: &mut StoredRoute) -> Result<
 pub async fn delete(transaction: &mut WriteTx, id: &str) -> Result<(), StoreError> {
     let version = to_sql(transaction.bump_version().await?);
     let connection = transaction.connection();
+    tenants::remember_owner(connection, TYPE, id).await?;
     sqlx::query("DELETE FROM inbound_routes WHERE id = ?1").bind(id).execute(&mut *connection).await?;
     schema::bury(connection, TYPE, id, version).await
 }
 
 pub(super) async fn changed_since(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     version: i64,
 ) -> Result<Vec<v1::ConfigResource>, StoreError> {
-    let rows: Vec<(i64, Vec<u8>)> =
-        sqlx::query_as("SELECT version, config FROM inbound_routes WHERE version > ?1 ORDER BY version, id")
-            .bind(version)
-            .fetch_all(connection)
-            .await?;
-    let resource = |(version, config): (i64, Vec<u8>)| {
-        let resource = Some(Resource::InboundRoute(decode(&config)?));
-        Ok(v1::ConfigResource { version: from_sql(version), resource })
+    let rows: Vec<(i64, String, String, Vec<u8>)> = sqlx::query_as(
+        "SELECT version, id, tenant_id, config FROM inbound_routes
+         WHERE version > ?1 OR id IN (SELECT route_id FROM route_reach WHERE version > ?1) ORDER BY version, id",
+    )
+    .bind(version)
+    .fetch_all(&mut **connection)
+    .await?;
+    let resource = |(version, id, tenant_id, config): (i64, String, String, Vec<u8>)| {
+        let config = connection.open(&tenant_id, &sealed_resource(&id), &config);
+        let resource = config.map(|config| Some(Resource::InboundRoute(config)));
+        readable(
+            TYPE,
+            &id,
+            resource.map(|resource| v1::ConfigResource { version: from_sql(version), resource }),
+        )
     };
-    rows.into_iter().map(resource).collect()
+    rows.into_iter().filter_map(resource).collect()
 }

@@ -1,11 +1,11 @@
 //! Instances.
 
-use gateway_core::id::TenantId;
+use gateway_core::tenant::TenantScope;
 use gateway_proto::v1::{self, config_resource::Resource};
 use prost::Message as _;
 use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
 
-use super::{StoreError, WriteTx, decode, from_sql, schema, to_sql};
+use super::{StoreError, WriteTx, decode, from_sql, route_reach, schema, tenants, to_sql};
 
 /// The table. `number_key` is `provider_number_id` in the form in which it is unique within the route.
 pub const SCHEMA: &str = "
@@ -23,16 +23,16 @@ CREATE INDEX IF NOT EXISTS instances_version ON instances (version);
 
 const TYPE: &str = "instance";
 
-/// An instance of one tenant.
+/// An instance within reach of a caller.
 ///
 /// # Errors
 /// When the database cannot be read.
 pub async fn find(
     connection: &mut SqliteConnection,
-    tenant_id: &TenantId,
+    scope: &TenantScope,
     id: &str,
 ) -> Result<Option<v1::Instance>, StoreError> {
-    Ok(find_any(connection, id).await?.filter(|instance| instance.tenant_id == tenant_id.as_str()))
+    Ok(find_any(connection, id).await?.filter(|instance| scope.contains(&instance.tenant_id)))
 }
 
 /// An instance of any tenant.
@@ -87,17 +87,19 @@ pub async fn ids_of_route(
 /// When the database cannot be read.
 pub async fn list(
     connection: &mut SqliteConnection,
-    tenant_id: &TenantId,
+    scope: &TenantScope,
     inbound_route_id: Option<&str>,
     after: Option<&str>,
     limit: i64,
 ) -> Result<Vec<v1::Instance>, StoreError> {
-    let mut sql = QueryBuilder::<Sqlite>::new("SELECT body FROM instances WHERE tenant_id = ");
-    sql.push_bind(tenant_id.as_str());
+    let mut sql = QueryBuilder::<Sqlite>::new("SELECT body FROM instances WHERE id > ");
+    sql.push_bind(after.unwrap_or_default());
+    if let Some(tenant_id) = scope.only() {
+        sql.push(" AND tenant_id = ").push_bind(tenant_id);
+    }
     if let Some(inbound_route_id) = inbound_route_id {
         sql.push(" AND inbound_route_id = ").push_bind(inbound_route_id);
     }
-    sql.push(" AND id > ").push_bind(after.unwrap_or_default());
     sql.push(" ORDER BY id LIMIT ").push_bind(limit);
     let bodies: Vec<Vec<u8>> = sql.build_query_scalar().fetch_all(connection).await?;
     bodies.iter().map(|body| decode(body)).collect()
@@ -116,6 +118,7 @@ pub async fn put(
     instance.etag = transaction.store().etag(version);
     let connection = transaction.connection();
     schema::exhume(connection, TYPE, &instance.id).await?;
+    route_reach::touch(connection, &instance.id, Some(&instance.inbound_route_id), to_sql(version)).await?;
     sqlx::query(
         "INSERT INTO instances (id, tenant_id, version, inbound_route_id, number_key, body)
          VALUES (?1, ?2, ?3, ?4, ?5, ?6)
@@ -142,6 +145,8 @@ pub async fn delete(transaction: &mut WriteTx, id: &str) -> Result<(), StoreErro
     super::opt_out_policies::delete(transaction, id).await?;
     let version = to_sql(transaction.bump_version().await?);
     let connection = transaction.connection();
+    tenants::remember_owner(connection, TYPE, id).await?;
+    route_reach::touch(connection, id, None, version).await?;
     sqlx::query("DELETE FROM instances WHERE id = ?1").bind(id).execute(&mut *connection).await?;
     schema::bury(connection, TYPE, id, version).await
 }

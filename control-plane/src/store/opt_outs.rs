@@ -6,6 +6,7 @@
 use gateway_core::{
     id::{InstanceId, TenantId},
     opt_out::{ContactRef, Decision, Merged, OptOutRecord, merge, merge_record},
+    tenant::TenantScope,
 };
 use gateway_proto::v1;
 use gateway_runtime::clock;
@@ -45,6 +46,8 @@ const TABLE: &str = "opt_outs";
 pub struct OptOutRecorded {
     /// The record as it now stands, with its etag.
     pub opt_out: v1::OptOut,
+    /// The record as it stood; None when there was none.
+    pub before: Option<v1::OptOut>,
     /// Whether the record is another one than before.
     pub changed: bool,
     /// Whether the customer is to be told: [`Merged::is_news`].
@@ -62,19 +65,19 @@ pub struct OptOutFilter<'a> {
     pub state: Option<i32>,
 }
 
-/// An opt-out of one tenant.
+/// An opt-out within reach of a caller.
 ///
 /// # Errors
 /// When the database cannot be read.
 pub async fn find(
     connection: &mut SqliteConnection,
-    tenant_id: &TenantId,
+    scope: &TenantScope,
     id: &str,
 ) -> Result<Option<v1::OptOut>, StoreError> {
     let body: Option<Vec<u8>> =
-        sqlx::query_scalar("SELECT body FROM opt_outs WHERE id = ?1 AND tenant_id = ?2")
+        sqlx::query_scalar("SELECT body FROM opt_outs WHERE id = ?1 AND (?2 IS NULL OR tenant_id = ?2)")
             .bind(id)
-            .bind(tenant_id.as_str())
+            .bind(scope.only())
             .fetch_optional(connection)
             .await?;
     body.map(|body| decode(&body)).transpose()
@@ -86,13 +89,16 @@ pub async fn find(
 /// When the database cannot be read.
 pub async fn list(
     connection: &mut SqliteConnection,
-    tenant_id: &TenantId,
+    scope: &TenantScope,
     filter: &OptOutFilter<'_>,
     after: Option<&str>,
     limit: i64,
 ) -> Result<Vec<v1::OptOut>, StoreError> {
-    let mut sql = QueryBuilder::<Sqlite>::new("SELECT body FROM opt_outs WHERE tenant_id = ");
-    sql.push_bind(tenant_id.as_str());
+    let mut sql = QueryBuilder::<Sqlite>::new("SELECT body FROM opt_outs WHERE id > ");
+    sql.push_bind(after.unwrap_or_default());
+    if let Some(tenant_id) = scope.only() {
+        sql.push(" AND tenant_id = ").push_bind(tenant_id);
+    }
     if let Some(instance_id) = filter.instance_id {
         sql.push(" AND instance_id = ").push_bind(instance_id);
     }
@@ -102,7 +108,6 @@ pub async fn list(
     if let Some(state) = filter.state {
         sql.push(" AND state = ").push_bind(state);
     }
-    sql.push(" AND id > ").push_bind(after.unwrap_or_default());
     sql.push(" ORDER BY id LIMIT ").push_bind(limit);
     let bodies: Vec<Vec<u8>> = sql.build_query_scalar().fetch_all(connection).await?;
     bodies.iter().map(|body| decode(body)).collect()
@@ -184,7 +189,8 @@ pub(super) async fn record_reported(
         Ok(incoming) => incoming,
         Err(violations) => {
             warn!(%violations, "passed over a reported opt-out that cannot be read");
-            return Ok(OptOutRecorded { opt_out: reported.clone(), changed: false, is_news: false });
+            let opt_out = reported.clone();
+            return Ok(OptOutRecorded { opt_out, before: None, changed: false, is_news: false });
         }
     };
     // The tenant is the instance's, whatever the agent believes.
@@ -209,9 +215,11 @@ async fn write_merged(
 ) -> Result<OptOutRecorded, StoreError> {
     let rows = of_contact(transaction, tenant_id, Some(instance_id.as_str()), contact).await?;
     let before = rows.iter().map(read).collect::<Result<Vec<_>, _>>()?;
-    let merged = merger(merged_of(&before).as_ref());
+    let known = merged_of(&before);
+    let merged = merger(known.as_ref());
     if let ([row], false) = (rows.as_slice(), merged.changed) {
-        return Ok(OptOutRecorded { opt_out: row.clone(), changed: false, is_news: false });
+        let (opt_out, before) = (row.clone(), Some(row.clone()));
+        return Ok(OptOutRecorded { opt_out, before, changed: false, is_news: false });
     }
     // The old rows go first, since a key belongs to one row.
     for row in &rows {
@@ -227,7 +235,8 @@ async fn write_merged(
             put(transaction, &old.copy_to(contact, now)).await?;
         }
     }
-    Ok(OptOutRecorded { opt_out, changed: true, is_news: merged.is_news })
+    let before = known.as_ref().map(v1::OptOut::from);
+    Ok(OptOutRecorded { opt_out, before, changed: true, is_news: merged.is_news })
 }
 
 /// Logs a record and writes it. Its etag names the place in the log.

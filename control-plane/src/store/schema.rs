@@ -2,15 +2,18 @@
 
 use gateway_proto::v1;
 use rand::RngExt as _;
-use sqlx::{SqliteConnection, SqlitePool};
+use sqlx::{Connection as _, SqliteConnection, SqlitePool};
 
 use super::{
-    StoreError, agents, from_sql, inbound_routes, instances, opt_out_policies, opt_outs, requests,
-    webhook_subscriptions, work,
+    StoreError, agents, api_keys, audit, fleet, from_sql, inbound_routes, instances, opt_out_policies,
+    opt_outs, requests, route_reach, sealed, tenant_keys, tenants, webhook_subscriptions, work,
 };
+use crate::sealing::{RootKeys, Sealer};
 
 /// The version of the schema that this program writes.
-const SCHEMA_VERSION: i64 = 1;
+///
+/// Version 2 seals what holds secrets; in version 1 it was readable.
+pub(crate) const SCHEMA_VERSION: i64 = 2;
 
 /// Counters and names of the database, and what was removed from the configuration in which version.
 pub const SCHEMA: &str = "
@@ -29,23 +32,31 @@ CREATE INDEX IF NOT EXISTS tombstones_version ON tombstones (version);
 ";
 
 /// The schema of every table, in the order in which they refer to each other.
-const SCHEMAS: [&str; 9] = [
+const SCHEMAS: [&str; 15] = [
     SCHEMA,
     inbound_routes::SCHEMA,
     instances::SCHEMA,
+    route_reach::SCHEMA,
+    tenants::SCHEMA,
+    api_keys::SCHEMA,
     opt_out_policies::SCHEMA,
     webhook_subscriptions::SCHEMA,
     opt_outs::SCHEMA,
     requests::SCHEMA,
     agents::SCHEMA,
     work::SCHEMA,
+    fleet::SCHEMA,
+    audit::SCHEMA,
+    tenant_keys::SCHEMA,
 ];
 
 /// Order of removals: what refers to others goes before what is referred to.
-const REMOVAL_ORDER: [&str; 4] = ["webhook_subscription", "opt_out_policy", "instance", "inbound_route"];
+pub(crate) const REMOVAL_ORDER: [&str; 4] =
+    ["webhook_subscription", "opt_out_policy", "instance", "inbound_route"];
 
-/// Makes the tables and the first rows of `meta` that are missing.
-pub(super) async fn prepare(pool: &SqlitePool) -> Result<(), StoreError> {
+/// Makes the tables and the first rows of `meta` that are missing, opens the tenants' data keys, and seals what
+/// an older program left readable. All of it happens or nothing.
+pub(super) async fn prepare(pool: &SqlitePool, root_keys: &RootKeys) -> Result<Sealer, StoreError> {
     let mut transaction = pool.begin_with("BEGIN IMMEDIATE").await?;
     sqlx::raw_sql(SCHEMA).execute(&mut *transaction).await?;
     let found: Option<i64> = sqlx::query_scalar("SELECT number FROM meta WHERE name = 'schema_version'")
@@ -57,7 +68,8 @@ pub(super) async fn prepare(pool: &SqlitePool) -> Result<(), StoreError> {
     for schema in SCHEMAS {
         sqlx::raw_sql(schema).execute(&mut *transaction).await?;
     }
-    let epoch: String = rand::rng().sample_iter(rand::distr::Alphanumeric).take(22).map(char::from).collect();
+    agents::add_columns(&mut transaction).await?;
+    let epoch = new_epoch();
     sqlx::query(
         "INSERT INTO meta (name, number, text)
          VALUES ('schema_version', ?1, NULL), ('version', 0, NULL), ('store_epoch', NULL, ?2)
@@ -67,8 +79,47 @@ pub(super) async fn prepare(pool: &SqlitePool) -> Result<(), StoreError> {
     .bind(epoch)
     .execute(&mut *transaction)
     .await?;
+    let epoch = self::epoch(&mut transaction).await?;
+    tenants::prepare(&mut transaction, &epoch).await?;
+    let wrapped = tenant_keys::all(&mut transaction).await?;
+    let root_keys = root_keys.load(wrapped.first().map(|key| key.root_key_id.as_str()))?;
+    let sealer = Sealer::open_keys(&root_keys, &wrapped)?;
+    if found == Some(1) {
+        sealed::seal_all(&mut transaction, &sealer).await?;
+        sqlx::query("UPDATE meta SET number = ?1 WHERE name = 'schema_version'")
+            .bind(SCHEMA_VERSION)
+            .execute(&mut *transaction)
+            .await?;
+    }
     transaction.commit().await?;
-    Ok(())
+    sealed::wipe_if_due(pool).await?;
+    Ok(sealer)
+}
+
+/// The etag of a resource last changed in `version` of the store `epoch`.
+pub(super) fn etag(version: u64, epoch: &str) -> String {
+    let head: String = epoch.chars().take(8).collect();
+    format!("{version}-{head}")
+}
+
+/// Names a store: 22 random letters and digits.
+fn new_epoch() -> String {
+    rand::rng().sample_iter(rand::distr::Alphanumeric).take(22).map(char::from).collect()
+}
+
+/// Makes a restored database a store of its own: agents take everything anew and report what it has forgotten.
+/// Join tokens go, since some may have been used after the backup.
+///
+/// # Errors
+/// When the database cannot be written.
+pub(crate) async fn renew_epoch(connection: &mut SqliteConnection) -> Result<(), StoreError> {
+    let mut transaction = connection.begin().await?;
+    sqlx::query("UPDATE meta SET text = ?1 WHERE name = 'store_epoch'")
+        .bind(new_epoch())
+        .execute(&mut *transaction)
+        .await?;
+    sqlx::query("DELETE FROM join_tokens").execute(&mut *transaction).await?;
+    Ok(transaction.commit().await?)
 }
 
 pub(super) async fn epoch(connection: &mut SqliteConnection) -> Result<String, StoreError> {

@@ -1,12 +1,18 @@
 use gateway_core::{
     id::TenantId,
     opt_out::{Decision, OptOutRecord},
+    tenant::TenantScope,
 };
 use gateway_proto::v1::config_resource::Resource;
 use gateway_runtime::clock;
 
 use super::*;
+use crate::audit::AuditedBy;
 use crate::store::inbound_routes::StoredRoute;
+
+fn agent() -> AuditedBy {
+    AuditedBy::agent("agt_1", None)
+}
 
 async fn open(directory: &tempfile::TempDir) -> Store {
     Store::open(directory.path()).await.unwrap()
@@ -131,7 +137,8 @@ async fn changes_are_ordered_and_removals_remembered() {
 
     put_instance(&store, "inst_1", "route_1", "1").await.unwrap();
     let changes = store.changes_since(4).await.unwrap();
-    assert_eq!(names(&changes), ["inst_1"]);
+    // A route goes where its instances are served, so it goes along.
+    assert_eq!(names(&changes), ["route_1", "inst_1"]);
     assert_eq!(changes.removals.len(), 2);
 }
 
@@ -159,7 +166,7 @@ async fn state_survives_restart() {
     let directory = tempfile::tempdir().unwrap();
     let store = open(&directory).await;
     put_route(&store, "route_1").await;
-    store.record_opt_outs(vec![opt_out("+966500000001", 100)]).await.unwrap();
+    store.record_opt_outs(agent(), vec![opt_out("+966500000001", 100)]).await.unwrap();
     let epoch = store.store_epoch().to_owned();
     assert!(epoch.len() >= 22);
     store.close().await;
@@ -282,7 +289,8 @@ async fn states(store: &Store) -> Vec<(String, i32)> {
     let filter = opt_outs::OptOutFilter::default();
     let mut connection = store.reader().await.unwrap();
     let tenant_id = TenantId::default_tenant();
-    let found = opt_outs::list(&mut connection, &tenant_id, &filter, None, 100).await.unwrap();
+    let found =
+        opt_outs::list(&mut connection, &TenantScope::One(tenant_id), &filter, None, 100).await.unwrap();
     found.into_iter().map(|opt_out| (opt_out.phone, opt_out.state)).collect()
 }
 
@@ -292,12 +300,15 @@ async fn states(store: &Store) -> Vec<(String, i32)> {
 async fn reported_opt_outs_merge() {
     let directory = tempfile::tempdir().unwrap();
     let store = open(&directory).await;
-    let first = store.record_opt_outs(vec![opt_out("+5511987654321", 100)]).await.unwrap();
+    let first = store.record_opt_outs(agent(), vec![opt_out("+5511987654321", 100)]).await.unwrap();
     assert!(first[0].changed && first[0].is_news && !first[0].opt_out.etag.is_empty());
-    let repeat = store.record_opt_outs(vec![opt_out("+5511987654321", 100)]).await.unwrap();
+    let repeat = store.record_opt_outs(agent(), vec![opt_out("+5511987654321", 100)]).await.unwrap();
     assert!(!repeat[0].changed);
     assert_eq!(repeat[0].opt_out, first[0].opt_out);
-    store.record_opt_outs(vec![opt_in("+551187654321", 300), opt_out("+5511987654321", 200)]).await.unwrap();
+    store
+        .record_opt_outs(agent(), vec![opt_in("+551187654321", 300), opt_out("+5511987654321", 200)])
+        .await
+        .unwrap();
     let opted_in = v1::OptOutState::OptedIn.into();
     assert_eq!(states(&store).await, [("+5511987654321".to_owned(), opted_in)]);
     assert_eq!(store.version().await.unwrap(), 0);
@@ -311,11 +322,11 @@ async fn opt_out_log_has_its_own_cursor() {
     let store = open(&directory).await;
     let mut cursor = store.watch_opt_out_cursor();
     let two = vec![opt_out("+966500000001", 100), opt_out("+966500000002", 100)];
-    store.record_opt_outs(two.clone()).await.unwrap();
+    store.record_opt_outs(agent(), two.clone()).await.unwrap();
     assert_eq!(*cursor.borrow_and_update(), 2);
-    store.record_opt_outs(two).await.unwrap();
+    store.record_opt_outs(agent(), two).await.unwrap();
     assert!(!cursor.has_changed().unwrap());
-    store.record_opt_outs(vec![opt_in("+966500000001", 200)]).await.unwrap();
+    store.record_opt_outs(agent(), vec![opt_in("+966500000001", 200)]).await.unwrap();
     let (page, next) = store.opt_outs_since(0, 2).await.unwrap();
     assert_eq!((page.len(), next), (2, 2));
     assert_eq!(page[0].state(), v1::OptOutState::OptedIn);
@@ -330,10 +341,10 @@ async fn both_keys_become_one_record() {
     let directory = tempfile::tempdir().unwrap();
     let store = open(&directory).await;
     let by_user_id = v1::OptOut { phone: String::new(), user_id: "US.1".into(), ..opt_out("", 150) };
-    store.record_opt_outs(vec![opt_in("+966500000001", 100), by_user_id]).await.unwrap();
+    store.record_opt_outs(agent(), vec![opt_in("+966500000001", 100), by_user_id]).await.unwrap();
     assert_eq!(states(&store).await.len(), 2);
     let both = v1::OptOut { user_id: "US.1".into(), ..opt_in("+966500000001", 120) };
-    let recorded = store.record_opt_outs(vec![both]).await.unwrap().remove(0).opt_out;
+    let recorded = store.record_opt_outs(agent(), vec![both]).await.unwrap().remove(0).opt_out;
     assert_eq!((recorded.phone.as_str(), recorded.user_id.as_str()), ("+966500000001", "US.1"));
     assert_eq!(recorded.state(), v1::OptOutState::OptedOut, "the later wish of either key counts");
     assert_eq!(states(&store).await.len(), 1);
@@ -347,8 +358,8 @@ async fn old_number_keeps_its_opt_out() {
     let directory = tempfile::tempdir().unwrap();
     let store = open(&directory).await;
     let with_id = |phone: &str, seconds| v1::OptOut { user_id: "US.1".into(), ..opt_out(phone, seconds) };
-    store.record_opt_outs(vec![with_id("+966500000001", 100)]).await.unwrap();
-    store.record_opt_outs(vec![with_id("+966500000002", 200)]).await.unwrap();
+    store.record_opt_outs(agent(), vec![with_id("+966500000001", 100)]).await.unwrap();
+    store.record_opt_outs(agent(), vec![with_id("+966500000002", 200)]).await.unwrap();
     let mut phones: Vec<_> = states(&store).await.into_iter().map(|(phone, _)| phone).collect();
     phones.sort();
     assert_eq!(phones, ["+966500000001", "+966500000002"]);
@@ -360,7 +371,7 @@ async fn unreadable_report_is_passed_over() {
     let directory = tempfile::tempdir().unwrap();
     let store = open(&directory).await;
     let broken = v1::OptOut { phone: "abc".into(), ..opt_out("", 100) };
-    let recorded = store.record_opt_outs(vec![broken, opt_out("+966500000001", 100)]).await.unwrap();
+    let recorded = store.record_opt_outs(agent(), vec![broken, opt_out("+966500000001", 100)]).await.unwrap();
     assert_eq!(recorded.iter().map(|recorded| recorded.changed).collect::<Vec<_>>(), [false, true]);
 }
 
@@ -369,7 +380,8 @@ async fn unreadable_report_is_passed_over() {
 async fn operator_opt_in_ends_an_opt_out() {
     let directory = tempfile::tempdir().unwrap();
     let store = open(&directory).await;
-    let recorded = store.record_opt_outs(vec![opt_out("+966500000001", 100)]).await.unwrap().remove(0);
+    let recorded =
+        store.record_opt_outs(agent(), vec![opt_out("+966500000001", 100)]).await.unwrap().remove(0);
     let record = OptOutRecord::try_from(&recorded.opt_out).unwrap();
     let mut transaction = store.begin_write().await.unwrap();
     let decision = Decision::operator_opt_in(&record, clock::now());
@@ -377,6 +389,6 @@ async fn operator_opt_in_ends_an_opt_out() {
     transaction.commit().await.unwrap();
     assert!(ended.is_news);
     assert_eq!((ended.opt_out.state(), ended.opt_out.change_number), (v1::OptOutState::OptedIn, 2));
-    let old = store.record_opt_outs(vec![opt_out("+966500000001", 100)]).await.unwrap();
+    let old = store.record_opt_outs(agent(), vec![opt_out("+966500000001", 100)]).await.unwrap();
     assert!(!old[0].changed, "a repeat of the old STOP does not undo the opt-in");
 }

@@ -1,13 +1,15 @@
-//! Webhook subscriptions, each with its secrets: the form that agents get.
+//! Webhook subscriptions, each with its secrets: the form that agents get, sealed.
 
-use gateway_core::{destination, id::TenantId, time};
+use gateway_core::{destination, tenant::TenantScope, time};
 use gateway_proto::v1::{self, config_resource::Resource};
 use gateway_runtime::clock;
 use jiff::Timestamp;
 use prost::Message as _;
 use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
+use zeroize::Zeroizing;
 
-use super::{StoreError, WriteTx, decode, from_sql, schema, to_sql};
+use super::{Connection, StoreError, WriteTx, from_sql, readable, schema, tenants, to_sql};
+use crate::audit::{Audited, AuditedBy};
 
 /// The table.
 pub const SCHEMA: &str = "
@@ -24,17 +26,43 @@ CREATE INDEX IF NOT EXISTS webhook_subscriptions_instance ON webhook_subscriptio
 
 const TYPE: &str = "webhook_subscription";
 
-/// A subscription of one tenant.
+/// What the sealed `config` of a subscription is bound to, beside its tenant.
+pub(super) fn sealed_resource(id: &str) -> String {
+    format!("{TYPE}/{id}")
+}
+
+/// A row: version, id, tenant and the sealed configuration.
+type Row = (i64, String, String, Vec<u8>);
+
+fn open(
+    connection: &Connection,
+    (_, id, tenant_id, config): &Row,
+) -> Result<v1::WebhookSubscriptionConfig, StoreError> {
+    connection.open(tenant_id, &sealed_resource(id), config)
+}
+
+/// The form that agents get.
+fn resource(connection: &Connection, row: &Row) -> Result<v1::ConfigResource, StoreError> {
+    let mut config = open(connection, row)?;
+    // Agents get no key that they do not need.
+    if !config.webhook_subscription.as_ref().is_some_and(|found| found.asymmetric_signature) {
+        config.signing_keys.clear();
+    }
+    let resource = Some(Resource::WebhookSubscription(config));
+    Ok(v1::ConfigResource { version: from_sql(row.0), resource })
+}
+
+/// A subscription within reach of a caller.
 ///
 /// # Errors
 /// When the database cannot be read.
 pub async fn find(
-    connection: &mut SqliteConnection,
-    tenant_id: &TenantId,
+    connection: &mut Connection,
+    scope: &TenantScope,
     id: &str,
 ) -> Result<Option<v1::WebhookSubscriptionConfig>, StoreError> {
     let is_own = |config: &v1::WebhookSubscriptionConfig| {
-        config.webhook_subscription.as_ref().is_some_and(|found| found.tenant_id == tenant_id.as_str())
+        config.webhook_subscription.as_ref().is_some_and(|found| scope.contains(&found.tenant_id))
     };
     Ok(find_any(connection, id).await?.filter(is_own))
 }
@@ -44,15 +72,15 @@ pub async fn find(
 /// # Errors
 /// When the database cannot be read.
 pub async fn find_any(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     id: &str,
 ) -> Result<Option<v1::WebhookSubscriptionConfig>, StoreError> {
-    let config: Option<Vec<u8>> =
-        sqlx::query_scalar("SELECT config FROM webhook_subscriptions WHERE id = ?1")
+    let row: Option<Row> =
+        sqlx::query_as("SELECT version, id, tenant_id, config FROM webhook_subscriptions WHERE id = ?1")
             .bind(id)
-            .fetch_optional(connection)
+            .fetch_optional(&mut **connection)
             .await?;
-    config.map(|config| decode(&config)).transpose()
+    row.map(|row| open(connection, &row)).transpose()
 }
 
 /// Subscriptions in the order of their ids, after `after`.
@@ -60,23 +88,27 @@ pub async fn find_any(
 /// # Errors
 /// When the database cannot be read.
 pub async fn list(
-    connection: &mut SqliteConnection,
-    tenant_id: &TenantId,
+    connection: &mut Connection,
+    scope: &TenantScope,
     instance_id: Option<&str>,
     after: Option<&str>,
     limit: i64,
 ) -> Result<Vec<v1::WebhookSubscription>, StoreError> {
-    let mut sql = QueryBuilder::<Sqlite>::new("SELECT config FROM webhook_subscriptions WHERE tenant_id = ");
-    sql.push_bind(tenant_id.as_str());
+    let mut sql = QueryBuilder::<Sqlite>::new(
+        "SELECT version, id, tenant_id, config FROM webhook_subscriptions WHERE id > ",
+    );
+    sql.push_bind(after.unwrap_or_default());
+    if let Some(tenant_id) = scope.only() {
+        sql.push(" AND tenant_id = ").push_bind(tenant_id);
+    }
     if let Some(instance_id) = instance_id {
         sql.push(" AND instance_id = ").push_bind(instance_id);
     }
-    sql.push(" AND id > ").push_bind(after.unwrap_or_default());
     sql.push(" ORDER BY id LIMIT ").push_bind(limit);
-    let configs: Vec<Vec<u8>> = sql.build_query_scalar().fetch_all(connection).await?;
+    let rows: Vec<Row> = sql.build_query_as().fetch_all(&mut **connection).await?;
     let subscription =
         |config: v1::WebhookSubscriptionConfig| config.webhook_subscription.unwrap_or_default();
-    configs.iter().map(|config| decode(config).map(subscription)).collect()
+    rows.iter().map(|row| open(connection, row).map(subscription)).collect()
 }
 
 /// Whether an instance has a subscription, in whatever state.
@@ -88,20 +120,20 @@ pub async fn has_any(connection: &mut SqliteConnection, instance_id: &str) -> Re
     Ok(sqlx::query_scalar(sql).bind(instance_id).fetch_one(connection).await?)
 }
 
-/// An instance of a route that has a subscription.
+/// The instances of a route that have a subscription.
 ///
 /// # Errors
 /// When the database cannot be read.
-pub async fn instance_of_route(
+pub async fn instances_of_route(
     connection: &mut SqliteConnection,
     inbound_route_id: &str,
-) -> Result<Option<String>, StoreError> {
-    let id = sqlx::query_scalar(
+) -> Result<Vec<String>, StoreError> {
+    let ids = sqlx::query_scalar(
         "SELECT id FROM instances WHERE inbound_route_id = ?1
          AND EXISTS (SELECT 1 FROM webhook_subscriptions WHERE instance_id = instances.id)
-         ORDER BY id LIMIT 1",
+         ORDER BY id",
     );
-    Ok(id.bind(inbound_route_id).fetch_optional(connection).await?)
+    Ok(ids.bind(inbound_route_id).fetch_all(connection).await?)
 }
 
 /// Writes a new or changed subscription under a new version; sets its etag.
@@ -117,6 +149,8 @@ pub async fn put(
     subscription.etag = transaction.store().etag(version);
     let (id, tenant_id) = (subscription.id.clone(), subscription.tenant_id.clone());
     let instance_id = subscription.instance_id.clone();
+    let plain = Zeroizing::new(config.encode_to_vec());
+    let sealed = transaction.seal(&tenant_id, &sealed_resource(&id), &plain).await?;
     let connection = transaction.connection();
     schema::exhume(connection, TYPE, &id).await?;
     sqlx::query(
@@ -128,7 +162,7 @@ pub async fn put(
     .bind(tenant_id)
     .bind(to_sql(version))
     .bind(instance_id)
-    .bind(config.encode_to_vec())
+    .bind(sealed)
     .execute(connection)
     .await?;
     Ok(())
@@ -141,6 +175,7 @@ pub async fn put(
 pub async fn delete(transaction: &mut WriteTx, id: &str) -> Result<(), StoreError> {
     let version = to_sql(transaction.bump_version().await?);
     let connection = transaction.connection();
+    tenants::remember_owner(connection, TYPE, id).await?;
     sqlx::query("DELETE FROM webhook_subscriptions WHERE id = ?1").bind(id).execute(&mut *connection).await?;
     schema::bury(connection, TYPE, id, version).await
 }
@@ -152,7 +187,7 @@ pub(super) async fn pause_gone(
     destination_url: &str,
     reason: &str,
 ) -> Result<bool, StoreError> {
-    let Some(mut config) = find_any(transaction.connection(), id).await? else { return Ok(false) };
+    let Some(mut config) = find_any(transaction, id).await? else { return Ok(false) };
     let subscription = config.webhook_subscription.get_or_insert_default();
     let is_active = subscription.state() == v1::WebhookSubscriptionState::Active;
     if !is_active || !destination::is_same(&subscription.destination_url, destination_url) {
@@ -170,7 +205,7 @@ pub(super) async fn pause_failing(
     found: Timestamp,
     reason: &str,
 ) -> Result<bool, StoreError> {
-    let Some(mut config) = find_any(transaction.connection(), id).await? else { return Ok(false) };
+    let Some(mut config) = find_any(transaction, id).await? else { return Ok(false) };
     let subscription = config.webhook_subscription.get_or_insert_default();
     let is_active = subscription.state() == v1::WebhookSubscriptionState::Active;
     let changed = subscription.update_time.as_ref().and_then(time::from_proto);
@@ -186,31 +221,43 @@ async fn pause(
     config: &mut v1::WebhookSubscriptionConfig,
     reason: &str,
 ) -> Result<(), StoreError> {
+    let before = config.clone();
     let subscription = config.webhook_subscription.get_or_insert_default();
     subscription.set_state(v1::WebhookSubscriptionState::Paused);
     reason.clone_into(&mut subscription.pause_reason);
     subscription.update_time = Some(time::to_proto(clock::now()));
-    put(transaction, config).await
+    put(transaction, config).await?;
+    let audited = Audited::changed("PauseWebhookSubscription", &before, config);
+    transaction.audit(AuditedBy::GATEWAY, audited).await
+}
+
+/// The subscriptions of an instance, in the form that agents get.
+///
+/// # Errors
+/// When the database cannot be read.
+pub async fn of_instance(
+    connection: &mut Connection,
+    instance_id: &str,
+) -> Result<Vec<v1::ConfigResource>, StoreError> {
+    let rows: Vec<Row> = sqlx::query_as(
+        "SELECT version, id, tenant_id, config FROM webhook_subscriptions WHERE instance_id = ?1 ORDER BY id",
+    )
+    .bind(instance_id)
+    .fetch_all(&mut **connection)
+    .await?;
+    rows.iter().filter_map(|row| readable(TYPE, &row.1, resource(connection, row))).collect()
 }
 
 pub(super) async fn changed_since(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     version: i64,
 ) -> Result<Vec<v1::ConfigResource>, StoreError> {
-    let rows: Vec<(i64, Vec<u8>)> = sqlx::query_as(
-        "SELECT version, config FROM webhook_subscriptions WHERE version > ?1 ORDER BY version, id",
+    let rows: Vec<Row> = sqlx::query_as(
+        "SELECT version, id, tenant_id, config FROM webhook_subscriptions WHERE version > ?1
+         ORDER BY version, id",
     )
     .bind(version)
-    .fetch_all(connection)
+    .fetch_all(&mut **connection)
     .await?;
-    let resource = |(version, config): (i64, Vec<u8>)| {
-        let mut config: v1::WebhookSubscriptionConfig = decode(&config)?;
-        // Agents get no key that they do not need.
-        if !config.webhook_subscription.as_ref().is_some_and(|found| found.asymmetric_signature) {
-            config.signing_keys.clear();
-        }
-        let resource = Some(Resource::WebhookSubscription(config));
-        Ok(v1::ConfigResource { version: from_sql(version), resource })
-    };
-    rows.into_iter().map(resource).collect()
+    rows.iter().filter_map(|row| readable(TYPE, &row.1, resource(connection, row))).collect()
 }

@@ -1,6 +1,6 @@
 //! Table `work`: what agents are asked to do, until one of them has it on its own disk.
 
-use gateway_proto::v1;
+use gateway_proto::v1::{self, work::Work as Task};
 use prost::Message as _;
 use sqlx::{Sqlite, SqliteConnection};
 
@@ -71,6 +71,44 @@ pub async fn list(
         .map(|(seq, body)| Ok(QueuedWork { seq, work: v1::Work::decode(body.as_slice())? }))
         .collect()
 }
+
+/// Keeps of `rows` what agents of one tenant may do: what concerns an instance on an inbound route of that tenant.
+/// What comes in on a platform route is not theirs, whosever the instance is.
+///
+/// # Errors
+/// When the database cannot be read.
+pub async fn of_tenant(
+    store: &Store,
+    tenant_id: &str,
+    rows: Vec<QueuedWork>,
+) -> Result<Vec<QueuedWork>, StoreError> {
+    let mut connection = store.reader().await?;
+    let mut kept = Vec::new();
+    for row in rows {
+        let (query, id) = match &row.work.work {
+            Some(Task::TestEvent(event)) => (OF_SUBSCRIPTION, &event.subscription_id),
+            Some(Task::UnroutedCallback(callback)) => (OF_ROUTE, &callback.inbound_route_id),
+            Some(Task::OptOut(opt_out)) => (OF_INSTANCE, &opt_out.instance_id),
+            None => continue,
+        };
+        let is_own: bool =
+            sqlx::query_scalar(query).bind(id).bind(tenant_id).fetch_one(&mut *connection).await?;
+        if is_own {
+            kept.push(row);
+        }
+    }
+    Ok(kept)
+}
+
+const OF_ROUTE: &str =
+    "SELECT EXISTS (SELECT 1 FROM inbound_routes WHERE id = ?1 AND tenant_id = ?2 AND ?2 <> '')";
+const OF_INSTANCE: &str = "SELECT EXISTS (SELECT 1 FROM instances i
+     JOIN inbound_routes r ON r.id = i.inbound_route_id
+     WHERE i.id = ?1 AND i.tenant_id = ?2 AND r.tenant_id = ?2)";
+const OF_SUBSCRIPTION: &str = "SELECT EXISTS (SELECT 1 FROM webhook_subscriptions s
+     JOIN instances i ON i.id = s.instance_id
+     JOIN inbound_routes r ON r.id = i.inbound_route_id
+     WHERE s.id = ?1 AND i.tenant_id = ?2 AND r.tenant_id = ?2)";
 
 /// Removes work that is durable on an agent. Work that is gone already is skipped.
 ///

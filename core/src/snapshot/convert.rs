@@ -105,6 +105,7 @@ impl TryFrom<&v1::Instance> for InstanceConfig {
             inbound_route_id,
             provider_number_id: instance.provider_number_id.as_str().into(),
             phone: normalize_phone(&instance.phone_number),
+            provider_account_id: optional(&instance.provider_account_id),
         })
     }
 }

@@ -3,8 +3,10 @@
 //! [`Client`] hands out one generated client per service, all over one connection, with the API key and a
 //! deadline on every call. On top of them: [`Client::list`], a stream over all pages of any List method
 //! ([`page`]), and [`Client::watch_inbound_logs`], which outlives broken connections ([`watch`]).
-//! A refused call is an [`Error::Call`] that names the fields at fault ([`error`]).
+//! A refused call is an [`Error::Call`] that names the fields at fault ([`error`]). A call that meets the end of its
+//! connection is UNAVAILABLE and may be repeated ([`connection`]).
 
+pub mod connection;
 pub mod error;
 pub mod page;
 pub mod watch;
@@ -19,6 +21,7 @@ use tonic::{
     transport::{Certificate, Channel, ClientTlsConfig, Endpoint},
 };
 
+pub use connection::Connection;
 pub use error::{CallError, Error, FieldViolation};
 pub use page::ListRequest;
 
@@ -33,7 +36,7 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Largest answer taken: a page of 1,000 logs with long bodies fits; a larger one fails the call.
 const RESPONSE_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Methods that stream for as long as the caller listens, and so carry no deadline.
-const STREAMING_METHODS: [&str; 1] = ["WatchInboundLogs"];
+const STREAMING_METHODS: [&str; 2] = ["WatchInboundLogs", "WatchAgents"];
 /// Header that carries a call's deadline. <https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>
 const GRPC_TIMEOUT: &str = "grpc-timeout";
 
@@ -85,7 +88,7 @@ impl fmt::Debug for ClientOptions {
 }
 
 /// One connection with the API key on every call; what the generated clients run over.
-pub type Transport = InterceptedService<Channel, Credentials>;
+pub type Transport = InterceptedService<Connection, Credentials>;
 
 /// Client of the control plane. Cheap to clone; all clones share one connection, which comes back by
 /// itself after a break.
@@ -120,7 +123,7 @@ impl Client {
             format!("Bearer {}", options.api_key).parse().map_err(|_| Error::ApiKey)?;
         bearer.set_sensitive(true);
         let credentials = Credentials { bearer, deadline: options.deadline };
-        Ok(Self { transport: InterceptedService::new(channel, credentials) })
+        Ok(Self { transport: InterceptedService::new(Connection::new(channel), credentials) })
     }
 }
 
@@ -152,8 +155,12 @@ services! {
     opt_outs: opt_out_service_client::OptOutServiceClient;
     /// What came in and what became of it.
     inbound_logs: inbound_log_service_client::InboundLogServiceClient;
+    /// Tenants and their API keys.
+    tenants: tenant_service_client::TenantServiceClient;
     /// The fleet, for operators.
     agents: agent_service_client::AgentServiceClient;
+    /// Who did what.
+    audit_log: audit_service_client::AuditServiceClient;
 }
 
 /// Puts the API key and the default deadline on a call. Prints masked.

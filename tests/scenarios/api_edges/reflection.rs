@@ -64,6 +64,21 @@ async fn grpcurl_lists_and_describes_with_the_key() {
     assert!(format!("{refused:#}").contains("Unauthenticated"), "{refused:#}");
 }
 
+/// The holder of an API key gets refusals as such: a client that goes by the letter of gRPC over HTTP/2 must not see a
+/// broken answer instead.
+#[tokio::test]
+async fn grpcurl_shows_refusals_to_api_keys() {
+    let directory = tempfile::tempdir().unwrap();
+    let control_plane = ControlPlane::start(directory.path()).await.unwrap();
+    let request = json!({"api_key": {"display_name": "viewer", "role": "ROLE_VIEWER"}});
+    let created = create(&control_plane, "TenantService/CreateApiKey", &request).await.unwrap();
+    let header = format!("authorization: Bearer {}", created["secret"].as_str().unwrap());
+    let arguments = ["-d", r#"{"id": "inst_unknown"}"#, "whatsapp_gateway.v1.InstanceService/GetInstance"];
+    let refused = grpcurl_with(&["-H", &header], &control_plane, &arguments).await.unwrap_err();
+    let shown = format!("{refused:#}");
+    assert!(shown.contains("NotFound") && !shown.contains("without sending trailers"), "{shown}");
+}
+
 /// A customer's number is set up with grpcurl alone, field names as in the proto files, and an event goes
 /// all the way.
 #[tokio::test]

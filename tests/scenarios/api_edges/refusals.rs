@@ -369,7 +369,7 @@ async fn bad_questions_are_refused() {
     assert_names(&refused(logs.list_inbound_logs(request).await), "events", "an unknown event");
     let request = v1::GetInboundLogRequest { event_id: "evt_aaaaaaaaaaaaaaaaaaaaaaaaaa".to_owned() };
     assert_eq!(refused(logs.get_inbound_log(request).await).code, Code::NotFound);
-    let request = v1::CreateJoinTokenRequest { region: "EU West".to_owned(), ttl: None };
+    let request = v1::CreateJoinTokenRequest { region: "EU West".to_owned(), ..Default::default() };
     assert_names(
         &refused(world.client().agents().create_join_token(request).await),
         "region",

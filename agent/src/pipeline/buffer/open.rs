@@ -19,6 +19,7 @@ use crate::{metrics::Metrics, private};
 use super::{
     Config,
     engine::{Engine, REPORT_PATIENCE, hold},
+    home::settle_in,
     journal::{
         Journal,
         files::{Files, sync_directory},
@@ -95,6 +96,7 @@ impl Opening {
             last,
         );
         recovered.hold_all(&mut journal);
+        settle_in(&buffer, &mut recovered, &mut journal);
         let marks = Marks::default();
         marks.set_view(index.view.take());
         let keeper = Arc::new(KeeperInbox::default());

@@ -13,6 +13,7 @@ use super::*;
 mod model;
 mod faults;
 mod reports;
+mod copies;
 mod damage;
 mod space;
 mod cleaning;
@@ -132,7 +133,7 @@ async fn attempts_reported(buffer: &Buffer, count: usize) -> u64 {
 }
 
 /// Waits for a condition on the buffer.
-pub(in crate::pipeline) async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+pub(crate) async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let started = Instant::now();
     let mut look = tokio::time::interval(Duration::from_millis(2));
     while !condition() {

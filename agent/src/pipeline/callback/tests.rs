@@ -17,6 +17,8 @@ use crate::{
     snapshot::SnapshotHandle,
 };
 
+mod https;
+
 const DEADLINE: Duration = Duration::from_secs(20);
 
 /// A whole front door on a free port, with a real buffer behind it.
@@ -38,6 +40,10 @@ impl FrontDoor {
     }
 
     async fn with(snapshot: SnapshotHandle) -> Self {
+        Self::behind(snapshot, Front::default()).await
+    }
+
+    async fn behind(snapshot: SnapshotHandle, front: Front) -> Self {
         let (buffer, directory) = buffer().await;
         let (metrics, refusals, stop) = (Metrics::new(), Refusals::default(), CancellationToken::new());
         let identity: Identity =
@@ -54,7 +60,7 @@ impl FrontDoor {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let mut server = JoinSet::new();
-        server.spawn(pipeline.clone().serve(listener, None, stop.clone()));
+        server.spawn(pipeline.clone().serve(listener, front, stop.clone()));
         let client = reqwest::Client::builder().no_proxy().timeout(DEADLINE).build().unwrap();
         Self { address, buffer, refusals, pipeline, snapshot, stop, server, client, _directory: directory }
     }
@@ -96,6 +102,17 @@ async fn genuine_callbacks_are_accepted() {
     }
     // The message and the opt-out that it is.
     assert_eq!(door.buffer.stats().events, 2);
+}
+
+/// A revoked agent refuses callbacks, and says when to come again: nobody would see what it takes.
+#[tokio::test]
+async fn revoked_agents_refuse() {
+    let door = FrontDoor::open().await;
+    door.snapshot.drain().revoke().unwrap();
+    let answer = door.post(fixture("text_escaped")).send().await.unwrap();
+    assert_eq!((answer.status().as_u16(), &answer.headers()["retry-after"]), (503, &"30".parse().unwrap()));
+    assert_eq!(door.buffer.stats().events, 0);
+    assert_eq!(super::super::REVOKED.outcome(), "revoked");
 }
 
 /// What has nothing in it for us is answered 200, or the provider would repeat it for days.
@@ -388,7 +405,7 @@ async fn slow_callers_are_cut_off() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let metrics = Metrics::new();
-    let server = CallbackServer { listener, accept: Nobody, public_base_url: None, metrics };
+    let server = CallbackServer { listener, accept: Nobody, front: Front::default(), metrics };
     let mut tasks = JoinSet::new();
     tasks.spawn(server.run(CancellationToken::new()));
     for (sent, answer) in [

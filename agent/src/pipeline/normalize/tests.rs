@@ -87,6 +87,61 @@ fn account_events_do_not_cross_tenants() {
     assert_eq!(count(&shared), (0, 1));
 }
 
+/// On a route that several tenants share, what is about an account goes to the instances that name it; what
+/// names an account of two tenants, or of nobody, to none.
+#[test]
+fn account_events_go_to_the_instances_of_their_account() {
+    let count = |accounts: [(&str, &str); 2], number: usize| {
+        let upserts = accounts.iter().zip(["support-line", "sales-line"]).zip(["1", "2"]).map(
+            |(((tenant, account), id), number)| {
+                let instance = v1::Instance {
+                    id: id.to_owned(),
+                    tenant_id: (*tenant).to_owned(),
+                    display_name: id.to_owned(),
+                    inbound_route_id: "route-meta".to_owned(),
+                    provider_number_id: number.to_owned(),
+                    provider_account_id: (*account).to_owned(),
+                    ..v1::Instance::default()
+                };
+                let resource = Some(v1::config_resource::Resource::Instance(instance));
+                v1::ConfigResource { version: 2, resource }
+            },
+        );
+        let route = v1::InboundRouteConfig {
+            id: "route-meta".to_owned(),
+            provider: v1::Provider::Meta.into(),
+            callback_token: TOKEN.to_owned(),
+            callback_token_suffices: true,
+            ..v1::InboundRouteConfig::default()
+        };
+        let route = v1::ConfigResource {
+            version: 2,
+            resource: Some(v1::config_resource::Resource::InboundRoute(route)),
+        };
+        let upserts = std::iter::once(route).chain(upserts).collect();
+        let delta = v1::StreamConfigResponse { upserts, ..v1::StreamConfigResponse::default() };
+        let (snapshot, refused) = configuration(&[]).apply(&delta);
+        assert!(refused.is_empty(), "{}", refused.len());
+        let entry = normalize(&snapshot, &fixture("account_review_update")).unwrap().entry;
+        let of: Vec<_> = entry.events.iter().map(|event| event.log.instance_id.clone()).collect();
+        assert_eq!(of.len() + entry.unrouted.len(), number);
+        of
+    };
+    use crate::pipeline::tests::ACCOUNT;
+    assert_eq!(count([("one", ACCOUNT), ("two", "another")], 1), ["support-line"]);
+    assert_eq!(count([("one", "another"), ("two", ACCOUNT)], 1), ["sales-line"]);
+    assert_eq!(count([("one", ACCOUNT), ("two", "")], 1), ["support-line"]);
+    assert_eq!(count([("one", ACCOUNT), ("one", ACCOUNT)], 2), ["sales-line", "support-line"]);
+    assert_eq!(count([("one", ACCOUNT), ("one", "")], 1), ["support-line"]);
+    assert_eq!(count([("one", "another"), ("one", "")], 1), ["sales-line"]);
+    for shared in
+        [[("one", ACCOUNT), ("two", ACCOUNT)], [("one", "another"), ("two", "")], [("one", ""), ("two", "")]]
+    {
+        assert!(count(shared, 1).is_empty());
+    }
+    assert!(count([("one", "another"), ("one", "other")], 1).is_empty());
+}
+
 /// Changes of a shape that does not exist yet are kept whole, each under an id of its own.
 #[test]
 fn changes_of_another_shape_are_kept_apart() {

@@ -12,7 +12,7 @@ use tonic::{Request, Response, Status, Streaming, transport::Server};
 
 use super::*;
 use crate::{
-    control_plane::{Identity, channel, report_client},
+    control_plane::{Identity, Link, report_client},
     metrics::Metrics,
     pipeline::buffer::{
         self, Entry,
@@ -47,6 +47,13 @@ impl AgentSyncService for Service {
         &self,
         _: Request<v1::EnrollAgentRequest>,
     ) -> Result<Response<v1::EnrollAgentResponse>, Status> {
+        Err(Status::internal("not asked for"))
+    }
+
+    async fn renew_agent_certificate(
+        &self,
+        _: Request<v1::RenewAgentCertificateRequest>,
+    ) -> Result<Response<v1::RenewAgentCertificateResponse>, Status> {
         Err(Status::internal("not asked for"))
     }
 
@@ -152,8 +159,8 @@ impl Agent {
         let identity: Identity =
             serde_json::from_str(r#"{"agent_id":"agt_1","region":"eu","credential":"agent_secret"}"#)
                 .unwrap();
-        let channel = channel(&format!("http://{address}")).unwrap();
-        let client = report_client(channel, &identity, self.directory.path()).unwrap();
+        let link = Link::new(&format!("http://{address}"), None, None).unwrap();
+        let client = report_client(&link, &identity, self.directory.path()).unwrap();
         self.tasks.spawn(Reporter::new(client, self.buffer.clone()).run(self.stop.clone()));
     }
 

@@ -1,20 +1,21 @@
 //! `StreamConfig`: configuration down, verdicts and health up.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{collections::VecDeque, net::SocketAddr, sync::Arc, time::Duration};
 
 use futures_util::{FutureExt as _, Stream, StreamExt as _, stream};
+use gateway_core::time;
 use gateway_proto::v1::{self, stream_config_request::Message};
 use gateway_runtime::clock;
 use tokio::{sync::watch, time::Instant};
 use tonic::{Status, Streaming};
 
-use super::{check_build, status};
+use super::{check_build, status, too_large};
 use crate::{
     api::authorize::AgentIdentity,
     app::State,
-    fleet::{Connection, ResourceKey},
-    publish::{Part, Parts, Publisher},
-    store::agents,
+    fleet::{Connection, ResourceKey, SILENCE_MAX},
+    publish::{Part, Parts, Publisher, TenantFilter},
+    store::{agents, fleet},
 };
 
 /// How long an agent has to say hello.
@@ -32,6 +33,7 @@ pub(super) struct ConfigStream {
     state: State,
     publisher: Arc<Publisher>,
     identity: AgentIdentity,
+    address: Option<SocketAddr>,
     inbound: Streaming<v1::StreamConfigRequest>,
 }
 
@@ -40,9 +42,10 @@ impl ConfigStream {
         state: State,
         publisher: Arc<Publisher>,
         identity: AgentIdentity,
+        address: Option<SocketAddr>,
         inbound: Streaming<v1::StreamConfigRequest>,
     ) -> Self {
-        Self { state, publisher, identity, inbound }
+        Self { state, publisher, identity, address, inbound }
     }
 
     pub(super) fn into_stream(self) -> impl Stream<Item = Result<v1::StreamConfigResponse, Status>> {
@@ -79,8 +82,6 @@ impl ConfigStream {
             return Err(status::invalid_field("hello.region", description));
         }
         check_build(&hello.build)?;
-        let now = clock::now();
-        agents::record_connection(&self.state.store, &hello.agent_id, &hello.build, now).await?;
         let versions = self.state.store.watch_version();
         let opt_out_cursors = self.state.store.watch_opt_out_cursor();
         let version = self.state.store.version().await?;
@@ -89,25 +90,43 @@ impl ConfigStream {
         // A cursor of the future is of a log that was cut, by a restore: everything is sent again.
         let is_known = opt_out_cursor <= *opt_out_cursors.borrow();
         let opt_out_cursor = if is_known { opt_out_cursor } else { 0 };
+        if let Err(wait) = self.state.fleet.admit(&self.state.store).await? {
+            let message = "many agents are connecting; come again when `RetryInfo` says";
+            return Err(status::unavailable_until("RECONNECT_LATER", message, wait));
+        }
         let connection = self.state.fleet.connect(&hello.agent_id, &hello.region, &hello.build, version);
+        connection.belongs_to(self.identity.tenant_id.clone());
+        connection.comes_from(self.address);
+        agents::record_connection(&self.state.store, &hello.agent_id, &hello.build, clock::now()).await?;
+        // Watched from before it is read, so that no change is missed.
+        let drains = self.state.fleet.watch_drains();
+        let is_to_drain = fleet::is_to_drain(&self.state.store, &hello.agent_id).await?;
+        connection.is_to_drain(is_to_drain);
         tracing::info!(gateway.agent.id = hello.agent_id, version, "agent connected");
         Ok(ConnectedAgent {
             state: self.state,
             publisher: self.publisher,
+            agent_id: self.identity.agent_id,
             region: self.identity.region,
+            tenant_id: self.identity.tenant_id,
+            filter: None,
             inbound: self.inbound,
             connection,
             versions,
             opt_out_cursors,
+            drains,
+            is_to_drain,
             version: if version == 0 { None } else { Some(version) },
             opt_out_cursor,
             is_told: false,
             may_differ: true,
             may_have_opt_outs: true,
+            may_drain: false,
             parts: None,
             nonces: 0,
             unanswered: VecDeque::new(),
             look_at: Instant::now() + LOOK_INTERVAL,
+            silent_at: Instant::now() + SILENCE_MAX,
         })
     }
 }
@@ -123,11 +142,19 @@ struct Unanswered {
 struct ConnectedAgent {
     state: State,
     publisher: Arc<Publisher>,
+    agent_id: String,
     region: String,
+    /// The tenant the agent works for; None for an agent of the platform.
+    tenant_id: Option<String>,
+    /// What of the changes being sent is that tenant's.
+    filter: Option<TenantFilter>,
     inbound: Streaming<v1::StreamConfigRequest>,
     connection: Connection,
     versions: watch::Receiver<u64>,
     opt_out_cursors: watch::Receiver<u64>,
+    drains: watch::Receiver<u64>,
+    /// Whether the agent is to drain; every response says it.
+    is_to_drain: bool,
     /// The version the agent has once it has taken what was sent; None when it has none of ours.
     version: Option<u64>,
     opt_out_cursor: u64,
@@ -137,16 +164,21 @@ struct ConnectedAgent {
     may_differ: bool,
     /// Whether there may be opt-outs after the agent's cursor.
     may_have_opt_outs: bool,
+    /// Whether it may have been asked to drain, or no more.
+    may_drain: bool,
     /// Changes being sent.
     parts: Option<Parts>,
     nonces: u64,
     unanswered: VecDeque<Unanswered>,
     look_at: Instant,
+    /// When the agent counts as gone, unless it is heard before: its connection may be half open.
+    silent_at: Instant,
 }
 
 enum Woken {
     Message(Option<Result<v1::StreamConfigRequest, Status>>),
     Changed,
+    Silent,
     End,
 }
 
@@ -169,6 +201,10 @@ impl ConnectedAgent {
             }
             match self.wait().await {
                 Woken::Changed => {}
+                Woken::Silent => {
+                    tracing::info!(gateway.agent.id = self.agent_id, "gave up an agent that says nothing");
+                    return Some(Err(status::unavailable("AGENT_SILENT", "nothing was heard for 13 s")));
+                }
                 Woken::End => return None,
                 Woken::Message(message) => match self.heard(message) {
                     Ok(true) => {}
@@ -191,11 +227,17 @@ impl ConnectedAgent {
                 self.may_have_opt_outs = true;
                 Woken::Changed
             }
-            () = tokio::time::sleep_until(self.look_at) => {
-                self.look_at = Instant::now() + LOOK_INTERVAL;
-                (self.may_differ, self.may_have_opt_outs) = (true, true);
+            // So does the sender of this one.
+            _ = self.drains.changed() => {
+                self.may_drain = true;
                 Woken::Changed
             }
+            () = tokio::time::sleep_until(self.look_at) => {
+                self.look_at = Instant::now() + LOOK_INTERVAL;
+                (self.may_differ, self.may_have_opt_outs, self.may_drain) = (true, true, true);
+                Woken::Changed
+            }
+            () = tokio::time::sleep_until(self.silent_at) => Woken::Silent,
             () = self.connection.superseded().cancelled() => Woken::End,
             () = self.state.stop.cancelled() => Woken::End,
         }
@@ -206,6 +248,11 @@ impl ConnectedAgent {
         if let Some(part) = self.next_part() {
             return Ok(Some(part));
         }
+        if self.may_drain && self.drain_changed().await? {
+            let response = self.response();
+            self.await_verdict(&response, Vec::new());
+            return Ok(Some(response));
+        }
         if self.may_differ {
             // Seen before it is read: what is committed in between wakes the stream again.
             self.versions.mark_unchanged();
@@ -214,19 +261,39 @@ impl ConnectedAgent {
             if !self.is_told || self.version != Some(newest) {
                 let changes = self.publisher.changes(self.version.unwrap_or(0), newest).await?;
                 self.parts = Some(Parts::new(changes, &self.region));
+                if let Some(tenant_id) = &self.tenant_id {
+                    self.filter = Some(TenantFilter::read(&self.state.store, tenant_id).await?);
+                }
                 return Ok(self.next_part());
             }
         }
         self.opt_outs().await
     }
 
+    /// Looks up whether the agent is to drain. True when it has to be told: what was sent last says otherwise.
+    async fn drain_changed(&mut self) -> Result<bool, Status> {
+        self.drains.mark_unchanged();
+        let is_to_drain = fleet::is_to_drain(&self.state.store, &self.agent_id).await?;
+        self.may_drain = false;
+        let has_changed = is_to_drain != std::mem::replace(&mut self.is_to_drain, is_to_drain);
+        if has_changed {
+            self.connection.is_to_drain(is_to_drain);
+            // A draining agent is given no work; now it may be.
+            self.state.work.wake();
+        }
+        Ok(has_changed && self.is_told)
+    }
+
     fn next_part(&mut self) -> Option<v1::StreamConfigResponse> {
         let parts = self.parts.as_mut()?;
         let version = parts.version();
-        let Some(part) = parts.next() else {
+        let Some(mut part) = parts.next() else {
             self.parts = None;
             return None;
         };
+        if let Some(filter) = &mut self.filter {
+            filter.apply(&mut part);
+        }
         self.is_told = true;
         if part.begins_snapshot {
             self.connection.forget_refused();
@@ -248,7 +315,11 @@ impl ConnectedAgent {
             return Ok(None);
         }
         self.opt_out_cursors.mark_unchanged();
-        let (opt_outs, cursor) = self.state.store.opt_outs_since(self.opt_out_cursor, OPT_OUTS_PAGE).await?;
+        let since = self.opt_out_cursor;
+        let (mut opt_outs, cursor) = self.state.store.opt_outs_since(since, OPT_OUTS_PAGE).await?;
+        if let Some(tenant_id) = &self.tenant_id {
+            opt_outs.retain(|opt_out| opt_out.tenant_id == *tenant_id);
+        }
         if cursor == self.opt_out_cursor {
             self.may_have_opt_outs = false;
             return Ok(None);
@@ -267,6 +338,9 @@ impl ConnectedAgent {
             version: self.version.unwrap_or(0),
             store_epoch: self.state.store.store_epoch().to_owned(),
             opt_out_cursor: self.opt_out_cursor,
+            opt_out_cursor_newest: *self.opt_out_cursors.borrow(),
+            drain: Some(self.is_to_drain),
+            time: Some(time::to_proto(clock::now())),
             ..Default::default()
         }
     }
@@ -282,8 +356,12 @@ impl ConnectedAgent {
     /// Takes what the agent says; false at the end of its side of the stream.
     fn heard(&mut self, message: Option<Result<v1::StreamConfigRequest, Status>>) -> Result<bool, Status> {
         let Some(request) = message else { return Ok(false) };
-        // A broken connection is how agents leave; the error is of no use to anybody.
-        let Ok(request) = request else { return Ok(false) };
+        // A broken connection is how agents leave; its error is of no use to anybody.
+        let request = match request {
+            Ok(request) => request,
+            Err(status) => return too_large(&status).map_or(Ok(false), Err),
+        };
+        self.silent_at = Instant::now() + SILENCE_MAX;
         match request.message {
             Some(Message::Hello(_)) => return Err(status::invalid_field("hello", "must come once")),
             Some(Message::Ack(ack)) => self.verdict(&ack.nonce, Vec::new()),

@@ -1,7 +1,7 @@
 //! `ReportLogs`: what agents recorded. A message is acknowledged after its opt-outs and then its logs are
 //! committed; the next messages are read meanwhile.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, net::SocketAddr};
 
 use futures_util::{Stream, StreamExt as _, future::BoxFuture, stream, stream::FuturesOrdered};
 use gateway_core::id::TenantId;
@@ -9,13 +9,18 @@ use gateway_proto::v1::{self, report::Report as Reported};
 use tonic::{Status, Streaming};
 use tracing::{error, warn};
 
-use super::status;
+use super::{status, too_large};
 use crate::{
     api::authorize::AgentIdentity,
     app::State,
+    audit::AuditedBy,
     inbound_log::{LogStoreError, Record, ReportBatch, SequencedRecord},
-    store::{Store, agents},
+    store::{Store, agents, tenants},
 };
+
+mod guard;
+
+use guard::Guard;
 
 /// Messages of one stream on their way to disk. When there are as many, the next one is not read.
 const UNCOMMITTED_MAX: usize = 8;
@@ -36,6 +41,8 @@ type Committing = BoxFuture<'static, (String, Result<u64, LogStoreError>)>;
 pub(super) struct ReportStream {
     state: State,
     identity: AgentIdentity,
+    guard: Guard,
+    audited_by: AuditedBy,
     inbound: Streaming<v1::ReportLogsRequest>,
     /// Messages on their way to disk, in their order.
     committing: FuturesOrdered<Committing>,
@@ -54,10 +61,13 @@ impl ReportStream {
     pub(super) fn new(
         state: State,
         identity: AgentIdentity,
+        source_address: Option<SocketAddr>,
         inbound: Streaming<v1::ReportLogsRequest>,
     ) -> Self {
         Self {
+            guard: Guard::new(state.store.clone(), &identity),
             state,
+            audited_by: AuditedBy::agent(&identity.agent_id, source_address),
             identity,
             inbound,
             committing: FuturesOrdered::new(),
@@ -90,7 +100,8 @@ impl ReportStream {
                 }
                 Woken::Committed((_, Err(error))) => return Some(Err(refusal(error))),
                 Woken::Stop => self.end = Some(None),
-                Woken::Message(None | Some(Err(_))) => self.end = Some(None),
+                Woken::Message(None) => self.end = Some(None),
+                Woken::Message(Some(Err(status))) => self.end = Some(too_large(&status)),
                 Woken::Message(Some(Ok(message))) => {
                     if let Err(status) = self.take(message).await {
                         self.end = Some(Some(status));
@@ -116,6 +127,7 @@ impl ReportStream {
         }
         let mut batch = ReportBatch {
             agent_id: self.identity.agent_id.clone(),
+            tenant_id: self.identity.tenant_id.clone(),
             buffer_id: message.buffer_id.clone(),
             records: Vec::with_capacity(message.reports.len()),
             last_sequence: 0,
@@ -123,6 +135,13 @@ impl ReportStream {
         let (mut opt_outs, mut gone, mut damages) = (Vec::new(), Vec::new(), Vec::new());
         for v1::Report { sequence, report } in message.reports {
             batch.last_sequence = batch.last_sequence.max(sequence);
+            let report = match report {
+                Some(report) => match self.guard.own(report).await? {
+                    None => continue,
+                    own => own,
+                },
+                None => None,
+            };
             let record = match report {
                 Some(Reported::Event(event)) => self.event(event).await?,
                 Some(Reported::Attempts(mut report)) => {
@@ -135,8 +154,10 @@ impl ReportStream {
                     Some(Record::Unrouted(callback))
                 }
                 Some(Reported::OptOut(mut opt_out)) => {
-                    opt_out.tenant_id = self.tenant_of(&opt_out.instance_id).await?;
-                    opt_outs.push(opt_out);
+                    opt_out.tenant_id = self.tenant_of(&opt_out.instance_id, opt_out.tenant_id).await?;
+                    if self.guard.allows_tenant(&opt_out.tenant_id) {
+                        opt_outs.push(opt_out);
+                    }
                     None
                 }
                 Some(Reported::DestinationGone(report)) => {
@@ -155,7 +176,7 @@ impl ReportStream {
             };
             batch.records.extend(record.map(|record| SequencedRecord { sequence, record }));
         }
-        decide(&self.state.store, opt_outs, gone).await?;
+        decide(&self.state.store, &self.audited_by, opt_outs, gone).await?;
         for damage in damages {
             record_damage(&self.state.store, &self.identity.agent_id, damage).await?;
         }
@@ -170,7 +191,10 @@ impl ReportStream {
             warn!(gateway.agent.id = self.identity.agent_id, "skipped an event without id");
             return Ok(None);
         };
-        log.tenant_id = self.tenant_of(&log.instance_id).await?;
+        log.tenant_id = self.tenant_of(&log.instance_id, log.tenant_id).await?;
+        if !self.guard.allows_tenant(&log.tenant_id) {
+            return Ok(None);
+        }
         log.agent_id.clone_from(&self.identity.agent_id);
         log.region.clone_from(&self.identity.region);
         let mut attempts = event.attempts;
@@ -184,14 +208,15 @@ impl ReportStream {
         }
     }
 
-    /// The tenant of an instance; the default one when the instance is gone meanwhile.
-    async fn tenant_of(&mut self, instance_id: &str) -> Result<String, Status> {
+    /// The tenant of an instance, also of one that is gone meanwhile; when nothing is known of it, as after a
+    /// restore, the one that the agent had from its configuration.
+    async fn tenant_of(&mut self, instance_id: &str, reported: String) -> Result<String, Status> {
         if let Some(tenant_id) = self.tenants.get(instance_id) {
             return Ok(tenant_id.clone());
         }
-        let tenant_id = match self.state.store.instance(instance_id).await? {
-            Some(instance) if !instance.tenant_id.is_empty() => instance.tenant_id,
-            _ => TenantId::default_tenant().as_str().to_owned(),
+        let Some(tenant_id) = tenants::of_instance(&self.state.store, instance_id).await? else {
+            let is_tenant = reported.parse::<TenantId>().is_ok();
+            return Ok(if is_tenant { reported } else { TenantId::default_tenant().to_string() });
         };
         if self.tenants.len() >= TENANTS_MAX {
             self.tenants.clear();
@@ -228,11 +253,12 @@ fn cut(text: &mut String) {
 /// Records opt-outs, and pauses subscriptions whose destination is gone. Repeats change nothing.
 async fn decide(
     store: &Store,
+    by: &AuditedBy,
     opt_outs: Vec<v1::OptOut>,
     gone: Vec<v1::DestinationGone>,
 ) -> Result<(), Status> {
     if !opt_outs.is_empty() {
-        store.record_opt_outs(opt_outs).await?;
+        store.record_opt_outs(by.clone(), opt_outs).await?;
     }
     for report in gone {
         let (id, url) = (&report.subscription_id, &report.destination_url);

@@ -27,7 +27,10 @@ use crate::{
 };
 
 mod config;
+mod fleet;
+mod enroll;
 mod report;
+mod tenant;
 
 const DEADLINE: Duration = Duration::from_secs(10);
 
@@ -73,7 +76,7 @@ impl ControlPlane {
     }
 
     async fn join_token(&self, region: &str) -> String {
-        let request = v1::CreateJoinTokenRequest { region: region.into(), ttl: None };
+        let request = v1::CreateJoinTokenRequest { region: region.into(), ..Default::default() };
         AgentServiceClient::new(self.admin())
             .create_join_token(request)
             .await
@@ -87,6 +90,7 @@ impl ControlPlane {
             join_token: join_token.into(),
             build: "1.2.3".into(),
             region: region.into(),
+            ..Default::default()
         };
         let mut client = AgentSyncServiceClient::new(self.channel.clone());
         client.enroll_agent(request).await.map(Response::into_inner)

@@ -35,7 +35,7 @@ impl WorkResponses {
         identity: &AgentIdentity,
         inbound: Streaming<v1::StreamWorkRequest>,
     ) -> Self {
-        let work = state.work.open(&identity.region);
+        let work = state.work.open(&identity.region, identity.tenant_id.as_deref());
         Self {
             work,
             fleet: state.fleet.clone(),
@@ -59,7 +59,8 @@ impl WorkResponses {
     /// The next work; waits for some. None at the end of the stream.
     async fn next(&mut self) -> Option<Result<v1::StreamWorkResponse, Status>> {
         loop {
-            if self.leased.is_empty() {
+            // A draining agent is to have nothing left; others of its region do the work.
+            if self.leased.is_empty() && !self.fleet.is_to_drain(&self.agent_id) {
                 let applied_version = self.fleet.applied_version(&self.agent_id);
                 match self.work.lease(applied_version).await {
                     Ok(work) => self.leased.extend(work),

@@ -5,6 +5,13 @@ use tonic_reflection::pb::{v1 as reflection, v1alpha as reflection_alpha};
 
 use super::*;
 
+mod world;
+mod roles;
+mod isolation;
+mod keys;
+mod tenants;
+mod platform_routes;
+
 async fn list_services(client: Client) -> Result<Vec<String>, Status> {
     use reflection::{
         ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
@@ -98,8 +105,12 @@ async fn agents_and_operators_are_kept_apart() {
     let request = v1::CreateJoinTokenRequest { region: "eu-1".into(), ..Default::default() };
     let token =
         AgentServiceClient::new(server.admin()).create_join_token(request).await.unwrap().into_inner();
-    let request =
-        v1::EnrollAgentRequest { join_token: token.join_token, build: "1.0.0".into(), region: "eu-1".into() };
+    let request = v1::EnrollAgentRequest {
+        join_token: token.join_token,
+        region: "eu-1".into(),
+        build: "1.0.0".into(),
+        ..Default::default()
+    };
     let mut open = AgentSyncServiceClient::new(server.channel.clone());
     let credential = open.enroll_agent(request).await.unwrap().into_inner().credential;
     let denied = (Code::PermissionDenied, "PERMISSION_DENIED".to_owned());

@@ -13,7 +13,6 @@ async fn instance_is_created_and_read_back() {
         phone_number: "966 11 000 0000".into(),
         regions: vec!["eu-1".into()],
         labels: [("team".to_owned(), "support".to_owned())].into(),
-        tenant_id: "somebody-else".into(),
         ..instance("", "1001")
     };
     let created = server.create_instance(given).await.unwrap();

@@ -105,6 +105,7 @@ impl ControlPlane {
             .create_join_token(v1::CreateJoinTokenRequest {
                 region: REGION.to_owned(),
                 ttl: Some(gateway_core::time::duration_to_proto(JOIN_TOKEN_TTL)),
+                ..Default::default()
             })
             .await
             .map_err(gateway_sdk::Error::from)

@@ -84,5 +84,8 @@ lists! {
     opt_outs.list_opt_outs: ListOptOutsRequest => opt_outs: OptOut;
     inbound_logs.list_inbound_logs: ListInboundLogsRequest => inbound_logs: InboundLog;
     inbound_logs.list_delivery_attempts: ListDeliveryAttemptsRequest => delivery_attempts: DeliveryAttempt;
+    tenants.list_tenants: ListTenantsRequest => tenants: Tenant;
+    tenants.list_api_keys: ListApiKeysRequest => api_keys: ApiKey;
     agents.list_agents: ListAgentsRequest => agents: Agent;
+    audit_log.list_audit_entries: ListAuditEntriesRequest => audit_entries: AuditEntry;
 }

@@ -7,6 +7,8 @@ use std::{
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use gateway_proto::v1::inbound_log_service_server::{InboundLogService, InboundLogServiceServer};
+use prost::Message as _;
+use prost_types::FileDescriptorSet;
 use tokio::task::JoinSet;
 use tonic::{Code, Response, transport::Server};
 use tonic_types::{ErrorDetails, StatusExt as _};
@@ -164,6 +166,21 @@ async fn calls_carry_key_and_deadline() {
     assert_eq!(*fake.headers.lock().unwrap(), [(bearer.clone(), true), (bearer, false)]);
 }
 
+/// Every method of operators that streams its answer is known to do so, as is no other: a deadline would cut it.
+/// Agents' methods are not called from here.
+#[test]
+fn all_streams_go_without_deadline() {
+    let files = FileDescriptorSet::decode(gateway_proto::DESCRIPTORS).unwrap();
+    let services = files.file.iter().flat_map(|file| &file.service);
+    let methods = services.filter(|service| service.name() != "AgentSyncService").flat_map(|one| &one.method);
+    let mut streaming: Vec<_> =
+        methods.filter(|method| method.server_streaming()).map(|method| method.name()).collect();
+    let mut listed = STREAMING_METHODS.to_vec();
+    streaming.sort_unstable();
+    listed.sort_unstable();
+    assert_eq!(listed, streaming);
+}
+
 /// A refused call names the field at fault.
 #[tokio::test]
 async fn refusals_name_the_field() {
@@ -189,4 +206,46 @@ async fn secrets_are_masked_and_options_checked() {
     assert!(matches!(Client::connect_lazy(&bad_key), Err(Error::ApiKey)));
     let bad_endpoint = ClientOptions::new("not an address", "key");
     assert!(matches!(Client::connect_lazy(&bad_endpoint), Err(Error::Endpoint { .. })));
+}
+
+/// Takes one connection, reads frames up to the first request (RFC 9113, 3.4 and 4.1), writes `last_words` and hangs up.
+async fn hang_up(listener: &tokio::net::TcpListener, last_words: &[u8]) {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    const HEADERS: u8 = 1;
+    let (mut connection, _) = listener.accept().await.unwrap();
+    let mut preface = [0; 24];
+    connection.read_exact(&mut preface).await.unwrap();
+    connection.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await.unwrap(); // SETTINGS, empty
+    loop {
+        let mut head = [0; 9];
+        connection.read_exact(&mut head).await.unwrap();
+        let mut payload = vec![0; usize::from(head[1]) << 8 | usize::from(head[2])];
+        connection.read_exact(&mut payload).await.unwrap();
+        if head[3] == HEADERS {
+            break;
+        }
+    }
+    connection.write_all(last_words).await.unwrap();
+}
+
+/// A call whose connection ends under it says that it may be repeated, whether the server hung up or said that it would;
+/// the repeat goes over a new connection.
+#[tokio::test]
+async fn a_lost_connection_is_unavailable() {
+    let goaway = [0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0]; // GOAWAY, this stream the last, NO_ERROR
+    for last_words in [&[][..], &goaway] {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        let client = Client::connect_lazy(&ClientOptions::new(endpoint, "secret-key")).unwrap();
+        for _ in 0..2 {
+            let request = v1::ListInboundLogsRequest::default();
+            let mut logs = client.inbound_logs();
+            let (answer, ()) = tokio::join!(logs.list_inbound_logs(request), hang_up(&listener, last_words));
+            let status = answer.unwrap_err();
+            assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+            assert!(status.message().contains("may be repeated"), "{status:?}");
+            assert!(Error::from(status).is_transient());
+        }
+    }
 }

@@ -1,0 +1,87 @@
+//! Join tokens that say whom to trust, and `RevokeAgent`.
+
+use gateway_core::time;
+use gateway_proto::v1;
+use gateway_runtime::clock;
+use tonic::{Request, Response, Status};
+
+use super::{
+    super::{
+        authorize::{self, Caller},
+        status,
+    },
+    AgentApi,
+};
+use crate::{
+    admission::Admissions,
+    audit::Audited,
+    store::{StoreError, agents},
+};
+
+/// Between the secret of a join token and the SHA-256 of the authority's certificate.
+const PIN_SEPARATOR: char = '.';
+
+/// The secret of a join token. An agent that sends the whole token is understood as well.
+pub(in crate::api) fn join_secret(join_token: &str) -> &str {
+    join_token.split(PIN_SEPARATOR).next().unwrap_or_default()
+}
+
+/// Ends the streams of an agent when dropped, so that a caller who goes away in mid-commit, which may still
+/// take effect, leaves none open.
+struct Cut<'a> {
+    admissions: &'a Admissions,
+    agent_id: &'a str,
+}
+
+impl Drop for Cut<'_> {
+    fn drop(&mut self) {
+        self.admissions.revoke(self.agent_id);
+    }
+}
+
+impl AgentApi {
+    pub(super) async fn revoke(
+        &self,
+        request: Request<v1::RevokeAgentRequest>,
+    ) -> Result<Response<v1::RevokeAgentResponse>, Status> {
+        let caller = authorize::caller(&request)?;
+        let id = request.into_inner().id;
+        let before = self.one_agent(&id).await?;
+        let mut tx = self.state.store.begin_write().await?;
+        let now = clock::now();
+        agents::revoke(tx.connection(), &id, now).await.map_err(StoreError::from)?;
+        let revoke_time = before.revoke_time.or_else(|| Some(time::to_proto(now)));
+        let after = v1::Agent { revoke_time, ..before.clone() };
+        tx.audit(&caller, Audited::changed("AgentService/RevokeAgent", &before, &after)).await?;
+        let cut = Cut { admissions: &self.state.admissions, agent_id: &id };
+        tx.commit().await?;
+        drop(cut);
+        tracing::info!(gateway.agent.id = id, "an agent was revoked");
+        Ok(Response::new(v1::RevokeAgentResponse { agent: Some(self.one_agent(&id).await?) }))
+    }
+
+    /// The join token as the agent gets it.
+    pub(super) fn with_pin(&self, join_secret: String) -> String {
+        if self.state.config.tls.is_own_ca() {
+            format!("{join_secret}{PIN_SEPARATOR}{}", self.state.authority.pin())
+        } else {
+            join_secret
+        }
+    }
+
+    /// The tenant of an agent to come; None for one of the platform.
+    pub(super) async fn tenant_of_token(
+        &self,
+        caller: &Caller,
+        named: &str,
+    ) -> Result<Option<String>, Status> {
+        if named.is_empty() && caller.is_platform() {
+            return Ok(None);
+        }
+        let tenant_id = caller.tenant_for(named)?;
+        if !agents::is_tenant(&self.state.store, tenant_id.as_str()).await? {
+            return Err(status::not_found("tenant", tenant_id.as_str()));
+        }
+        Ok(Some(tenant_id.to_string()))
+    }
+}

@@ -1,0 +1,83 @@
+//! What an agent of one tenant is sent: the tenant's inbound routes, and its instances on them with what hangs on
+//! these. Platform routes, whose secrets are other tenants' too, are for agents of the platform, and so are the
+//! instances on them.
+
+use std::collections::HashSet;
+
+use gateway_proto::v1::{self, config_resource::Resource};
+
+use super::{Part, group, resource_key, route_id};
+use crate::store::{Store, StoreError, schema::REMOVAL_ORDER};
+
+/// Ids of what is a tenant's, as the store has it now.
+pub struct TenantFilter {
+    routes: HashSet<String>,
+    /// Instances on `routes`.
+    instances: HashSet<String>,
+    /// The tenant's other instances. An agent may have one of them from the time before it was moved.
+    elsewhere: HashSet<String>,
+    is_snapshot: bool,
+    /// Taken out, and perhaps on the agent.
+    left: Vec<v1::ConfigRemoval>,
+}
+
+impl TenantFilter {
+    /// Reads what is `tenant_id`'s. To be read after the changes that it is used on, so that it knows their
+    /// resources, and anew for each change.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn read(store: &Store, tenant_id: &str) -> Result<Self, StoreError> {
+        let routes: Vec<String> =
+            sqlx::query_scalar("SELECT id FROM inbound_routes WHERE tenant_id = ?1 AND ?1 <> ''")
+                .bind(tenant_id)
+                .fetch_all(store.pool())
+                .await?;
+        let found: Vec<(String, String)> =
+            sqlx::query_as("SELECT id, inbound_route_id FROM instances WHERE tenant_id = ?")
+                .bind(tenant_id)
+                .fetch_all(store.pool())
+                .await?;
+        let routes: HashSet<String> = routes.into_iter().collect();
+        let (mut instances, mut elsewhere) = (HashSet::new(), HashSet::new());
+        for (id, route_id) in found {
+            let ids = if routes.contains(&route_id) { &mut instances } else { &mut elsewhere };
+            ids.insert(id);
+        }
+        Ok(Self { routes, instances, elsewhere, is_snapshot: false, left: Vec::new() })
+    }
+
+    /// Takes what is not for the tenant's agents out of what is to be sent. Removals stay: an id that the agent
+    /// does not know tells it nothing.
+    pub fn apply(&mut self, part: &mut Part) {
+        self.is_snapshot |= part.begins_snapshot;
+        let (kept, others) =
+            std::mem::take(&mut part.upserts).into_iter().partition(|resource| self.allows(resource));
+        part.upserts = kept;
+        if self.is_snapshot {
+            return;
+        }
+        let others: Vec<v1::ConfigResource> = others;
+        let left = others.iter().filter(|resource| self.elsewhere.contains(group(resource)));
+        self.left.extend(left.filter_map(resource_key).map(|(r#type, id)| v1::ConfigRemoval {
+            r#type,
+            id,
+            deleted: false,
+        }));
+        if part.is_last {
+            part.removals.append(&mut self.left);
+            part.removals
+                .sort_by_key(|removal| REMOVAL_ORDER.iter().position(|known| *known == removal.r#type));
+        }
+    }
+
+    fn allows(&self, resource: &v1::ConfigResource) -> bool {
+        match &resource.resource {
+            Some(Resource::InboundRoute(_)) => {
+                route_id(resource).is_some_and(|route_id| self.routes.contains(route_id))
+            }
+            Some(_) => self.instances.contains(group(resource)),
+            None => false,
+        }
+    }
+}

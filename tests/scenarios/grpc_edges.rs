@@ -1,0 +1,5 @@
+//! Callers that ask too much, read nothing, hang up or go dead harm nobody else.
+
+mod flood;
+mod lines;
+mod limits;
