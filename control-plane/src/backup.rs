@@ -26,14 +26,13 @@ use std::{
 use gateway_runtime::clock;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
-use sqlx::{
-    ConnectOptions as _, Connection as _, SqliteConnection,
-    sqlite::{SqliteConnectOptions, SqliteSynchronous},
-};
 
 use crate::{
     inbound_log,
-    store::{self, StoreError, schema},
+    store::{
+        self, Cause, StoreError,
+        sqlite::{files, schema},
+    },
 };
 
 mod restore;
@@ -81,7 +80,7 @@ pub enum BackupError {
         path: PathBuf,
         /// Why.
         #[source]
-        source: sqlx::Error,
+        source: Cause,
     },
     /// The epoch of the store cannot be renewed.
     #[error("give the restored store a new epoch")]
@@ -127,9 +126,9 @@ impl BackupError {
         move |source| Self::File { path, source }
     }
 
-    fn database(path: &Path) -> impl FnOnce(sqlx::Error) -> Self {
+    fn database<E: Into<Cause>>(path: &Path) -> impl FnOnce(E) -> Self {
         let path = path.to_owned();
-        move |source| Self::Database { path, source }
+        move |source| Self::Database { path, source: source.into() }
     }
 }
 
@@ -209,21 +208,15 @@ async fn write(
         files.push(copy_database(name, &data_dir.join(name), &to.join(name), progress).await?);
     }
     let path = to.join(store::FILE_NAME);
-    let mut copy = open_copy(&path).await?;
-    let read = BackupError::database(&path);
-    let state: (String, i64) = sqlx::query_as(
-        "SELECT (SELECT text FROM meta WHERE name = 'store_epoch'), (SELECT number FROM meta WHERE name = 'version')",
-    )
-    .fetch_one(&mut copy)
-    .await
-    .map_err(read)?;
-    copy.close().await.map_err(BackupError::database(&path))?;
+    let mut copy = files::open_copy(&path).await.map_err(BackupError::database(&path))?;
+    let state = files::epoch_and_version(&mut copy).await.map_err(BackupError::database(&path))?;
+    files::close(copy).await.map_err(BackupError::database(&path))?;
     let manifest = Manifest {
         format: FORMAT,
         create_time,
         build: env!("CARGO_PKG_VERSION").to_owned(),
         store_epoch: state.0,
-        config_version: store::from_sql(state.1),
+        config_version: state.1,
         files,
     };
     let path = to.join(MANIFEST);
@@ -234,8 +227,7 @@ async fn write(
     Ok(manifest)
 }
 
-/// A consistent copy: `VACUUM INTO` reads one state of the database and hinders nobody
-/// (<https://sqlite.org/lang_vacuum.html>).
+/// A consistent copy.
 async fn copy_database(
     name: &'static str,
     from: &Path,
@@ -243,47 +235,25 @@ async fn copy_database(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<ManifestFile, BackupError> {
     let target = to.to_str().ok_or_else(|| BackupError::Path(to.to_owned()))?;
-    let options = SqliteConnectOptions::new()
-        .filename(from)
-        .create_if_missing(false)
-        .busy_timeout(BUSY_TIMEOUT)
-        .disable_statement_logging();
-    let mut connection =
-        SqliteConnection::connect_with(&options).await.map_err(BackupError::database(from))?;
-    let total: i64 =
-        sqlx::query_scalar("SELECT page_count * page_size FROM pragma_page_count(), pragma_page_size()")
-            .fetch_one(&mut connection)
-            .await
-            .map_err(BackupError::database(from))?;
+    let mut source =
+        files::open_source(from, BUSY_TIMEOUT).await.map_err(BackupError::database(from))?;
+    let total = files::size(&mut source).await.map_err(BackupError::database(from))?;
     // SQLite writes into an empty file; made here, only its owner can read it.
     new_file(to).map_err(BackupError::file(to))?;
-    let mut tell = |done| progress(Progress { doing: "copying", name, done, total: store::from_sql(total) });
-    let copying = sqlx::query("VACUUM INTO ?1").bind(target).execute(&mut connection);
+    let mut tell = |done| progress(Progress { doing: "copying", name, done, total });
+    let copying = files::copy_into(&mut source, target);
     let size = || fs::metadata(to).map_or(0, |metadata| metadata.len());
     watched(copying, size, &mut tell).await.map_err(BackupError::database(from))?;
-    connection.close().await.map_err(BackupError::database(from))?;
+    files::close(source).await.map_err(BackupError::database(from))?;
     let file = File::open(to).map_err(BackupError::file(to))?;
     file.sync_all().map_err(BackupError::file(to))?;
-    let mut copy = open_copy(to).await?;
-    let schema_version = schema_version(&mut copy, name).await.map_err(BackupError::database(to))?;
-    copy.close().await.map_err(BackupError::database(to))?;
+    let mut copy = files::open_copy(to).await.map_err(BackupError::database(to))?;
+    let is_config = name == store::FILE_NAME;
+    let schema_version =
+        files::schema_version(&mut copy, is_config).await.map_err(BackupError::database(to))?;
+    files::close(copy).await.map_err(BackupError::database(to))?;
     let (bytes, sha256) = checksum(name, to, None, progress).await?;
     Ok(ManifestFile { name: name.to_owned(), bytes, sha256, schema_version })
-}
-
-/// Opens a copy that nobody uses, without changing it.
-async fn open_copy(path: &Path) -> Result<SqliteConnection, BackupError> {
-    let options = SqliteConnectOptions::new().filename(path).read_only(true).immutable(true);
-    SqliteConnection::connect_with(&options).await.map_err(BackupError::database(path))
-}
-
-async fn schema_version(connection: &mut SqliteConnection, name: &str) -> Result<i64, sqlx::Error> {
-    let query = if name == store::FILE_NAME {
-        "SELECT number FROM meta WHERE name = 'schema_version'"
-    } else {
-        "SELECT CAST(value AS INTEGER) FROM meta WHERE name = 'schema_version'"
-    };
-    sqlx::query_scalar(query).fetch_one(connection).await
 }
 
 /// Size and SHA-256 of a file, which is also copied to `to` if that is given.
@@ -361,14 +331,4 @@ fn make_empty(directory: &Path) -> Result<(), BackupError> {
 
 fn sync_directory(directory: &Path) -> Result<(), BackupError> {
     File::open(directory).and_then(|file| file.sync_all()).map_err(BackupError::file(directory))
-}
-
-/// A connection that changes a restored copy, durably, and leaves no other file beside it.
-async fn open_restored(path: &Path) -> Result<SqliteConnection, BackupError> {
-    let options = SqliteConnectOptions::new()
-        .filename(path)
-        .create_if_missing(false)
-        .journal_mode(sqlx::sqlite::SqliteJournalMode::Delete)
-        .synchronous(SqliteSynchronous::Full);
-    SqliteConnection::connect_with(&options).await.map_err(BackupError::database(path))
 }

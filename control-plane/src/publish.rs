@@ -22,7 +22,7 @@ use tokio::sync::Mutex;
 use crate::{
     fleet::{ResourceKey, serves},
     store::{
-        ConfigChanges, Store, StoreError, from_sql, route_reach, schema::REMOVAL_ORDER, webhook_subscriptions,
+        ConfigChanges, REMOVAL_ORDER, Store, StoreError, opt_out_policies, route_reach, webhook_subscriptions,
     },
 };
 
@@ -94,7 +94,7 @@ impl Publisher {
         let mut regions = Regions::of(upserts);
         for route_id in upserts.iter().filter_map(route_id) {
             // The instances among the changes are not all that it has.
-            let reach = route_reach::regions(&mut *self.store.reader().await?, route_id).await?;
+            let reach = route_reach::regions(&mut self.store.reader().await?, route_id).await?;
             regions.routes.insert(route_id.to_owned(), reach.into());
         }
         let mut dependents = Vec::new();
@@ -114,20 +114,10 @@ impl Publisher {
 
     /// The opt-out policy and the webhook subscriptions of an instance.
     async fn dependents(&self, instance_id: &str) -> Result<Vec<v1::ConfigResource>, StoreError> {
-        let policies: Vec<(i64, Vec<u8>)> =
-            sqlx::query_as("SELECT version, body FROM opt_out_policies WHERE instance_id = ?1")
-                .bind(instance_id)
-                .fetch_all(self.store.pool())
-                .await?;
         let mut connection = self.store.reader().await?;
+        let policy = opt_out_policies::of_instance(&mut connection, instance_id).await?;
         let subscriptions = webhook_subscriptions::of_instance(&mut connection, instance_id).await?;
-        let mut dependents = Vec::with_capacity(policies.len() + subscriptions.len());
-        for (version, body) in policies {
-            let resource = Some(Resource::OptOutPolicy(v1::OptOutPolicy::decode(body.as_slice())?));
-            dependents.push(v1::ConfigResource { version: from_sql(version), resource });
-        }
-        dependents.extend(subscriptions);
-        Ok(dependents)
+        Ok(policy.into_iter().chain(subscriptions).collect())
     }
 }
 

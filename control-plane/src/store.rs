@@ -1,43 +1,39 @@
-//! Configuration and opt-outs: one SQLite file, one writer at a time, one gap-free `version`.
+//! Configuration and opt-outs: one writer at a time, one gap-free `version`.
 //!
 //! The `version` is bumped in the transaction of every configuration change, so that whoever has version
 //! N and asks for the changes since gets all of them. Opt-outs have a cursor of their own: they are an
 //! append-only log and never take part in a rollback of configuration. `store_epoch` is made with the
-//! file; another one means that versions and cursors cannot be compared.
+//! database; another one means that versions and cursors cannot be compared.
 //!
-//! Columns with secrets are sealed ([`crate::sealing`]); a [`Connection`] opens them.
+//! Two layers. This module and those below it are the same for every database: they seal and open secrets, write
+//! the audit log, merge opt-outs, make etags, and tell those who watch. Below them an [`engine`] keeps rows:
+//! [`sqlite`] today. What an engine promises is written at [`engine::Engine`] and at the trait of each table, and
+//! the suite in `conformance` checks it (ADR 17).
 //!
-//! Tables: [`schema`] (meta, tombstones), [`tenant_keys`], [`tenants`], [`api_keys`],
-//! [`instances`], [`inbound_routes`], [`webhook_subscriptions`], [`opt_out_policies`], [`opt_outs`], [`requests`]; [`agents`] and [`work`] for the fleet; [`audit`]. A row
-//! carries the resource as protobuf bytes, and beside it only what is looked up.
+//! Reading goes through a [`Connection`]: a [`Reader`], or a [`WriteTx`], which sees what it has written.
+//!
+//! Tables: [`versions`] (the version, removals), [`tenant_keys`], [`tenants`], [`api_keys`], [`instances`],
+//! [`inbound_routes`], [`route_reach`], [`webhook_subscriptions`], [`opt_out_policies`], [`opt_outs`], [`requests`];
+//! [`agents`], [`fleet`] and [`work`] for the fleet; [`audit`]. A row carries the resource as protobuf bytes, and
+//! beside it only what is looked up.
 
-use std::{
-    fmt,
-    ops::{Deref, DerefMut},
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{fmt, path::Path, sync::Arc};
 
-use gateway_core::violation::FieldViolations;
 use gateway_proto::v1;
-use gateway_runtime::clock;
 use jiff::Timestamp;
 use prost::Message;
-use sqlx::{
-    Connection as _, SqliteConnection, SqlitePool,
-    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
-};
-use tokio::sync::{Mutex, OwnedMutexGuard, watch};
+use tokio::sync::watch;
 use tracing::error;
 
 use crate::{
     audit::{Audited, AuditedBy},
-    sealing::{RootKeys, Sealer, SealingError},
+    sealing::{RootKeys, Sealer},
 };
 
-mod connection;
-pub mod schema;
+mod error;
+pub mod engine;
+mod transaction;
+pub mod versions;
 pub mod sealed;
 pub mod tenant_keys;
 pub mod tenants;
@@ -53,63 +49,23 @@ pub mod work;
 pub mod fleet;
 pub mod route_reach;
 pub mod audit;
+pub mod sqlite;
+#[cfg(test)]
+mod conformance;
+#[cfg(test)]
+mod layering;
 #[cfg(test)]
 mod tests;
 
-pub use connection::Connection;
+pub use engine::Engine;
+pub use error::{Cause, StoreError, Trouble};
 pub use opt_outs::OptOutRecorded;
+pub use sqlite::FILE_NAME;
+pub use transaction::{Connection, Reader, WriteTx};
+pub use versions::REMOVAL_ORDER;
 
-/// Name of the database file in the data directory.
-pub const FILE_NAME: &str = "config.db";
-/// Connections to the file. Readers wait for a free one; there is one writer at a time.
-const CONNECTIONS_MAX: u32 = 6;
 /// The method with which agents report opt-outs, as the audit log names it.
 const REPORT: &str = "AgentSyncService/ReportLogs";
-/// How long SQLite waits for another process that holds the file, such as a backup.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// The store could not do what was asked.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    /// The file cannot be opened.
-    #[error("open configuration database `{path}`")]
-    Open {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: sqlx::Error,
-    },
-    /// The file was written by a newer program.
-    #[error(
-        "open configuration database with schema version {found}: this program knows versions up to {known}; \
-         start a newer one"
-    )]
-    NewerSchema {
-        /// The version of the file.
-        found: i64,
-        /// The newest version this program knows.
-        known: i64,
-    },
-    /// A statement failed; its transaction is rolled back.
-    #[error("use the configuration database")]
-    Database(#[from] sqlx::Error),
-    /// A stored resource cannot be read.
-    #[error("decode a row of the configuration database")]
-    Corrupt(#[from] prost::DecodeError),
-    /// A secret cannot be opened.
-    #[error(transparent)]
-    Sealed(#[from] SealingError),
-    /// A stored resource breaks a rule that held when it was written.
-    #[error("use a row of table `{table}`")]
-    Invalid {
-        /// The table.
-        table: &'static str,
-        /// The rule.
-        #[source]
-        source: FieldViolations,
-    },
-}
 
 /// What changed in the configuration.
 #[derive(Clone, Default, PartialEq)]
@@ -140,16 +96,29 @@ pub struct Store {
 }
 
 struct Inner {
-    pool: SqlitePool,
-    write_turn: Arc<Mutex<()>>,
+    engine: Box<dyn Engine>,
     epoch: String,
     sealer: Sealer,
     version: watch::Sender<u64>,
     opt_out_cursor: watch::Sender<u64>,
 }
 
+/// A database that is ready for use.
+pub struct Opened {
+    /// Reads and writes it.
+    pub engine: Box<dyn Engine>,
+    /// Its name.
+    pub epoch: String,
+    /// What seals and opens its secrets.
+    pub sealer: Sealer,
+    /// Its newest committed version.
+    pub version: u64,
+    /// Where its opt-out log ends.
+    pub opt_out_cursor: u64,
+}
+
 impl Store {
-    /// Opens or creates the database in `data_dir`, whose secrets are sealed under the root key in the same
+    /// Opens or creates the SQLite database in `data_dir`, whose secrets are sealed under the root key in the same
     /// directory.
     ///
     /// # Errors
@@ -158,49 +127,26 @@ impl Store {
         Self::open_sealed(data_dir, &RootKeys::of_data_dir(data_dir)).await
     }
 
-    /// Opens or creates the database in `data_dir`, whose secrets are sealed under `root_keys`. A database of
-    /// an older program is brought to this one's schema.
+    /// Opens or creates the SQLite database in `data_dir`, whose secrets are sealed under `root_keys`. A database
+    /// of an older program is brought to this one's schema.
     ///
     /// # Errors
     /// When the file cannot be opened, was written by a newer program, or needs a root key that is not there;
     /// then it is left as it was.
     pub async fn open_sealed(data_dir: &Path, root_keys: &RootKeys) -> Result<Self, StoreError> {
-        let path = data_dir.join(FILE_NAME);
-        let options = SqliteConnectOptions::new()
-            .filename(&path)
-            .create_if_missing(true)
-            .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Full)
-            .foreign_keys(true)
-            .busy_timeout(BUSY_TIMEOUT);
-        let pool = SqlitePoolOptions::new()
-            .max_connections(CONNECTIONS_MAX)
-            // After a full disk SQLite may have ended a transaction by itself; then its connection cannot begin
-            // another one.
-            .before_acquire(|connection, _| Box::pin(async { Ok(!connection.is_in_transaction()) }))
-            .connect_with(options)
-            .await
-            .map_err(|source| StoreError::Open { path, source })?;
-        let sealer = schema::prepare(&pool, root_keys).await?;
-        let mut connection = pool.acquire().await?;
-        let epoch = schema::epoch(&mut connection).await?;
-        let version = schema::version(&mut connection).await?;
-        let cursor = opt_outs::newest_cursor(&mut connection).await?;
-        drop(connection);
-        let inner = Inner {
-            pool,
-            write_turn: Arc::default(),
-            epoch,
-            sealer,
-            version: watch::Sender::new(version),
-            opt_out_cursor: watch::Sender::new(cursor),
-        };
-        Ok(Self { inner: Arc::new(inner) })
+        Ok(Self::of(sqlite::open(data_dir, root_keys).await?))
+    }
+
+    /// The store in a database that is open.
+    pub fn of(opened: Opened) -> Self {
+        let Opened { engine, epoch, sealer, version, opt_out_cursor } = opened;
+        let (version, opt_out_cursor) = (watch::Sender::new(version), watch::Sender::new(opt_out_cursor));
+        Self { inner: Arc::new(Inner { engine, epoch, sealer, version, opt_out_cursor }) }
     }
 
     /// Closes all connections; for the end of the process.
     pub async fn close(&self) {
-        self.inner.pool.close().await;
+        self.inner.engine.close().await;
     }
 
     /// What seals and opens secrets.
@@ -208,17 +154,12 @@ impl Store {
         &self.inner.sealer
     }
 
-    /// The connections, for reading.
-    pub fn pool(&self) -> &SqlitePool {
-        &self.inner.pool
-    }
-
-    /// A connection for reading.
+    /// A connection for reading. Each query sees what was committed when it began.
     ///
     /// # Errors
     /// When none becomes free in time.
-    pub async fn reader(&self) -> Result<Connection, StoreError> {
-        Ok(Connection::pooled(self.inner.pool.acquire().await?, self.inner.sealer.clone()))
+    pub async fn reader(&self) -> Result<Reader, StoreError> {
+        Ok(Reader::new(self.inner.engine.reader().await?, self.inner.sealer.clone()))
     }
 
     /// Begins a transaction that may write. Waits until every writer before it is done.
@@ -226,12 +167,7 @@ impl Store {
     /// # Errors
     /// When the database cannot be written.
     pub async fn begin_write(&self) -> Result<WriteTx, StoreError> {
-        let turn = Arc::clone(&self.inner.write_turn).lock_owned().await;
-        let transaction = self.inner.pool.begin_with("BEGIN IMMEDIATE").await?;
-        let transaction = Connection::transaction(transaction, self.inner.sealer.clone());
-        let store = self.clone();
-        let sealed_for = Vec::new();
-        Ok(WriteTx { transaction, store, version: None, opt_out_cursor: None, sealed_for, _turn: turn })
+        Ok(WriteTx::new(self.inner.engine.begin_write().await?, self.clone()))
     }
 
     /// The newest committed configuration version.
@@ -239,7 +175,7 @@ impl Store {
     /// # Errors
     /// When the database cannot be read.
     pub async fn version(&self) -> Result<u64, StoreError> {
-        schema::version(&mut *self.reader().await?).await
+        self.reader().await?.rows().version().await
     }
 
     /// Follows the configuration version. It changes after a commit; readers that must not miss a change
@@ -253,6 +189,20 @@ impl Store {
         self.inner.opt_out_cursor.subscribe()
     }
 
+    /// Tells those who watch what was committed. Both only go up: a later commit may be told before this one.
+    fn committed(&self, version: Option<u64>, opt_out_cursor: Option<u64>) {
+        for (watched, newest) in
+            [(&self.inner.version, version), (&self.inner.opt_out_cursor, opt_out_cursor)]
+        {
+            let Some(newest) = newest else { continue };
+            watched.send_if_modified(|known| {
+                let is_news = newest > *known;
+                *known = newest.max(*known);
+                is_news
+            });
+        }
+    }
+
     /// Names this database: made at random when it was created.
     pub fn store_epoch(&self) -> &str {
         &self.inner.epoch
@@ -260,7 +210,7 @@ impl Store {
 
     /// The etag of a configuration resource last changed in `version`.
     pub fn etag(&self, version: u64) -> String {
-        schema::etag(version, &self.inner.epoch)
+        versions::etag(version, &self.inner.epoch)
     }
 
     /// Everything that changed after `version`; with 0, everything that is there and no removals. All of
@@ -269,17 +219,15 @@ impl Store {
     /// # Errors
     /// When the database cannot be read.
     pub async fn changes_since(&self, version: u64) -> Result<ConfigChanges, StoreError> {
-        let transaction = self.inner.pool.begin().await?;
-        let mut connection = Connection::transaction(transaction, self.inner.sealer.clone());
-        let now = schema::version(&mut connection).await?;
-        let since = to_sql(version);
-        let mut upserts = inbound_routes::changed_since(&mut connection, since).await?;
-        upserts.extend(instances::changed_since(&mut connection, since).await?);
-        upserts.extend(opt_out_policies::changed_since(&mut connection, since).await?);
-        upserts.extend(webhook_subscriptions::changed_since(&mut connection, since).await?);
+        let mut snapshot = Reader::new(self.inner.engine.snapshot().await?, self.inner.sealer.clone());
+        let now = snapshot.rows().version().await?;
+        let mut upserts = inbound_routes::changed_since(&mut snapshot, version).await?;
+        upserts.extend(instances::changed_since(&mut snapshot, version).await?);
+        upserts.extend(opt_out_policies::changed_since(&mut snapshot, version).await?);
+        upserts.extend(webhook_subscriptions::changed_since(&mut snapshot, version).await?);
         let removals =
-            if version == 0 { Vec::new() } else { schema::removed_since(&mut connection, since).await? };
-        connection.commit().await?;
+            if version == 0 { Vec::new() } else { versions::removed_since(&mut snapshot, version).await? };
+        snapshot.finish().await?;
         Ok(ConfigChanges { version: now, upserts, removals })
     }
 
@@ -288,7 +236,7 @@ impl Store {
     /// # Errors
     /// When the database cannot be read.
     pub async fn instance(&self, id: &str) -> Result<Option<v1::Instance>, StoreError> {
-        instances::find_any(&mut *self.reader().await?, id).await
+        instances::find_any(&mut self.reader().await?, id).await
     }
 
     /// The instance that has a number, in the form of [`gateway_core::snapshot::canonical_number`], on a route.
@@ -300,9 +248,9 @@ impl Store {
         inbound_route_id: &str,
         number_key: &str,
     ) -> Result<Option<v1::Instance>, StoreError> {
-        let connection = &mut *self.reader().await?;
-        match instances::holder_of_number(connection, inbound_route_id, number_key).await? {
-            Some(id) => instances::find_any(connection, &id).await,
+        let mut connection = self.reader().await?;
+        match instances::holder_of_number(&mut connection, inbound_route_id, number_key).await? {
+            Some(id) => instances::find_any(&mut connection, &id).await,
             None => Ok(None),
         }
     }
@@ -329,7 +277,7 @@ impl Store {
         cursor: u64,
         limit: u32,
     ) -> Result<(Vec<v1::OptOut>, u64), StoreError> {
-        opt_outs::since(&mut *self.reader().await?, cursor, limit).await
+        opt_outs::since(&mut self.reader().await?, cursor, limit).await
     }
 
     /// Merges decisions that an agent reports into the records, all in one transaction. Repeats change
@@ -396,117 +344,14 @@ impl Store {
         }
         Ok(paused)
     }
-}
 
-/// A transaction that may write. Dropped without commit, it changes nothing.
-pub struct WriteTx {
-    transaction: Connection,
-    store: Store,
-    version: Option<u64>,
-    opt_out_cursor: Option<u64>,
-    /// Tenants whose data key was stored in this transaction.
-    sealed_for: Vec<String>,
-    _turn: OwnedMutexGuard<()>,
-}
-
-impl WriteTx {
-    /// The connection, for statements inside the transaction.
-    pub fn connection(&mut self) -> &mut SqliteConnection {
-        &mut self.transaction
-    }
-
-    /// The store that the transaction belongs to.
-    pub const fn store(&self) -> &Store {
-        &self.store
-    }
-
-    /// The version that this transaction's configuration changes have: one more than before it, and the
-    /// same for all of them.
+    /// Takes from the disk what rows held that were changed or removed, if [`sealed::note_wipe`] noted that.
     ///
     /// # Errors
-    /// When the database cannot be written.
-    pub async fn bump_version(&mut self) -> Result<u64, StoreError> {
-        if let Some(version) = self.version {
-            return Ok(version);
-        }
-        let version = schema::bump_version(&mut self.transaction).await?;
-        self.version = Some(version);
-        Ok(version)
+    /// When the disk cannot take a second copy of the database for the time being.
+    pub async fn wipe_if_due(&self) -> Result<(), StoreError> {
+        self.inner.engine.wipe_if_due().await
     }
-
-    /// Writes an entry of the audit log, in this transaction: it and the change come together or not at all.
-    ///
-    /// # Errors
-    /// When the database cannot be written.
-    pub async fn audit(&mut self, by: impl Into<AuditedBy>, audited: Audited) -> Result<(), StoreError> {
-        let AuditedBy { actor, source_address } = by.into();
-        let now = clock::now();
-        audit::insert(&mut self.transaction, now, &actor.to_string(), source_address, audited).await
-    }
-
-    /// Seals bytes of a tenant's resource; `tenant_id` is empty for what belongs to no tenant. The first time,
-    /// the tenant's data key is made and stored in this transaction.
-    ///
-    /// # Errors
-    /// When the database cannot be written.
-    pub async fn seal(
-        &mut self,
-        tenant_id: &str,
-        resource: &str,
-        plain: &[u8],
-    ) -> Result<Vec<u8>, StoreError> {
-        let (sealed, unstored) = self.transaction.sealer().seal(tenant_id, resource, plain);
-        if let Some(key) = unstored {
-            tenant_keys::insert(&mut self.transaction, &key).await?;
-            self.sealed_for.push(key.tenant_id);
-        }
-        Ok(sealed)
-    }
-
-    /// Notes that the opt-out log now ends at `cursor`.
-    fn logged_opt_out(&mut self, cursor: u64) {
-        self.opt_out_cursor = Some(cursor);
-    }
-
-    /// Commits, durably, and then tells those who watch.
-    ///
-    /// # Errors
-    /// When the database cannot be written; then nothing is changed.
-    pub async fn commit(self) -> Result<(), StoreError> {
-        let Self { transaction, store, version, opt_out_cursor, sealed_for, _turn } = self;
-        transaction.commit().await?;
-        sealed_for.iter().for_each(|tenant_id| store.inner.sealer.stored(tenant_id));
-        if let Some(version) = version {
-            store.inner.version.send_replace(version);
-        }
-        if let Some(cursor) = opt_out_cursor {
-            store.inner.opt_out_cursor.send_replace(cursor);
-        }
-        Ok(())
-    }
-}
-
-impl Deref for WriteTx {
-    type Target = Connection;
-
-    fn deref(&self) -> &Connection {
-        &self.transaction
-    }
-}
-
-impl DerefMut for WriteTx {
-    fn deref_mut(&mut self) -> &mut Connection {
-        &mut self.transaction
-    }
-}
-
-/// SQLite's integers are signed.
-pub(crate) fn to_sql(number: u64) -> i64 {
-    i64::try_from(number).unwrap_or(i64::MAX)
-}
-
-pub(crate) fn from_sql(number: i64) -> u64 {
-    u64::try_from(number).unwrap_or(0)
 }
 
 /// Leaves out what cannot be opened or read, loudly: one damaged row must not keep all other changes from all agents.
@@ -532,4 +377,19 @@ fn readable(
 /// Reads a stored resource.
 fn decode<M: Message + Default>(body: &[u8]) -> Result<M, StoreError> {
     Ok(M::decode(body)?)
+}
+
+/// Reads stored resources.
+fn decode_all<M: Message + Default>(bodies: &[Vec<u8>]) -> Result<Vec<M>, StoreError> {
+    bodies.iter().map(|body| decode(body)).collect()
+}
+
+/// Opens and reads a sealed message of a tenant's resource.
+fn open<M: Message + Default>(
+    sealer: &Sealer,
+    tenant_id: &str,
+    resource: &str,
+    sealed: &[u8],
+) -> Result<M, StoreError> {
+    decode(&sealer.open(tenant_id, resource, sealed)?)
 }

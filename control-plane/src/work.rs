@@ -26,7 +26,7 @@ use uuid::Uuid;
 use crate::{
     app::State,
     inbound_log::{LogStore, LogStoreError, Unrouted, UnroutedNumber},
-    store::{self, Store, StoreError, WriteTx, instances, webhook_subscriptions, work::QueuedWork},
+    store::{self, Store, StoreError, WriteTx, webhook_subscriptions, work::QueuedWork},
 };
 
 mod accounts;
@@ -131,7 +131,7 @@ impl WorkQueue {
     /// When the store cannot be written.
     pub async fn enqueue_in(tx: &mut WriteTx, regions: &[String], work: Task) -> Result<(), StoreError> {
         let work = v1::Work { id: format!("work_{}", Uuid::now_v7().simple()), work: Some(work) };
-        Ok(store::work::insert(tx.connection(), regions, &work, clock::now()).await?)
+        store::work::insert(tx, regions, &work, clock::now()).await
     }
 
     /// Lets open work streams look for what was queued with [`Self::enqueue_in`].
@@ -334,7 +334,7 @@ impl WorkStream {
             return Ok(());
         }
         let mut tx = self.queue.inner.store.begin_write().await?;
-        store::work::delete(tx.connection(), &ids).await?;
+        store::work::delete(&mut tx, &ids).await?;
         tx.commit().await?;
         let mut leases = self.queue.lock();
         for id in &ids {
@@ -410,12 +410,7 @@ async fn claim(state: &State, after: i64) -> Result<usize, ClaimError> {
 
 /// The instance that claims a number.
 async fn claimant(store: &Store, number: &UnroutedNumber) -> Result<Option<v1::Instance>, StoreError> {
-    let mut connection = store.pool().acquire().await?;
-    let id = instances::holder_of_number(&mut connection, &number.route_id, &number.number_key).await?;
-    match id {
-        Some(id) => instances::find_any(&mut connection, &id).await,
-        None => Ok(None),
-    }
+    store.instance_of_number(&number.route_id, &number.number_key).await
 }
 
 #[cfg(test)]

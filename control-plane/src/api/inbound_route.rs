@@ -243,7 +243,7 @@ impl InboundRouteService for InboundRouteApi {
 }
 
 async fn find(
-    connection: &mut Connection,
+    connection: &mut dyn Connection,
     scope: &TenantScope,
     field: &str,
     id: &str,

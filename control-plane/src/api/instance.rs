@@ -4,7 +4,6 @@ use gateway_core::{api_key::Role, id::TenantId, instance::Instance, tenant::Tena
 use gateway_proto::v1::{self, instance_service_server::InstanceService};
 use gateway_runtime::clock;
 use prost::Message as _;
-use sqlx::SqliteConnection;
 use tonic::{Request, Response, Status};
 use tracing::warn;
 
@@ -17,7 +16,7 @@ use super::{
 use crate::{
     app::State,
     audit::Audited,
-    store::{WriteTx, inbound_routes, instances, requests, tenants, webhook_subscriptions},
+    store::{Connection, WriteTx, inbound_routes, instances, requests, tenants, webhook_subscriptions},
 };
 
 /// How many referring resources an error names.
@@ -173,7 +172,7 @@ impl InstanceService for InstanceApi {
 
 /// An instance within reach of the caller; `field` is the request's field that names it.
 pub(super) async fn find(
-    connection: &mut SqliteConnection,
+    connection: &mut dyn Connection,
     scope: &TenantScope,
     field: &str,
     id: &str,
@@ -187,7 +186,7 @@ pub(super) async fn find(
 
 /// Ids of instances that refer to a route, at most as many as an error names.
 pub(super) async fn ids_of_route(
-    connection: &mut SqliteConnection,
+    connection: &mut dyn Connection,
     inbound_route_id: &str,
 ) -> Result<Vec<String>, Status> {
     Ok(instances::ids_of_route(connection, inbound_route_id, NAMED_MAX).await?)

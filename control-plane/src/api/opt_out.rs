@@ -11,7 +11,6 @@ use gateway_core::{
 use gateway_proto::v1::{self, opt_out_service_server::OptOutService, work::Work};
 use gateway_runtime::clock;
 use prost::Message as _;
-use sqlx::SqliteConnection;
 use tonic::{Request, Response, Status};
 
 use super::{
@@ -24,7 +23,7 @@ use crate::{
     app::State,
     audit::Audited,
     store::{
-        WriteTx, opt_out_policies,
+        Connection, WriteTx, opt_out_policies,
         opt_outs::{self, OptOutFilter, OptOutRecorded},
         requests,
     },
@@ -55,7 +54,7 @@ impl OptOutApi {
     /// The policy of an instance as callers see it; the default one when none was set.
     async fn policy_of(
         &self,
-        connection: &mut SqliteConnection,
+        connection: &mut dyn Connection,
         id: &str,
     ) -> Result<v1::OptOutPolicy, Status> {
         if let Some(policy) = opt_out_policies::find(connection, id).await? {
@@ -237,7 +236,7 @@ impl OptOutService for OptOutApi {
 }
 
 async fn find(
-    connection: &mut SqliteConnection,
+    connection: &mut dyn Connection,
     scope: &TenantScope,
     id: &str,
 ) -> Result<v1::OptOut, Status> {

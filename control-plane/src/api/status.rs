@@ -10,7 +10,10 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 use tracing::error;
 
-use crate::{inbound_log::LogStoreError, store::StoreError};
+use crate::{
+    inbound_log::LogStoreError,
+    store::{StoreError, Trouble},
+};
 
 /// `ErrorInfo.domain` of every error.
 pub const DOMAIN: &str = "whatsapp-gateway";
@@ -146,8 +149,8 @@ fn log(cause: &(dyn Error + 'static)) {
 
 impl From<StoreError> for Status {
     fn from(error: StoreError) -> Self {
-        let trouble = match &error {
-            StoreError::Database(error) => trouble(error),
+        let help = match &error {
+            StoreError::Database { trouble, .. } => help(*trouble),
             StoreError::Sealed(_) | StoreError::Corrupt(_) => {
                 log(&error);
                 let message =
@@ -156,32 +159,28 @@ impl From<StoreError> for Status {
             }
             _ => None,
         };
-        let Some((delay, reason, message)) = trouble else { return internal(&error) };
+        let Some((delay, reason, message)) = help else { return internal(&error) };
         log(&error);
         unavailable_until(reason, message, delay)
     }
 }
 
 /// What is wrong around the database and not with the request: trying again helps once that is mended.
-fn trouble(error: &sqlx::Error) -> Option<(Duration, &'static str, &'static str)> {
-    let sqlx::Error::Database(error) = error else {
-        let busy = "the configuration database is busy; try again";
-        return matches!(error, sqlx::Error::PoolTimedOut).then_some((RETRY_DELAY, "STORE_BUSY", busy));
-    };
-    // The low byte is the primary result code (<https://sqlite.org/rescode.html>).
-    let code: i32 = error.code()?.parse().ok()?;
-    match code & 0xff {
-        5 | 6 => Some((RETRY_DELAY, "STORE_BUSY", "the configuration database is locked; try again")),
-        8 | 10 | 14 => {
+const fn help(trouble: Trouble) -> Option<(Duration, &'static str, &'static str)> {
+    match trouble {
+        Trouble::Busy => {
+            Some((RETRY_DELAY, "STORE_BUSY", "the configuration database is busy or locked; try again"))
+        }
+        Trouble::NotWritable => {
             let message =
                 "the configuration database cannot be written; its disk or its permissions must be mended";
             Some((RETRY_DELAY_BROKEN, "STORE_NOT_WRITABLE", message))
         }
-        13 => {
+        Trouble::Full => {
             let message = "the disk of the configuration database is full; nothing was changed";
             Some((RETRY_DELAY_BROKEN, "STORE_FULL", message))
         }
-        _ => None,
+        Trouble::Conflict | Trouble::Other => None,
     }
 }
 

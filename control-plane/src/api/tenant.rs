@@ -8,7 +8,6 @@ use gateway_core::{
 use gateway_proto::v1::{self, tenant_service_server::TenantService};
 use gateway_runtime::clock;
 use prost::Message as _;
-use sqlx::SqliteConnection;
 use tonic::{Request, Response, Status};
 
 use super::{
@@ -21,7 +20,7 @@ use super::{
 use crate::{
     app::State,
     audit::Audited,
-    store::{agents, requests, tenants},
+    store::{Connection, agents, requests, tenants},
 };
 
 /// How many referring resources an error names.
@@ -180,7 +179,7 @@ impl TenantService for TenantApi {
 }
 
 async fn find(
-    connection: &mut SqliteConnection,
+    connection: &mut dyn Connection,
     caller: &Caller,
     field: &str,
     id: &str,
@@ -197,7 +196,7 @@ async fn find(
 ///
 /// # Errors
 /// NOT_FOUND when there is none.
-pub(super) async fn require(connection: &mut SqliteConnection, id: &str) -> Result<(), Status> {
+pub(super) async fn require(connection: &mut dyn Connection, id: &str) -> Result<(), Status> {
     let found = tenants::find(connection, &TenantScope::All, id).await?;
     found.map(|_| ()).ok_or_else(|| status::not_found("tenant", id))
 }

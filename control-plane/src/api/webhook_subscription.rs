@@ -359,7 +359,7 @@ impl WebhookSubscriptionService for WebhookSubscriptionApi {
 }
 
 async fn find(
-    connection: &mut Connection,
+    connection: &mut dyn Connection,
     scope: &TenantScope,
     field: &str,
     id: &str,

@@ -2,15 +2,15 @@
 
 use std::{fs, io, os::unix::fs::DirBuilderExt as _, path::Path};
 
-use sqlx::Connection as _;
-
 use super::{
-    BackupError, DATABASES, FORMAT, MANIFEST, Manifest, Progress, checksum, make_empty, open_restored,
-    schema_version, sync_directory,
+    BackupError, DATABASES, FORMAT, MANIFEST, Manifest, Progress, checksum, make_empty, sync_directory,
 };
 use crate::{
     inbound_log,
-    store::{self, schema},
+    store::{
+        self,
+        sqlite::{files, schema},
+    },
 };
 
 /// What is being restored lies here, in the data directory, until all of it is there.
@@ -108,13 +108,15 @@ async fn copy(
 
 /// Makes the copy a store of its own.
 async fn renew(name: &str, known: i64, path: &Path) -> Result<(), BackupError> {
-    let mut connection = open_restored(path).await?;
-    let found = schema_version(&mut connection, name).await.map_err(BackupError::database(path))?;
+    let mut connection = files::open_restored(path).await.map_err(BackupError::database(path))?;
+    let is_config = name == store::FILE_NAME;
+    let found =
+        files::schema_version(&mut connection, is_config).await.map_err(BackupError::database(path))?;
     check_version(name, found, known)?;
-    if name == store::FILE_NAME {
+    if is_config {
         schema::renew_epoch(&mut connection).await.map_err(BackupError::Epoch)?;
     } else {
         inbound_log::forget_epoch(&mut connection).await.map_err(BackupError::database(path))?;
     }
-    connection.close().await.map_err(BackupError::database(path))
+    files::close(connection).await.map_err(BackupError::database(path))
 }

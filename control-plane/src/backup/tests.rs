@@ -6,7 +6,7 @@ use tokio_util::sync::CancellationToken;
 use super::*;
 use crate::{
     inbound_log::LogStore,
-    store::{Store, agents},
+    store::{Store, agents, sqlite::testing},
 };
 
 struct Source {
@@ -39,12 +39,9 @@ async fn source() -> Source {
     let logs = LogStore::open(&data_dir, &supervisor, tokio::sync::mpsc::channel(1).0).await.unwrap();
     let source = Source { directory, store, _logs: logs };
     bump(&source.store, 10).await;
-    sqlx::query(
-        "INSERT INTO join_tokens (token_hash, region, create_time, expire_time) VALUES (x'00', 'eu', 0, 9)",
-    )
-    .execute(source.store.pool())
-    .await
-    .unwrap();
+    let token =
+        "INSERT INTO join_tokens (token_hash, region, create_time, expire_time) VALUES (x'00', 'eu', 0, 9)";
+    testing::execute(&source.data_dir(), token).await;
     source
 }
 
@@ -85,15 +82,11 @@ async fn restores_the_state_of_the_backup_as_a_new_store() {
     let store = Store::open_sealed(&source.restored_dir(), &root_keys).await.unwrap();
     assert_eq!(store.version().await.unwrap(), 10);
     assert_ne!(store.store_epoch(), manifest.store_epoch);
-    let used = agents_tokens(&store).await;
-    assert_eq!(used, 0);
+    assert!(agents::list(&store, None, None, 1).await.unwrap().is_empty());
+    let tokens: i64 = testing::value(&source.restored_dir(), "SELECT count(*) FROM join_tokens").await;
+    assert_eq!(tokens, 0);
     let supervisor = Supervisor::new(CancellationToken::new());
     LogStore::open(&source.restored_dir(), &supervisor, tokio::sync::mpsc::channel(1).0).await.unwrap();
-}
-
-async fn agents_tokens(store: &Store) -> i64 {
-    assert!(agents::list(store, None, None, 1).await.unwrap().is_empty());
-    sqlx::query_scalar("SELECT count(*) FROM join_tokens").fetch_one(store.pool()).await.unwrap()
 }
 
 /// Neither a backup nor a restore touches a directory that has something in it.

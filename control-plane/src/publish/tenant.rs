@@ -7,7 +7,7 @@ use std::collections::HashSet;
 use gateway_proto::v1::{self, config_resource::Resource};
 
 use super::{Part, group, resource_key, route_id};
-use crate::store::{Store, StoreError, schema::REMOVAL_ORDER};
+use crate::store::{REMOVAL_ORDER, Store, StoreError, inbound_routes, instances};
 
 /// Ids of what is a tenant's, as the store has it now.
 pub struct TenantFilter {
@@ -28,17 +28,10 @@ impl TenantFilter {
     /// # Errors
     /// When the database cannot be read.
     pub async fn read(store: &Store, tenant_id: &str) -> Result<Self, StoreError> {
-        let routes: Vec<String> =
-            sqlx::query_scalar("SELECT id FROM inbound_routes WHERE tenant_id = ?1 AND ?1 <> ''")
-                .bind(tenant_id)
-                .fetch_all(store.pool())
-                .await?;
-        let found: Vec<(String, String)> =
-            sqlx::query_as("SELECT id, inbound_route_id FROM instances WHERE tenant_id = ?")
-                .bind(tenant_id)
-                .fetch_all(store.pool())
-                .await?;
+        let mut connection = store.reader().await?;
+        let routes = inbound_routes::ids_of_tenant(&mut connection, tenant_id).await?;
         let routes: HashSet<String> = routes.into_iter().collect();
+        let found = instances::routes_of_tenant(&mut connection, tenant_id).await?;
         let (mut instances, mut elsewhere) = (HashSet::new(), HashSet::new());
         for (id, route_id) in found {
             let ids = if routes.contains(&route_id) { &mut instances } else { &mut elsewhere };

@@ -5,17 +5,14 @@
 //! given; the next run goes on where this one stopped.
 
 use gateway_runtime::sealing::Key;
-use sqlx::SqliteConnection;
 
 use super::{SealingError, WrappedKey};
-use crate::store::{Store, StoreError, from_sql, sealed, tenant_keys, to_sql};
+use crate::store::{Store, StoreError, sealed, tenant_keys};
 
 /// Data keys that are sealed anew in one transaction.
 const KEYS_PER_TRANSACTION: usize = 100;
 /// Rows that are sealed anew in one transaction.
 const ROWS_PER_TRANSACTION: u32 = 500;
-/// The row of `meta` that says up to which `seq` of `tenant_keys` keys are to be renewed, while that goes on.
-const RENEWAL: &str = "data_key_renewal";
 
 /// How far it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,7 +54,7 @@ impl Store {
             self.renew_data_keys(&mut progress).await?;
         }
         progress(Progress::Wiping);
-        sealed::wipe_if_due(self.pool()).await
+        self.wipe_if_due().await
     }
 
     async fn rewrap_data_keys(
@@ -65,7 +62,7 @@ impl Store {
         root_keys: &[Key],
         progress: &mut impl FnMut(Progress),
     ) -> Result<(), StoreError> {
-        let all = tenant_keys::all(&mut *self.reader().await?).await?;
+        let all = tenant_keys::all(&mut self.reader().await?).await?;
         let newest = root_keys.first().expect("a store is opened with a root key");
         let is_older = |key: &&WrappedKey| key.root_key_id != newest.id().to_string();
         let older: Vec<&WrappedKey> = all.iter().filter(is_older).collect();
@@ -89,15 +86,13 @@ impl Store {
     }
 
     async fn renew_data_keys(&self, progress: &mut impl FnMut(Progress)) -> Result<(), StoreError> {
-        let until = self.begin_renewal().await?;
-        let tenants: Vec<(String, i64)> = sqlx::query_as(
-            "SELECT tenant_id, max(seq) FROM tenant_keys GROUP BY tenant_id ORDER BY tenant_id",
-        )
-        .fetch_all(self.pool())
-        .await?;
+        let mut transaction = self.begin_write().await?;
+        let until = tenant_keys::begin_renewal(&mut transaction).await?;
+        transaction.commit().await?;
+        let tenants = tenant_keys::newest(&mut self.reader().await?).await?;
         let (total, mut rows) = (tenants.len(), 0);
         for (done, (tenant_id, newest_seq)) in tenants.iter().enumerate() {
-            if from_sql(*newest_seq) <= until {
+            if *newest_seq <= until {
                 let mut transaction = self.begin_write().await?;
                 let key = self.sealer().renew(tenant_id);
                 tenant_keys::insert(&mut transaction, &key).await?;
@@ -111,42 +106,17 @@ impl Store {
             progress(Progress::Tenants { done: done + 1, total, rows });
         }
         let mut transaction = self.begin_write().await?;
-        sqlx::query("DELETE FROM meta WHERE name = ?1")
-            .bind(RENEWAL)
-            .execute(transaction.connection())
-            .await?;
+        tenant_keys::end_renewal(&mut transaction).await?;
         transaction.commit().await
-    }
-
-    /// Notes that data keys are being renewed, unless that is so since an earlier run. Returns the `seq` of the
-    /// last key to be renewed.
-    async fn begin_renewal(&self) -> Result<u64, StoreError> {
-        let mut transaction = self.begin_write().await?;
-        let connection: &mut SqliteConnection = transaction.connection();
-        let newest: Option<i64> =
-            sqlx::query_scalar("SELECT max(seq) FROM tenant_keys").fetch_one(&mut *connection).await?;
-        sqlx::query("INSERT INTO meta (name, number) VALUES (?1, ?2) ON CONFLICT (name) DO NOTHING")
-            .bind(RENEWAL)
-            .bind(newest.unwrap_or(to_sql(0)))
-            .execute(&mut *connection)
-            .await?;
-        let until: i64 = sqlx::query_scalar("SELECT number FROM meta WHERE name = ?1")
-            .bind(RENEWAL)
-            .fetch_one(connection)
-            .await?;
-        transaction.commit().await?;
-        Ok(from_sql(until))
     }
 
     /// Returns how many rows were sealed anew.
     async fn seal_under_newest(&self, tenant_id: &str) -> Result<usize, StoreError> {
         let mut rows = 0;
-        for table in &sealed::TABLES {
+        for table in sealed::TABLES {
             loop {
                 let mut transaction = self.begin_write().await?;
-                let sealed = table
-                    .seal_older(transaction.connection(), self.sealer(), tenant_id, ROWS_PER_TRANSACTION)
-                    .await?;
+                let sealed = table.seal_older(&mut transaction, tenant_id, ROWS_PER_TRANSACTION).await?;
                 transaction.commit().await?;
                 rows += sealed;
                 if sealed == 0 {

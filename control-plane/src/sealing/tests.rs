@@ -1,5 +1,5 @@
 use super::*;
-use crate::store::Store;
+use crate::store::{Store, sqlite::testing};
 use gateway_proto::v1::{self, config_resource::Resource};
 
 /// `config.db` of the first schema, recorded from the program that wrote it: a route, an instance, two
@@ -39,11 +39,6 @@ async fn secrets(store: &Store) -> (String, String) {
 
 fn expected() -> (String, String) {
     ("planted-app-secret".to_owned(), SIGNING_SECRET.to_owned())
-}
-
-/// What the database says about a column of a row.
-async fn column(store: &Store, sql: &'static str) -> Vec<u8> {
-    sqlx::query_scalar(sql).fetch_one(store.pool()).await.unwrap()
 }
 
 /// A key of one tenant opens nothing of another, nor of another resource; the first root key seals data keys,
@@ -114,10 +109,8 @@ async fn first_schema_is_sealed() {
         assert_eq!(store.version().await.unwrap(), 6);
         let changes = store.changes_since(0).await.unwrap();
         assert_eq!(changes.upserts.len(), 3);
-        let schema: i64 = sqlx::query_scalar("SELECT number FROM meta WHERE name = 'schema_version'")
-            .fetch_one(store.pool())
-            .await
-            .unwrap();
+        let schema = "SELECT number FROM meta WHERE name = 'schema_version'";
+        let schema: i64 = testing::value(directory.path(), schema).await;
         assert_eq!(schema, 2);
         for closed in [false, true] {
             if closed {
@@ -180,14 +173,10 @@ async fn swapped_rows_are_refused() {
     let mut config =
         v1::WebhookSubscriptionConfig { webhook_subscription: Some(subscription), ..Default::default() };
     crate::store::webhook_subscriptions::put(&mut transaction, &mut config).await.unwrap();
-    sqlx::query(
-        "UPDATE webhook_subscriptions SET config =
-         (SELECT config FROM webhook_subscriptions WHERE id = 'sub_1') WHERE id = 'sub_9'",
-    )
-    .execute(transaction.connection())
-    .await
-    .unwrap();
     transaction.commit().await.unwrap();
+    let swap = "UPDATE webhook_subscriptions SET config =
+                (SELECT config FROM webhook_subscriptions WHERE id = 'sub_1') WHERE id = 'sub_9'";
+    testing::execute(directory.path(), swap).await;
     let refused = store.webhook_subscription("sub_9").await.unwrap_err().to_string();
     assert!(refused.contains("webhook_subscription/sub_9"), "{refused}");
     assert!(store.webhook_subscription("sub_1").await.unwrap().is_some());
@@ -213,11 +202,12 @@ async fn rewrapping_makes_older_root_keys_useless() {
     let both = [new.clone(), old.clone()];
     for _ in 0..2 {
         let store = Store::open_sealed(directory.path(), &given(&[&new, &old])).await.unwrap();
-        let before = column(&store, "SELECT config FROM inbound_routes").await;
+        let before: Vec<u8> = testing::value(directory.path(), "SELECT config FROM inbound_routes").await;
         let mut steps = Vec::new();
         store.rewrap(&both, false, |progress| steps.push(progress)).await.unwrap();
         assert_eq!(steps[0], rewrap::Progress::DataKeys { done: 1, total: 1 });
-        assert_eq!(column(&store, "SELECT config FROM inbound_routes").await, before);
+        let after: Vec<u8> = testing::value(directory.path(), "SELECT config FROM inbound_routes").await;
+        assert_eq!(after, before);
         store.close().await;
     }
     let store = Store::open_sealed(directory.path(), &given(&[&new])).await.unwrap();
@@ -275,9 +265,9 @@ async fn renewal_of_data_keys_can_be_interrupted() {
         "SELECT response FROM requests ORDER BY method LIMIT 1",
         "SELECT response FROM requests ORDER BY method DESC LIMIT 1",
     ] {
-        assert_eq!(KeyId::of_sealed(&column(&store, sql).await), Some(newest), "{sql}");
+        let sealed: Vec<u8> = testing::value(directory.path(), sql).await;
+        assert_eq!(KeyId::of_sealed(&sealed), Some(newest), "{sql}");
     }
-    let keys: i64 =
-        sqlx::query_scalar("SELECT count(*) FROM tenant_keys").fetch_one(store.pool()).await.unwrap();
+    let keys: i64 = testing::value(directory.path(), "SELECT count(*) FROM tenant_keys").await;
     assert_eq!(keys, 1);
 }

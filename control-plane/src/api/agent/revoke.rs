@@ -15,7 +15,7 @@ use super::{
 use crate::{
     admission::Admissions,
     audit::Audited,
-    store::{StoreError, agents},
+    store::agents,
 };
 
 /// Between the secret of a join token and the SHA-256 of the authority's certificate.
@@ -49,7 +49,7 @@ impl AgentApi {
         let before = self.one_agent(&id).await?;
         let mut tx = self.state.store.begin_write().await?;
         let now = clock::now();
-        agents::revoke(tx.connection(), &id, now).await.map_err(StoreError::from)?;
+        agents::revoke(&mut tx, &id, now).await?;
         let revoke_time = before.revoke_time.or_else(|| Some(time::to_proto(now)));
         let after = v1::Agent { revoke_time, ..before.clone() };
         tx.audit(&caller, Audited::changed("AgentService/RevokeAgent", &before, &after)).await?;

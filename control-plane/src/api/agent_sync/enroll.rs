@@ -22,7 +22,6 @@ use crate::{
     audit::{Audited, AuditedBy},
     ca::AgentCertificate,
     store::{
-        StoreError,
         agents::{self, NewAgent},
         tenants,
     },
@@ -51,13 +50,10 @@ impl AgentSyncApi {
             return Err(bad_token());
         }
         let mut tx = self.state.store.begin_write().await?;
-        let token = agents::consume_join_token(tx.connection(), &token_hash, now)
-            .await
-            .map_err(StoreError::from)?
-            .ok_or_else(bad_token)?;
+        let token = agents::consume_join_token(&mut tx, &token_hash, now).await?.ok_or_else(bad_token)?;
         // A token that was made while its tenant was being deleted.
         if let Some(tenant_id) = &token.tenant_id
-            && tenants::find(tx.connection(), &TenantScope::All, tenant_id).await?.is_none()
+            && tenants::find(&mut tx, &TenantScope::All, tenant_id).await?.is_none()
         {
             return Err(bad_token());
         }
@@ -78,7 +74,7 @@ impl AgentSyncApi {
             tenant_id: token.tenant_id,
             certificate_expire_time: certificate.as_ref().map(|certificate| certificate.expire_time),
         };
-        agents::create_agent(tx.connection(), &agent, now).await.map_err(StoreError::from)?;
+        agents::create_agent(&mut tx, &agent, now).await?;
         let enrolled = v1::Agent {
             id: agent.id.clone(),
             tenant_id: agent.tenant_id.clone().unwrap_or_default(),

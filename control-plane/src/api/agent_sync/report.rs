@@ -169,7 +169,7 @@ impl ReportStream {
                     None
                 }
                 // A newer agent's report. Refusing it would hold up everything behind it.
-                None => {
+                Some(Reported::DeliveryHandOver(_)) | None => {
                     warn!(gateway.agent.id = self.identity.agent_id, "skipped a report of an unknown kind");
                     None
                 }

@@ -1,16 +1,14 @@
-//! API keys. Secrets are kept as SHA-256 only; they are random, so a slow hash would add nothing.
+//! Table `api_keys`.
 
-use gateway_core::{tenant::TenantScope, time};
-use gateway_proto::v1;
 use jiff::Timestamp;
-use prost::Message as _;
-use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
+use sqlx::{QueryBuilder, Sqlite};
+use tonic::async_trait;
 
-use super::{Store, StoreError, WriteTx, decode};
+use super::{Rows, StoreError};
+use crate::store::api_keys::{ApiKeyReads, ApiKeyRow, ApiKeyWrites};
 
-/// The table. `tenant_id` is empty for platform admins'; `last_use_time` is in microseconds since 1970, and
-/// stands beside the body so that noting a use rewrites no resource.
-pub const SCHEMA: &str = "
+/// The table. `tenant_id` is empty for platform admins'; `last_use_time` is in microseconds since 1970.
+pub(super) const SCHEMA: &str = "
 CREATE TABLE IF NOT EXISTS api_keys (
     id TEXT PRIMARY KEY NOT NULL,
     tenant_id TEXT NOT NULL,
@@ -23,134 +21,93 @@ CREATE INDEX IF NOT EXISTS api_keys_tenant ON api_keys (tenant_id, id);
 
 type Row = (Vec<u8>, Option<i64>);
 
-fn read((body, last_use_time): Row) -> Result<v1::ApiKey, StoreError> {
-    let mut key: v1::ApiKey = decode(&body)?;
-    key.last_use_time =
-        last_use_time.and_then(|time| Timestamp::from_microsecond(time).ok()).map(time::to_proto);
-    Ok(key)
+fn key((body, last_use_time): Row) -> ApiKeyRow {
+    ApiKeyRow { body, last_use_time: last_use_time.and_then(|time| Timestamp::from_microsecond(time).ok()) }
 }
 
-/// The key that has a secret, working or not.
-///
-/// # Errors
-/// When the database cannot be read.
-pub async fn find_by_secret_hash(
-    store: &Store,
-    secret_hash: &[u8; 32],
-) -> Result<Option<v1::ApiKey>, StoreError> {
-    let row: Option<Row> = sqlx::query_as("SELECT body, last_use_time FROM api_keys WHERE secret_hash = ?1")
-        .bind(secret_hash.as_slice())
-        .fetch_optional(store.pool())
-        .await?;
-    row.map(read).transpose()
-}
-
-/// A key within reach of a caller.
-///
-/// # Errors
-/// When the database cannot be read.
-pub async fn find(
-    connection: &mut SqliteConnection,
-    scope: &TenantScope,
-    id: &str,
-) -> Result<Option<v1::ApiKey>, StoreError> {
-    let row: Option<Row> = sqlx::query_as("SELECT body, last_use_time FROM api_keys WHERE id = ?1")
-        .bind(id)
-        .fetch_optional(connection)
-        .await?;
-    Ok(row.map(read).transpose()?.filter(|key| scope.contains(&key.tenant_id)))
-}
-
-/// Those of `ids` that are there, in no order.
-///
-/// # Errors
-/// When the database cannot be read.
-pub async fn find_all(store: &Store, ids: &[String]) -> Result<Vec<v1::ApiKey>, StoreError> {
-    let mut sql = QueryBuilder::<Sqlite>::new("SELECT body, last_use_time FROM api_keys WHERE id IN (");
-    let mut separated = sql.separated(", ");
-    for id in ids {
-        separated.push_bind(id);
+#[async_trait]
+impl ApiKeyReads for Rows {
+    async fn api_key_of_secret(&mut self, secret_hash: &[u8; 32]) -> Result<Option<ApiKeyRow>, StoreError> {
+        let row: Option<Row> =
+            sqlx::query_as("SELECT body, last_use_time FROM api_keys WHERE secret_hash = ?1")
+                .bind(secret_hash.as_slice())
+                .fetch_optional(self.connection())
+                .await?;
+        Ok(row.map(key))
     }
-    sql.push(")");
-    let rows: Vec<Row> = sql.build_query_as().fetch_all(store.pool()).await?;
-    rows.into_iter().map(read).collect()
-}
 
-/// Keys in the order of their ids, after `after`, perhaps of one tenant only.
-///
-/// # Errors
-/// When the database cannot be read.
-pub async fn list(
-    connection: &mut SqliteConnection,
-    tenant_id: Option<&str>,
-    after: Option<&str>,
-    limit: i64,
-) -> Result<Vec<v1::ApiKey>, StoreError> {
-    let rows: Vec<Row> = sqlx::query_as(
-        "SELECT body, last_use_time FROM api_keys
-         WHERE (?1 IS NULL OR tenant_id = ?1) AND id > ?2 ORDER BY id LIMIT ?3",
-    )
-    .bind(tenant_id)
-    .bind(after.unwrap_or_default())
-    .bind(limit)
-    .fetch_all(connection)
-    .await?;
-    rows.into_iter().map(read).collect()
-}
-
-/// Writes a new key.
-///
-/// # Errors
-/// When the database cannot be written, or the id is taken.
-pub async fn create(
-    transaction: &mut WriteTx,
-    key: &v1::ApiKey,
-    secret_hash: &[u8; 32],
-) -> Result<(), StoreError> {
-    sqlx::query("INSERT INTO api_keys (id, tenant_id, secret_hash, body) VALUES (?1, ?2, ?3, ?4)")
-        .bind(&key.id)
-        .bind(&key.tenant_id)
-        .bind(secret_hash.as_slice())
-        .bind(key.encode_to_vec())
-        .execute(transaction.connection())
-        .await?;
-    Ok(())
-}
-
-/// Writes a changed key.
-///
-/// # Errors
-/// When the database cannot be written.
-pub async fn update(transaction: &mut WriteTx, key: &v1::ApiKey) -> Result<(), StoreError> {
-    sqlx::query("UPDATE api_keys SET body = ?2 WHERE id = ?1")
-        .bind(&key.id)
-        .bind(key.encode_to_vec())
-        .execute(transaction.connection())
-        .await?;
-    Ok(())
-}
-
-/// Notes when keys were last used.
-///
-/// # Errors
-/// When the database cannot be written.
-pub async fn record_uses(store: &Store, uses: &[(String, Timestamp)]) -> Result<(), StoreError> {
-    let mut transaction = store.begin_write().await?;
-    for (id, time) in uses {
-        sqlx::query("UPDATE api_keys SET last_use_time = ?2 WHERE id = ?1")
+    async fn api_key(&mut self, id: &str) -> Result<Option<ApiKeyRow>, StoreError> {
+        let row: Option<Row> = sqlx::query_as("SELECT body, last_use_time FROM api_keys WHERE id = ?1")
             .bind(id)
-            .bind(time.as_microsecond())
-            .execute(transaction.connection())
+            .fetch_optional(self.connection())
             .await?;
+        Ok(row.map(key))
     }
-    transaction.commit().await
+
+    async fn api_keys_of_ids(&mut self, ids: &[String]) -> Result<Vec<ApiKeyRow>, StoreError> {
+        let mut sql = QueryBuilder::<Sqlite>::new("SELECT body, last_use_time FROM api_keys WHERE id IN (");
+        let mut separated = sql.separated(", ");
+        for id in ids {
+            separated.push_bind(id);
+        }
+        sql.push(")");
+        let rows: Vec<Row> = sql.build_query_as().fetch_all(self.connection()).await?;
+        Ok(rows.into_iter().map(key).collect())
+    }
+
+    async fn api_keys(
+        &mut self,
+        tenant_id: Option<&str>,
+        after: &str,
+        limit: i64,
+    ) -> Result<Vec<ApiKeyRow>, StoreError> {
+        let rows: Vec<Row> = sqlx::query_as(
+            "SELECT body, last_use_time FROM api_keys
+             WHERE (?1 IS NULL OR tenant_id = ?1) AND id > ?2 ORDER BY id LIMIT ?3",
+        )
+        .bind(tenant_id)
+        .bind(after)
+        .bind(limit)
+        .fetch_all(self.connection())
+        .await?;
+        Ok(rows.into_iter().map(key).collect())
+    }
 }
 
-/// Removes a tenant's keys.
-pub(super) async fn delete_of_tenant(transaction: &mut WriteTx, tenant_id: &str) -> Result<(), StoreError> {
-    sqlx::query("DELETE FROM api_keys WHERE tenant_id = ?1")
-        .bind(tenant_id)
-        .execute(transaction.connection())
-        .await?;
-    Ok(())
+#[async_trait]
+impl ApiKeyWrites for Rows {
+    async fn insert_api_key(
+        &mut self,
+        id: &str,
+        tenant_id: &str,
+        secret_hash: &[u8; 32],
+        body: &[u8],
+    ) -> Result<(), StoreError> {
+        sqlx::query("INSERT INTO api_keys (id, tenant_id, secret_hash, body) VALUES (?1, ?2, ?3, ?4)")
+            .bind(id)
+            .bind(tenant_id)
+            .bind(secret_hash.as_slice())
+            .bind(body)
+            .execute(self.connection())
+            .await?;
+        Ok(())
+    }
+
+    async fn update_api_key(&mut self, id: &str, body: &[u8]) -> Result<(), StoreError> {
+        let update = sqlx::query("UPDATE api_keys SET body = ?2 WHERE id = ?1").bind(id).bind(body);
+        update.execute(self.connection()).await?;
+        Ok(())
+    }
+
+    async fn use_api_key(&mut self, id: &str, time: Timestamp) -> Result<(), StoreError> {
+        let update = sqlx::query("UPDATE api_keys SET last_use_time = ?2 WHERE id = ?1");
+        update.bind(id).bind(time.as_microsecond()).execute(self.connection()).await?;
+        Ok(())
+    }
+
+    async fn delete_api_keys_of_tenant(&mut self, tenant_id: &str) -> Result<(), StoreError> {
+        let delete = sqlx::query("DELETE FROM api_keys WHERE tenant_id = ?1").bind(tenant_id);
+        delete.execute(self.connection()).await?;
+        Ok(())
+    }
 }

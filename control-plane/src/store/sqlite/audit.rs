@@ -1,23 +1,17 @@
-//! The audit log: entries are added in the transaction of what they tell, and never changed or removed.
+//! Table `audit_entries`.
 //!
-//! SQLite itself refuses UPDATE and DELETE on the table, and an INSERT that would replace an entry. There is
-//! no retention: an entry takes about 0.6 KB with its indexes (ADR 16).
+//! SQLite itself refuses UPDATE and DELETE on the table, and an INSERT that would replace an entry.
 
-use std::net::SocketAddr;
+use sqlx::{QueryBuilder, Sqlite};
+use tonic::async_trait;
 
-use gateway_core::time;
-use gateway_proto::v1;
-use jiff::Timestamp;
-use prost::Message as _;
-use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
-
-use super::{StoreError, decode};
-use crate::audit::Audited;
+use super::{Rows, StoreError};
+use crate::store::audit::{AuditFilter, AuditPlace, AuditReads, AuditRow, AuditWrites};
 
 /// The table. `time` is in microseconds since 1970; the body is an `AuditEntry` without what the columns
 /// hold. Entries are listed by time, then sequence, in which each index ends by itself. Those by tenant and
 /// actor also hold what such lists are filtered by, so that passing over a row does not read it.
-pub const SCHEMA: &str = "
+pub(super) const SCHEMA: &str = "
 CREATE TABLE IF NOT EXISTS audit_entries (
     seq INTEGER PRIMARY KEY AUTOINCREMENT,
     time INTEGER NOT NULL,
@@ -41,76 +35,42 @@ WHEN EXISTS (SELECT 1 FROM audit_entries WHERE seq = NEW.seq)
 BEGIN SELECT RAISE(ABORT, 'audit entries are never replaced'); END;
 ";
 
-/// Which entries a list gives.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct AuditFilter {
-    /// Only of this tenant.
-    pub tenant_id: Option<String>,
-    /// Only of this type of resource.
-    pub resource_type: Option<String>,
-    /// Only of resources with this id.
-    pub resource_id: Option<String>,
-    /// Only by this actor.
-    pub actor: Option<String>,
-    /// Only from this time on.
-    pub start_time: Option<Timestamp>,
-    /// Only before this time.
-    pub end_time: Option<Timestamp>,
+type Row = (i64, i64, String, String, String, String, Vec<u8>);
+
+#[async_trait]
+impl AuditReads for Rows {
+    async fn audit_rows(
+        &mut self,
+        filter: &AuditFilter,
+        before: Option<AuditPlace>,
+        limit: i64,
+    ) -> Result<Vec<(i64, AuditRow)>, StoreError> {
+        let rows: Vec<Row> =
+            query(filter, before, limit).build_query_as().fetch_all(self.connection()).await?;
+        let row = |(seq, time, tenant_id, actor, resource_type, resource_id, body)| {
+            (seq, AuditRow { time, tenant_id, actor, resource_type, resource_id, body })
+        };
+        Ok(rows.into_iter().map(row).collect())
+    }
 }
 
-/// The place of an entry in a list.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct AuditPlace {
-    /// Its time, in microseconds since 1970.
-    pub time: i64,
-    /// Its sequence.
-    pub seq: i64,
-}
-
-/// Adds an entry, inside the caller's transaction.
-///
-/// # Errors
-/// When the database cannot be written.
-pub(super) async fn insert(
-    connection: &mut SqliteConnection,
-    now: Timestamp,
-    actor: &str,
-    source_address: Option<SocketAddr>,
-    audited: Audited,
-) -> Result<(), StoreError> {
-    let body = v1::AuditEntry {
-        source_address: source_address.map(|address| address.to_string()).unwrap_or_default(),
-        method: audited.method.to_owned(),
-        changes: audited.changes,
-        ..Default::default()
-    };
-    sqlx::query(
-        "INSERT INTO audit_entries (time, tenant_id, actor, resource_type, resource_id, body)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-    )
-    .bind(now.as_microsecond())
-    .bind(audited.tenant_id)
-    .bind(actor)
-    .bind(audited.resource_type)
-    .bind(audited.resource_id)
-    .bind(body.encode_to_vec())
-    .execute(connection)
-    .await?;
-    Ok(())
-}
-
-/// Entries with their places, newest first, at most `limit`, older than `before`.
-///
-/// # Errors
-/// When the database cannot be read.
-pub async fn list(
-    connection: &mut SqliteConnection,
-    filter: &AuditFilter,
-    before: Option<AuditPlace>,
-    limit: i64,
-) -> Result<Vec<(AuditPlace, v1::AuditEntry)>, StoreError> {
-    let rows: Vec<Row> = query(filter, before, limit).build_query_as().fetch_all(connection).await?;
-    rows.into_iter().map(entry).collect()
+#[async_trait]
+impl AuditWrites for Rows {
+    async fn insert_audit_row(&mut self, row: &AuditRow) -> Result<(), StoreError> {
+        sqlx::query(
+            "INSERT INTO audit_entries (time, tenant_id, actor, resource_type, resource_id, body)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+        )
+        .bind(row.time)
+        .bind(&row.tenant_id)
+        .bind(&row.actor)
+        .bind(&row.resource_type)
+        .bind(&row.resource_id)
+        .bind(&row.body)
+        .execute(self.connection())
+        .await?;
+        Ok(())
+    }
 }
 
 fn query(filter: &AuditFilter, before: Option<AuditPlace>, limit: i64) -> QueryBuilder<Sqlite> {
@@ -143,8 +103,6 @@ fn query(filter: &AuditFilter, before: Option<AuditPlace>, limit: i64) -> QueryB
     sql
 }
 
-type Row = (i64, i64, String, String, String, String, Vec<u8>);
-
 /// The index that leaves the fewest entries to look at. SQLite has no statistics to tell.
 fn index(filter: &AuditFilter) -> &'static str {
     if filter.resource_id.is_some() {
@@ -158,21 +116,6 @@ fn index(filter: &AuditFilter) -> &'static str {
     } else {
         "audit_entries_time"
     }
-}
-
-fn entry(row: Row) -> Result<(AuditPlace, v1::AuditEntry), StoreError> {
-    let (seq, micros, tenant_id, actor, resource_type, resource_id, body) = row;
-    let body: v1::AuditEntry = decode(&body)?;
-    let entry = v1::AuditEntry {
-        id: format!("aud_{seq:016}"),
-        time: Timestamp::from_microsecond(micros).ok().map(time::to_proto),
-        tenant_id,
-        actor,
-        resource_type,
-        resource_id,
-        ..body
-    };
-    Ok((AuditPlace { time: micros, seq }, entry))
 }
 
 #[cfg(test)]

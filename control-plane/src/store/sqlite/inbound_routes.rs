@@ -1,18 +1,12 @@
-//! Inbound routes. `body` is the route as operators see it, `config` the route as agents get it, with the
-//! callback token and the secret values, sealed.
+//! Table `inbound_routes`. `body` is the route as operators see it, `config` the route as agents get it, sealed.
 
-use std::fmt;
+use tonic::async_trait;
 
-use gateway_core::tenant::TenantScope;
-use gateway_proto::v1::{self, config_resource::Resource};
-use prost::Message as _;
-use sqlx::SqliteConnection;
-use zeroize::Zeroizing;
-
-use super::{Connection, StoreError, WriteTx, decode, from_sql, readable, schema, tenants, to_sql};
+use super::{Rows, StoreError, from_sql, to_sql};
+use crate::store::inbound_routes::{InboundRouteReads, InboundRouteRow, InboundRouteWrites, SealedRow};
 
 /// The table.
-pub const SCHEMA: &str = "
+pub(super) const SCHEMA: &str = "
 CREATE TABLE IF NOT EXISTS inbound_routes (
     id TEXT PRIMARY KEY NOT NULL,
     tenant_id TEXT NOT NULL,
@@ -25,152 +19,77 @@ CREATE TABLE IF NOT EXISTS inbound_routes (
 CREATE INDEX IF NOT EXISTS inbound_routes_version ON inbound_routes (version);
 ";
 
-const TYPE: &str = "inbound_route";
+/// Version, id, tenant and sealed column.
+pub(super) type Row = (i64, String, String, Vec<u8>);
 
-/// What the sealed `config` of a route is bound to, beside its tenant.
-pub(super) fn sealed_resource(id: &str) -> String {
-    format!("{TYPE}/{id}")
+pub(super) fn sealed_row((version, id, tenant_id, sealed): Row) -> SealedRow {
+    SealedRow { version: from_sql(version), id, tenant_id, sealed }
 }
 
-/// A route as operators see it, and as agents get it.
-#[derive(Clone, PartialEq)]
-pub struct StoredRoute {
-    /// Without secret values.
-    pub route: v1::InboundRoute,
-    /// With secret values.
-    pub config: v1::InboundRouteConfig,
-}
+#[async_trait]
+impl InboundRouteReads for Rows {
+    async fn inbound_route(&mut self, id: &str) -> Result<Option<(String, Vec<u8>, Vec<u8>)>, StoreError> {
+        let row = sqlx::query_as("SELECT tenant_id, body, config FROM inbound_routes WHERE id = ?1");
+        Ok(row.bind(id).fetch_optional(self.connection()).await?)
+    }
 
-impl fmt::Debug for StoredRoute {
-    /// Without secret values.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("StoredRoute").field("id", &self.route.id).finish_non_exhaustive()
+    async fn inbound_routes(
+        &mut self,
+        tenant_id: Option<&str>,
+        provider: Option<i32>,
+        after: &str,
+        limit: i64,
+    ) -> Result<Vec<Vec<u8>>, StoreError> {
+        let bodies = sqlx::query_scalar(
+            "SELECT body FROM inbound_routes
+             WHERE (?1 IS NULL OR tenant_id = ?1) AND (?2 IS NULL OR provider = ?2) AND id > ?3
+             ORDER BY id LIMIT ?4",
+        );
+        let bodies = bodies.bind(tenant_id).bind(provider).bind(after).bind(limit);
+        Ok(bodies.fetch_all(self.connection()).await?)
+    }
+
+    async fn inbound_route_ids(&mut self, tenant_id: Option<&str>) -> Result<Vec<String>, StoreError> {
+        let ids = sqlx::query_scalar("SELECT id FROM inbound_routes WHERE ?1 IS NULL OR tenant_id = ?1");
+        Ok(ids.bind(tenant_id).fetch_all(self.connection()).await?)
+    }
+
+    async fn inbound_routes_changed_since(&mut self, version: u64) -> Result<Vec<SealedRow>, StoreError> {
+        let rows: Vec<Row> = sqlx::query_as(
+            "SELECT version, id, tenant_id, config FROM inbound_routes
+             WHERE version > ?1 OR id IN (SELECT route_id FROM route_reach WHERE version > ?1)
+             ORDER BY version, id",
+        )
+        .bind(to_sql(version))
+        .fetch_all(self.connection())
+        .await?;
+        Ok(rows.into_iter().map(sealed_row).collect())
     }
 }
 
-/// A route within reach of a caller.
-///
-/// # Errors
-/// When the database cannot be read.
-pub async fn find(
-    connection: &mut Connection,
-    scope: &TenantScope,
-    id: &str,
-) -> Result<Option<StoredRoute>, StoreError> {
-    Ok(find_any(connection, id).await?.filter(|found| scope.contains(&found.route.tenant_id)))
-}
-
-/// A route of any tenant.
-///
-/// # Errors
-/// When the database cannot be read.
-pub async fn find_any(connection: &mut Connection, id: &str) -> Result<Option<StoredRoute>, StoreError> {
-    let row: Option<(String, Vec<u8>, Vec<u8>)> =
-        sqlx::query_as("SELECT tenant_id, body, config FROM inbound_routes WHERE id = ?1")
-            .bind(id)
-            .fetch_optional(&mut **connection)
-            .await?;
-    let stored = |(tenant_id, body, config): (String, Vec<u8>, Vec<u8>)| {
-        let route = decode(&body)?;
-        Ok(StoredRoute { route, config: connection.open(&tenant_id, &sealed_resource(id), &config)? })
-    };
-    row.map(stored).transpose()
-}
-
-/// Routes in the order of their ids, after `after`.
-///
-/// # Errors
-/// When the database cannot be read.
-pub async fn list(
-    connection: &mut SqliteConnection,
-    scope: &TenantScope,
-    provider: Option<i32>,
-    after: Option<&str>,
-    limit: i64,
-) -> Result<Vec<v1::InboundRoute>, StoreError> {
-    let bodies: Vec<Vec<u8>> = sqlx::query_scalar(
-        "SELECT body FROM inbound_routes
-         WHERE (?1 IS NULL OR tenant_id = ?1) AND (?2 IS NULL OR provider = ?2) AND id > ?3 ORDER BY id LIMIT ?4",
-    )
-    .bind(scope.only())
-    .bind(provider)
-    .bind(after.unwrap_or_default())
-    .bind(limit)
-    .fetch_all(connection)
-    .await?;
-    bodies.iter().map(|body| decode(body)).collect()
-}
-
-/// The ids of all routes within reach of a caller.
-///
-/// # Errors
-/// When the database cannot be read.
-pub async fn ids(connection: &mut SqliteConnection, scope: &TenantScope) -> Result<Vec<String>, StoreError> {
-    let ids = sqlx::query_scalar("SELECT id FROM inbound_routes WHERE ?1 IS NULL OR tenant_id = ?1");
-    Ok(ids.bind(scope.only()).fetch_all(connection).await?)
-}
-
-/// Writes a new or changed route under a new version; sets its etag.
-///
-/// # Errors
-/// When the database cannot be written, or id or token are taken.
-pub async fn put(transaction: &mut WriteTx, stored: &mut StoredRoute) -> Result<(), StoreError> {
-    let version = transaction.bump_version().await?;
-    stored.route.etag = transaction.store().etag(version);
-    let config = Zeroizing::new(stored.config.encode_to_vec());
-    let (id, tenant_id) = (&stored.route.id, &stored.route.tenant_id);
-    let config = transaction.seal(tenant_id, &sealed_resource(id), &config).await?;
-    let connection = transaction.connection();
-    schema::exhume(connection, TYPE, &stored.route.id).await?;
-    sqlx::query(
-        "INSERT INTO inbound_routes (id, tenant_id, version, provider, callback_token, body, config)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
-         ON CONFLICT (id) DO UPDATE SET version = excluded.version, body = excluded.body,
-             config = excluded.config",
-    )
-    .bind(&stored.route.id)
-    .bind(&stored.route.tenant_id)
-    .bind(to_sql(version))
-    .bind(stored.route.provider)
-    .bind(&stored.config.callback_token)
-    .bind(stored.route.encode_to_vec())
-    .bind(config)
-    .execute(connection)
-    .await?;
-    Ok(())
-}
-
-/// Removes a route that no instance refers to.
-///
-/// # Errors
-/// When the database cannot be written, or an instance refers to it.
-pub async fn delete(transaction: &mut WriteTx, id: &str) -> Result<(), StoreError> {
-    let version = to_sql(transaction.bump_version().await?);
-    let connection = transaction.connection();
-    tenants::remember_owner(connection, TYPE, id).await?;
-    sqlx::query("DELETE FROM inbound_routes WHERE id = ?1").bind(id).execute(&mut *connection).await?;
-    schema::bury(connection, TYPE, id, version).await
-}
-
-pub(super) async fn changed_since(
-    connection: &mut Connection,
-    version: i64,
-) -> Result<Vec<v1::ConfigResource>, StoreError> {
-    let rows: Vec<(i64, String, String, Vec<u8>)> = sqlx::query_as(
-        "SELECT version, id, tenant_id, config FROM inbound_routes
-         WHERE version > ?1 OR id IN (SELECT route_id FROM route_reach WHERE version > ?1) ORDER BY version, id",
-    )
-    .bind(version)
-    .fetch_all(&mut **connection)
-    .await?;
-    let resource = |(version, id, tenant_id, config): (i64, String, String, Vec<u8>)| {
-        let config = connection.open(&tenant_id, &sealed_resource(&id), &config);
-        let resource = config.map(|config| Some(Resource::InboundRoute(config)));
-        readable(
-            TYPE,
-            &id,
-            resource.map(|resource| v1::ConfigResource { version: from_sql(version), resource }),
+#[async_trait]
+impl InboundRouteWrites for Rows {
+    async fn put_inbound_route(&mut self, route: &InboundRouteRow) -> Result<(), StoreError> {
+        sqlx::query(
+            "INSERT INTO inbound_routes (id, tenant_id, version, provider, callback_token, body, config)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
+             ON CONFLICT (id) DO UPDATE SET version = excluded.version, body = excluded.body,
+                 config = excluded.config",
         )
-    };
-    rows.into_iter().filter_map(resource).collect()
+        .bind(&route.row.id)
+        .bind(&route.row.tenant_id)
+        .bind(to_sql(route.row.version))
+        .bind(route.provider)
+        .bind(&route.callback_token)
+        .bind(&route.body)
+        .bind(&route.row.sealed)
+        .execute(self.connection())
+        .await?;
+        Ok(())
+    }
+
+    async fn delete_inbound_route(&mut self, id: &str) -> Result<(), StoreError> {
+        sqlx::query("DELETE FROM inbound_routes WHERE id = ?1").bind(id).execute(self.connection()).await?;
+        Ok(())
+    }
 }

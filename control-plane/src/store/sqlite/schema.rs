@@ -1,14 +1,17 @@
 //! Tables of the configuration database that belong to no resource, and making all of them.
 
-use gateway_proto::v1;
 use rand::RngExt as _;
 use sqlx::{Connection as _, SqliteConnection, SqlitePool};
+use tonic::async_trait;
 
 use super::{
-    StoreError, agents, api_keys, audit, fleet, from_sql, inbound_routes, instances, opt_out_policies,
-    opt_outs, requests, route_reach, sealed, tenant_keys, tenants, webhook_subscriptions, work,
+    Rows, StoreError, agents, api_keys, audit, fleet, from_sql, inbound_routes, instances, opt_out_policies,
+    opt_outs, requests, route_reach, sealed, tenant_keys, tenants, to_sql, webhook_subscriptions, work,
 };
-use crate::sealing::{RootKeys, Sealer};
+use crate::{
+    sealing::{RootKeys, Sealer},
+    store::versions::{VersionReads, VersionWrites},
+};
 
 /// The version of the schema that this program writes.
 ///
@@ -16,7 +19,7 @@ use crate::sealing::{RootKeys, Sealer};
 pub(crate) const SCHEMA_VERSION: i64 = 2;
 
 /// Counters and names of the database, and what was removed from the configuration in which version.
-pub const SCHEMA: &str = "
+const SCHEMA: &str = "
 CREATE TABLE IF NOT EXISTS meta (
     name TEXT PRIMARY KEY NOT NULL,
     number INTEGER,
@@ -49,10 +52,6 @@ const SCHEMAS: [&str; 15] = [
     audit::SCHEMA,
     tenant_keys::SCHEMA,
 ];
-
-/// Order of removals: what refers to others goes before what is referred to.
-pub(crate) const REMOVAL_ORDER: [&str; 4] =
-    ["webhook_subscription", "opt_out_policy", "instance", "inbound_route"];
 
 /// Makes the tables and the first rows of `meta` that are missing, opens the tenants' data keys, and seals what
 /// an older program left readable. All of it happens or nothing.
@@ -96,12 +95,6 @@ pub(super) async fn prepare(pool: &SqlitePool, root_keys: &RootKeys) -> Result<S
     Ok(sealer)
 }
 
-/// The etag of a resource last changed in `version` of the store `epoch`.
-pub(super) fn etag(version: u64, epoch: &str) -> String {
-    let head: String = epoch.chars().take(8).collect();
-    format!("{version}-{head}")
-}
-
 /// Names a store: 22 random letters and digits.
 fn new_epoch() -> String {
     rand::rng().sample_iter(rand::distr::Alphanumeric).take(22).map(char::from).collect()
@@ -133,53 +126,42 @@ pub(super) async fn version(connection: &mut SqliteConnection) -> Result<u64, St
     Ok(from_sql(version))
 }
 
-pub(super) async fn bump_version(connection: &mut SqliteConnection) -> Result<u64, StoreError> {
-    let bump = "UPDATE meta SET number = number + 1 WHERE name = 'version' RETURNING number";
-    let version: i64 = sqlx::query_scalar(bump).fetch_one(connection).await?;
-    Ok(from_sql(version))
+#[async_trait]
+impl VersionReads for Rows {
+    async fn version(&mut self) -> Result<u64, StoreError> {
+        version(self.connection()).await
+    }
+
+    async fn removed_since(&mut self, version: u64) -> Result<Vec<(String, String)>, StoreError> {
+        let removed = "SELECT type, id FROM tombstones WHERE version > ?1 ORDER BY version, type, id";
+        Ok(sqlx::query_as(removed).bind(to_sql(version)).fetch_all(self.connection()).await?)
+    }
 }
 
-/// Notes that a resource is gone. `resource_type` is the oneof field of `ConfigResource`.
-pub(super) async fn bury(
-    connection: &mut SqliteConnection,
-    resource_type: &'static str,
-    id: &str,
-    version: i64,
-) -> Result<(), StoreError> {
-    sqlx::query("INSERT OR REPLACE INTO tombstones (type, id, version) VALUES (?1, ?2, ?3)")
-        .bind(resource_type)
-        .bind(id)
-        .bind(version)
-        .execute(connection)
-        .await?;
-    Ok(())
-}
+#[async_trait]
+impl VersionWrites for Rows {
+    async fn bump_version(&mut self) -> Result<u64, StoreError> {
+        let bump = "UPDATE meta SET number = number + 1 WHERE name = 'version' RETURNING number";
+        let version: i64 = sqlx::query_scalar(bump).fetch_one(self.connection()).await?;
+        Ok(from_sql(version))
+    }
 
-/// Forgets that a resource was gone, since its id is in use again.
-pub(super) async fn exhume(
-    connection: &mut SqliteConnection,
-    resource_type: &'static str,
-    id: &str,
-) -> Result<(), StoreError> {
-    sqlx::query("DELETE FROM tombstones WHERE type = ?1 AND id = ?2")
-        .bind(resource_type)
-        .bind(id)
-        .execute(connection)
-        .await?;
-    Ok(())
-}
-
-pub(super) async fn removed_since(
-    connection: &mut SqliteConnection,
-    version: i64,
-) -> Result<Vec<v1::ConfigRemoval>, StoreError> {
-    let rows: Vec<(String, String)> =
-        sqlx::query_as("SELECT type, id FROM tombstones WHERE version > ?1 ORDER BY version, type, id")
-            .bind(version)
-            .fetch_all(connection)
+    async fn bury(&mut self, resource_type: &'static str, id: &str, version: u64) -> Result<(), StoreError> {
+        sqlx::query("INSERT OR REPLACE INTO tombstones (type, id, version) VALUES (?1, ?2, ?3)")
+            .bind(resource_type)
+            .bind(id)
+            .bind(to_sql(version))
+            .execute(self.connection())
             .await?;
-    let mut removals: Vec<_> =
-        rows.into_iter().map(|(r#type, id)| v1::ConfigRemoval { r#type, id, deleted: true }).collect();
-    removals.sort_by_key(|removal| REMOVAL_ORDER.iter().position(|known| *known == removal.r#type));
-    Ok(removals)
+        Ok(())
+    }
+
+    async fn exhume(&mut self, resource_type: &'static str, id: &str) -> Result<(), StoreError> {
+        sqlx::query("DELETE FROM tombstones WHERE type = ?1 AND id = ?2")
+            .bind(resource_type)
+            .bind(id)
+            .execute(self.connection())
+            .await?;
+        Ok(())
+    }
 }

@@ -5,7 +5,10 @@ use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256};
 use tonic_types::StatusExt as _;
 
 use super::*;
-use crate::{ca::certified_agent, store};
+use crate::{
+    ca::certified_agent,
+    store::{Store, sqlite::testing},
+};
 
 fn signing_request() -> Vec<u8> {
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
@@ -43,9 +46,8 @@ fn reason(status: &Status) -> String {
 #[tokio::test]
 async fn unknown_tokens_take_no_turn() {
     let plane = ControlPlane::start().await;
-    let path = plane._dir.path().join(store::FILE_NAME);
-    let pool = sqlx::SqlitePool::connect(path.to_str().unwrap()).await.unwrap();
-    let writing = pool.begin_with("BEGIN IMMEDIATE").await.unwrap();
+    let other = Store::open(plane._dir.path()).await.unwrap();
+    let writing = other.begin_write().await.unwrap();
     let refused = plane.enroll("join_unknown", "eu").await.unwrap_err();
     assert_eq!(refused.code(), Code::Unauthenticated);
     drop(writing);
@@ -57,15 +59,9 @@ async fn unknown_tokens_take_no_turn() {
 async fn expired_and_used_tokens_are_refused() {
     let plane = ControlPlane::start().await;
     let token = plane.join_token("eu").await;
-    let path = plane._dir.path().join(store::FILE_NAME);
-    let pool = sqlx::SqlitePool::connect(path.to_str().unwrap()).await.unwrap();
-    let expire = |microsecond: i64| {
-        let pool = pool.clone();
-        async move {
-            let update = sqlx::query("UPDATE join_tokens SET expire_time = ?").bind(microsecond);
-            update.execute(&pool).await.unwrap();
-        }
-    };
+    let data_dir = plane._dir.path();
+    let expire =
+        |microsecond: i64| testing::execute(data_dir, format!("UPDATE join_tokens SET expire_time = {microsecond}"));
     expire(gateway_runtime::clock::now().as_microsecond() - 1).await;
     let late = plane.enroll(&token, "eu").await.unwrap_err();
     expire(gateway_runtime::clock::now().as_microsecond() + 60_000_000).await;
@@ -73,7 +69,6 @@ async fn expired_and_used_tokens_are_refused() {
     let used = plane.enroll(&token, "eu").await.unwrap_err();
     assert_eq!((late.code(), late.message()), (used.code(), used.message()));
     assert_eq!(late.code(), Code::Unauthenticated);
-    pool.close().await;
     plane.stop().await;
 }
 
@@ -223,16 +218,12 @@ async fn tenants_with_agents_stay() {
     assert!(refused.message().contains(&agent) && refused.message().contains("RevokeAgent"), "{refused}");
     plane.revoke(&agent).await.unwrap();
     tenants.delete_tenant(delete).await.unwrap();
-    let path = plane._dir.path().join(store::FILE_NAME);
-    let pool = sqlx::SqlitePool::connect(path.to_str().unwrap()).await.unwrap();
-    let count = sqlx::query_scalar::<_, i64>("SELECT count(*) FROM join_tokens");
-    assert_eq!(count.fetch_one(&pool).await.unwrap(), 1);
+    let count: i64 = testing::value(plane._dir.path(), "SELECT count(*) FROM join_tokens").await;
+    assert_eq!(count, 1);
     assert_eq!(plane.enroll(&unused, "eu").await.unwrap_err().code(), Code::Unauthenticated);
     // One that was made while the tenant was being deleted.
-    let moved = sqlx::query("UPDATE join_tokens SET tenant_id = 'acme'").execute(&pool).await.unwrap();
-    assert_eq!(moved.rows_affected(), 1);
+    testing::execute(plane._dir.path(), "UPDATE join_tokens SET tenant_id = 'acme'").await;
     assert_eq!(plane.enroll(&of_platform, "eu").await.unwrap_err().code(), Code::Unauthenticated);
-    pool.close().await;
     plane.stop().await;
 }
 

@@ -2,9 +2,9 @@ use gateway_core::time;
 use gateway_runtime::clock;
 use jiff::ToSpan as _;
 use sha2::{Digest as _, Sha256};
-use sqlx::{Connection as _, SqliteConnection};
 
 use super::{world::*, *};
+use crate::store::sqlite::testing;
 
 async fn list(client: Client) -> Result<Vec<v1::ApiKey>, Status> {
     let request = v1::ListApiKeysRequest::default();
@@ -59,12 +59,9 @@ async fn wrong_checksum_is_refused_unseen() {
     let (_, good) = create_key(server.admin(), key_of("", v1::Role::Viewer)).await.unwrap();
     let last = if good.ends_with('0') { '1' } else { '0' };
     let planted = format!("{}{last}", &good[..45]);
-    let path = server._directory.path().join("config.db");
-    let url = format!("sqlite://{}", path.display());
-    let mut database = SqliteConnection::connect(&url).await.unwrap();
     let copy = "INSERT INTO api_keys SELECT 'key_planted', tenant_id, ?1, NULL, body FROM api_keys";
     let hash: [u8; 32] = Sha256::digest(&planted).into();
-    sqlx::query(copy).bind(hash.as_slice()).execute(&mut database).await.unwrap();
+    testing::change(server._directory.path(), copy, &hash).await;
     let list = |secret: &str| {
         let client = server.with(Bearer::new(secret));
         async move { InstanceServiceClient::new(client).list_instances(v1::ListInstancesRequest::default()).await }
@@ -102,9 +99,7 @@ async fn revocation_ends_streams() {
 async fn revocation_elsewhere_ends_streams() {
     let server = Server::start().await;
     let mut stream = watch(server.caller("", v1::Role::Viewer).await).await;
-    let path = server._directory.path().join("config.db");
-    let mut database = SqliteConnection::connect(&format!("sqlite://{}", path.display())).await.unwrap();
-    sqlx::query("DELETE FROM api_keys").execute(&mut database).await.unwrap();
+    testing::execute(server._directory.path(), "DELETE FROM api_keys").await;
     let begin = std::time::Instant::now();
     assert_eq!(end(&mut stream).await, unauthenticated());
     assert!(begin.elapsed() < std::time::Duration::from_secs(5));

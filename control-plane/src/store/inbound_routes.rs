@@ -1,0 +1,201 @@
+//! Inbound routes: the route as operators see it, and as agents get it, with the callback token and the secret
+//! values, sealed.
+
+use std::fmt;
+
+use gateway_core::tenant::TenantScope;
+use gateway_proto::v1::{self, config_resource::Resource};
+use prost::Message as _;
+use tonic::async_trait;
+use zeroize::Zeroizing;
+
+use super::{
+    Connection, StoreError, WriteTx, decode, decode_all, open, readable, tenants,
+};
+
+const TYPE: &str = "inbound_route";
+
+/// What the sealed `config` of a route is bound to, beside its tenant.
+pub(super) fn sealed_resource(id: &str) -> String {
+    format!("{TYPE}/{id}")
+}
+
+/// A route as operators see it, and as agents get it.
+#[derive(Clone, PartialEq)]
+pub struct StoredRoute {
+    /// Without secret values.
+    pub route: v1::InboundRoute,
+    /// With secret values.
+    pub config: v1::InboundRouteConfig,
+}
+
+impl fmt::Debug for StoredRoute {
+    /// Without secret values.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StoredRoute").field("id", &self.route.id).finish_non_exhaustive()
+    }
+}
+
+/// A row of a configuration resource that is sealed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SealedRow {
+    /// The version in which it changed last.
+    pub version: u64,
+    /// Its id: the key.
+    pub id: String,
+    /// Its tenant, which stays; empty for the platform's.
+    pub tenant_id: String,
+    /// The resource as agents get it, sealed.
+    pub sealed: Vec<u8>,
+}
+
+/// A row of an inbound route.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InboundRouteRow {
+    /// Version, id, tenant, and the route as agents get it.
+    pub row: SealedRow,
+    /// Its provider, which stays.
+    pub provider: i32,
+    /// The token of its callback path, which stays: unique among all routes.
+    pub callback_token: String,
+    /// The route as operators see it.
+    pub body: Vec<u8>,
+}
+
+/// Reads inbound routes.
+#[async_trait]
+pub trait InboundRouteReads: Send {
+    /// Tenant, body and sealed configuration of a route.
+    async fn inbound_route(&mut self, id: &str) -> Result<Option<(String, Vec<u8>, Vec<u8>)>, StoreError>;
+
+    /// Bodies by id, after `after`, at most `limit`; only of a tenant, only of a provider.
+    async fn inbound_routes(
+        &mut self,
+        tenant_id: Option<&str>,
+        provider: Option<i32>,
+        after: &str,
+        limit: i64,
+    ) -> Result<Vec<Vec<u8>>, StoreError>;
+
+    /// The ids of all routes, or of those of a tenant, in no order.
+    async fn inbound_route_ids(&mut self, tenant_id: Option<&str>) -> Result<Vec<String>, StoreError>;
+
+    /// What changed after `version`, or was [touched] after it, by version and id.
+    ///
+    /// [touched]: super::route_reach::RouteReachWrites::touch_routes
+    async fn inbound_routes_changed_since(&mut self, version: u64) -> Result<Vec<SealedRow>, StoreError>;
+}
+
+/// Changes inbound routes.
+#[async_trait]
+pub trait InboundRouteWrites: Send {
+    /// Writes a new route, or version, body and configuration of the one that has the id. A conflict when the
+    /// callback token is another one's.
+    async fn put_inbound_route(&mut self, row: &InboundRouteRow) -> Result<(), StoreError>;
+
+    /// Removes a route. A conflict when an instance refers to it.
+    async fn delete_inbound_route(&mut self, id: &str) -> Result<(), StoreError>;
+}
+
+/// A route within reach of a caller.
+///
+/// # Errors
+/// When the database cannot be read.
+pub async fn find(
+    connection: &mut dyn Connection,
+    scope: &TenantScope,
+    id: &str,
+) -> Result<Option<StoredRoute>, StoreError> {
+    Ok(find_any(connection, id).await?.filter(|found| scope.contains(&found.route.tenant_id)))
+}
+
+/// A route of any tenant.
+///
+/// # Errors
+/// When the database cannot be read.
+pub async fn find_any(connection: &mut dyn Connection, id: &str) -> Result<Option<StoredRoute>, StoreError> {
+    let Some((tenant_id, body, config)) = connection.rows().inbound_route(id).await? else { return Ok(None) };
+    let config = open(connection.sealer(), &tenant_id, &sealed_resource(id), &config)?;
+    Ok(Some(StoredRoute { route: decode(&body)?, config }))
+}
+
+/// Routes in the order of their ids, after `after`.
+///
+/// # Errors
+/// When the database cannot be read.
+pub async fn list(
+    connection: &mut dyn Connection,
+    scope: &TenantScope,
+    provider: Option<i32>,
+    after: Option<&str>,
+    limit: i64,
+) -> Result<Vec<v1::InboundRoute>, StoreError> {
+    let after = after.unwrap_or_default();
+    decode_all(&connection.rows().inbound_routes(scope.only(), provider, after, limit).await?)
+}
+
+/// The ids of all routes within reach of a caller.
+///
+/// # Errors
+/// When the database cannot be read.
+pub async fn ids(connection: &mut dyn Connection, scope: &TenantScope) -> Result<Vec<String>, StoreError> {
+    connection.rows().inbound_route_ids(scope.only()).await
+}
+
+/// The ids of a tenant's routes; none for an empty `tenant_id`, which is not a tenant.
+///
+/// # Errors
+/// When the database cannot be read.
+pub async fn ids_of_tenant(
+    connection: &mut dyn Connection,
+    tenant_id: &str,
+) -> Result<Vec<String>, StoreError> {
+    if tenant_id.is_empty() {
+        return Ok(Vec::new());
+    }
+    connection.rows().inbound_route_ids(Some(tenant_id)).await
+}
+
+/// Writes a new or changed route under a new version; sets its etag.
+///
+/// # Errors
+/// When the database cannot be written, or the token is taken.
+pub async fn put(transaction: &mut WriteTx, stored: &mut StoredRoute) -> Result<(), StoreError> {
+    let version = transaction.bump_version().await?;
+    stored.route.etag = transaction.store().etag(version);
+    let config = Zeroizing::new(stored.config.encode_to_vec());
+    let (id, tenant_id) = (stored.route.id.clone(), stored.route.tenant_id.clone());
+    let sealed = transaction.seal(&tenant_id, &sealed_resource(&id), &config).await?;
+    transaction.writes().exhume(TYPE, &id).await?;
+    let row = InboundRouteRow {
+        row: SealedRow { version, id, tenant_id, sealed },
+        provider: stored.route.provider,
+        callback_token: stored.config.callback_token.clone(),
+        body: stored.route.encode_to_vec(),
+    };
+    transaction.writes().put_inbound_route(&row).await
+}
+
+/// Removes a route that no instance refers to.
+///
+/// # Errors
+/// When the database cannot be written, or an instance refers to it.
+pub async fn delete(transaction: &mut WriteTx, id: &str) -> Result<(), StoreError> {
+    let version = transaction.bump_version().await?;
+    tenants::remember_owner(transaction, TYPE, id).await?;
+    transaction.writes().delete_inbound_route(id).await?;
+    transaction.writes().bury(TYPE, id, version).await
+}
+
+pub(super) async fn changed_since(
+    connection: &mut dyn Connection,
+    version: u64,
+) -> Result<Vec<v1::ConfigResource>, StoreError> {
+    let rows = connection.rows().inbound_routes_changed_since(version).await?;
+    let resource = |SealedRow { version, id, tenant_id, sealed }: SealedRow| {
+        let config = open(connection.sealer(), &tenant_id, &sealed_resource(&id), &sealed);
+        let resource = config.map(|config| Some(Resource::InboundRoute(config)));
+        readable(TYPE, &id, resource.map(|resource| v1::ConfigResource { version, resource }))
+    };
+    rows.into_iter().filter_map(resource).collect()
+}

@@ -1,0 +1,103 @@
+//! What a backup does with SQLite files, those of the configuration and others.
+
+use std::{path::Path, time::Duration};
+
+use sqlx::{
+    ConnectOptions as _, Connection as _, SqliteConnection,
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous},
+};
+
+use super::from_sql;
+
+/// Opens a database that others may use meanwhile, to copy it.
+///
+/// # Errors
+/// When it cannot be opened.
+pub(crate) async fn open_source(path: &Path, busy_timeout: Duration) -> Result<SqliteConnection, sqlx::Error> {
+    let options = SqliteConnectOptions::new()
+        .filename(path)
+        .create_if_missing(false)
+        .busy_timeout(busy_timeout)
+        .disable_statement_logging();
+    SqliteConnection::connect_with(&options).await
+}
+
+/// Bytes of a database.
+///
+/// # Errors
+/// When it cannot be read.
+pub(crate) async fn size(connection: &mut SqliteConnection) -> Result<u64, sqlx::Error> {
+    let size = "SELECT page_count * page_size FROM pragma_page_count(), pragma_page_size()";
+    Ok(from_sql(sqlx::query_scalar(size).fetch_one(connection).await?))
+}
+
+/// Writes a consistent copy into the empty file `target`: `VACUUM INTO` reads one state of the database and hinders
+/// nobody (<https://sqlite.org/lang_vacuum.html>).
+///
+/// # Errors
+/// When the database cannot be read, or the file not be written.
+pub(crate) async fn copy_into(connection: &mut SqliteConnection, target: &str) -> Result<(), sqlx::Error> {
+    sqlx::query("VACUUM INTO ?1").bind(target).execute(connection).await?;
+    Ok(())
+}
+
+/// Opens a copy that nobody uses, without changing it.
+///
+/// # Errors
+/// When it cannot be opened.
+pub(crate) async fn open_copy(path: &Path) -> Result<SqliteConnection, sqlx::Error> {
+    let options = SqliteConnectOptions::new().filename(path).read_only(true).immutable(true);
+    SqliteConnection::connect_with(&options).await
+}
+
+/// A connection that changes a restored copy, durably, and leaves no other file beside it.
+///
+/// # Errors
+/// When it cannot be opened.
+pub(crate) async fn open_restored(path: &Path) -> Result<SqliteConnection, sqlx::Error> {
+    let options = SqliteConnectOptions::new()
+        .filename(path)
+        .create_if_missing(false)
+        .journal_mode(SqliteJournalMode::Delete)
+        .synchronous(SqliteSynchronous::Full);
+    SqliteConnection::connect_with(&options).await
+}
+
+/// Closes a connection, and says when something that it wrote is not on disk.
+///
+/// # Errors
+/// When a file cannot be written.
+pub(crate) async fn close(connection: SqliteConnection) -> Result<(), sqlx::Error> {
+    connection.close().await
+}
+
+/// The version of the tables of a database; `is_config` tells the one of the configuration.
+///
+/// # Errors
+/// When it cannot be read.
+pub(crate) async fn schema_version(
+    connection: &mut SqliteConnection,
+    is_config: bool,
+) -> Result<i64, sqlx::Error> {
+    let query = if is_config {
+        "SELECT number FROM meta WHERE name = 'schema_version'"
+    } else {
+        "SELECT CAST(value AS INTEGER) FROM meta WHERE name = 'schema_version'"
+    };
+    sqlx::query_scalar(query).fetch_one(connection).await
+}
+
+/// Epoch and version of a configuration database.
+///
+/// # Errors
+/// When they cannot be read.
+pub(crate) async fn epoch_and_version(
+    connection: &mut SqliteConnection,
+) -> Result<(String, u64), sqlx::Error> {
+    let (epoch, version): (String, i64) = sqlx::query_as(
+        "SELECT (SELECT text FROM meta WHERE name = 'store_epoch'), (SELECT number FROM meta WHERE name = 'version')",
+    )
+    .fetch_one(connection)
+    .await?;
+    Ok((epoch, from_sql(version)))
+}
