@@ -1,0 +1,139 @@
+//! The queue of work: in its order, at least once, once by id.
+
+use gateway_proto::v1::{self, work::Work as Task};
+
+use super::{Factory, fixtures::*};
+use crate::store::{Store, work};
+
+fn test_event(id: &str, subscription_id: &str) -> v1::Work {
+    let event = v1::TestEventWork { subscription_id: subscription_id.into(), ..Default::default() };
+    v1::Work { id: id.to_owned(), work: Some(Task::TestEvent(event)) }
+}
+
+async fn queue(store: &Store, regions: &[&str], all: &[v1::Work]) {
+    let regions: Vec<String> = regions.iter().map(|region| (*region).to_owned()).collect();
+    let mut transaction = store.begin_write().await.unwrap();
+    for one in all {
+        work::insert(&mut transaction, &regions, one, at(1)).await.unwrap();
+    }
+    transaction.commit().await.unwrap();
+}
+
+async fn remove(store: &Store, ids: &[&str]) {
+    let mut transaction = store.begin_write().await.unwrap();
+    let ids: Vec<String> = ids.iter().map(|id| (*id).to_owned()).collect();
+    work::delete(&mut transaction, &ids).await.unwrap();
+    transaction.commit().await.unwrap();
+}
+
+async fn queued(store: &Store, region: &str) -> Vec<String> {
+    let (mut all, mut after) = (Vec::new(), 0);
+    loop {
+        let page = work::list(store, region, after, 2).await.unwrap();
+        let Some(last) = page.last() else { return all };
+        assert!(page.is_sorted_by(|one, next| one.seq < next.seq) && page[0].seq > after);
+        after = last.seq;
+        all.extend(page.into_iter().map(|one| one.work.id));
+    }
+}
+
+/// Work comes in the order in which it was queued, whatever its ids, again and again until it is deleted; also after a
+/// restart. Deleting what is not there is no error.
+pub(super) async fn work_is_kept_in_order_until_deleted(factory: &impl Factory) {
+    let store = factory.open().await;
+    for id in ["work_c", "work_a", "work_e", "work_b", "work_d"] {
+        queue(&store, &[], &[test_event(id, "sub_1")]).await;
+    }
+    let all = ["work_c", "work_a", "work_e", "work_b", "work_d"];
+    assert_eq!(queued(&store, "eu").await, all);
+    assert_eq!(queued(&store, "eu").await, all);
+    store.close().await;
+    let store = factory.open().await;
+    assert_eq!(queued(&store, "eu").await, all);
+    remove(&store, &["work_a", "work_9", "work_a"]).await;
+    let mut dropped = store.begin_write().await.unwrap();
+    work::delete(&mut dropped, &["work_c".to_owned()]).await.unwrap();
+    drop(dropped);
+    assert_eq!(queued(&store, "eu").await, ["work_c", "work_e", "work_b", "work_d"]);
+}
+
+/// Work whose id is in the queue is it: the first stays, where it is. An id that was deleted is queued anew.
+pub(super) async fn work_is_queued_once_by_id(factory: &impl Factory) {
+    let store = factory.open().await;
+    queue(&store, &["eu"], &[test_event("work_1", "sub_1"), test_event("work_2", "sub_1")]).await;
+    queue(&store, &["us"], &[test_event("work_1", "sub_9"), test_event("work_3", "sub_1")]).await;
+    assert_eq!(queued(&store, "eu").await, ["work_1", "work_2"]);
+    assert_eq!(queued(&store, "us").await, ["work_3"]);
+    let first = work::list(&store, "eu", 0, 1).await.unwrap().remove(0).work;
+    assert_eq!(first, test_event("work_1", "sub_1"));
+    remove(&store, &["work_1"]).await;
+    queue(&store, &["eu"], &[test_event("work_1", "sub_9")]).await;
+    assert_eq!(queued(&store, "eu").await, ["work_2", "work_1"]);
+}
+
+/// A place belongs to one piece of work for ever, also when that was the last one and is gone: who has read up to a
+/// place misses nothing that comes later.
+pub(super) async fn places_are_never_given_again(factory: &impl Factory) {
+    let mut newest = 0;
+    for round in 0..3 {
+        let store = factory.open().await;
+        for number in 0..3 {
+            let id = format!("work_{round}_{number}");
+            queue(&store, &[], &[test_event(&id, "sub_1")]).await;
+            let found = work::list(&store, "eu", newest, 10).await.unwrap();
+            assert_eq!(found.iter().map(|one| &one.work.id).collect::<Vec<_>>(), [&id]);
+            newest = found[0].seq;
+            remove(&store, &[&id]).await;
+        }
+        store.close().await;
+    }
+}
+
+/// Work goes to the regions that it names, to all when it names none, and to no other whose name is part of one.
+pub(super) async fn work_goes_to_its_regions(factory: &impl Factory) {
+    let store = factory.open().await;
+    queue(&store, &["eu-1", "us"], &[test_event("work_1", "sub_1")]).await;
+    queue(&store, &[], &[test_event("work_2", "sub_1")]).await;
+    queue(&store, &["eu"], &[test_event("work_3", "sub_1")]).await;
+    assert_eq!(queued(&store, "eu-1").await, ["work_1", "work_2"]);
+    assert_eq!(queued(&store, "us").await, ["work_1", "work_2"]);
+    assert_eq!(queued(&store, "eu").await, ["work_2", "work_3"]);
+    for other in ["u", "eu-", "e", "-1", "s", "eu-11"] {
+        assert_eq!(queued(&store, other).await, ["work_2"], "{other}");
+    }
+}
+
+/// Agents of a tenant are given what concerns its instances on its own routes: nothing of others, nothing on a platform
+/// route, nothing that is not there.
+pub(super) async fn work_is_of_tenants(factory: &impl Factory) {
+    let store = factory.open().await;
+    for (tenant, suffix) in [("acme", "acme"), ("other", "other"), ("", "platform")] {
+        put_route(&store, route_of(tenant, &format!("route_{suffix}"))).await;
+    }
+    for (tenant, id, route) in
+        [("acme", "own", "route_acme"), ("acme", "away", "route_platform"), ("other", "other", "route_other")]
+    {
+        put_instance(&store, instance_of(tenant, &format!("inst_{id}"), route)).await.unwrap();
+        let config = subscription_of(tenant, &format!("sub_{id}"), &format!("inst_{id}"));
+        put_subscription(&store, config).await;
+    }
+    let mut all = Vec::new();
+    for id in ["own", "away", "other", "gone"] {
+        all.push(test_event(&format!("test_{id}"), &format!("sub_{id}")));
+        let opt_out = v1::OptOut { instance_id: format!("inst_{id}"), ..Default::default() };
+        all.push(v1::Work { id: format!("opt_out_{id}"), work: Some(Task::OptOut(opt_out)) });
+    }
+    for id in ["acme", "other", "platform"] {
+        let callback = v1::UnroutedCallback { inbound_route_id: format!("route_{id}"), ..Default::default() };
+        all.push(v1::Work { id: format!("callback_{id}"), work: Some(Task::UnroutedCallback(callback)) });
+    }
+    queue(&store, &[], &all).await;
+    let of = async |tenant_id: &str| -> Vec<String> {
+        let rows = work::list(&store, "eu", 0, 100).await.unwrap();
+        let kept = work::of_tenant(&store, tenant_id, rows).await.unwrap();
+        kept.into_iter().map(|one| one.work.id).collect()
+    };
+    assert_eq!(of("acme").await, ["test_own", "opt_out_own", "callback_acme"]);
+    assert_eq!(of("other").await, ["test_other", "opt_out_other", "callback_other"]);
+    assert!(of("").await.is_empty() && of("nobody").await.is_empty());
+}
