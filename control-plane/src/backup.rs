@@ -235,8 +235,7 @@ async fn copy_database(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<ManifestFile, BackupError> {
     let target = to.to_str().ok_or_else(|| BackupError::Path(to.to_owned()))?;
-    let mut source =
-        files::open_source(from, BUSY_TIMEOUT).await.map_err(BackupError::database(from))?;
+    let mut source = files::open_source(from, BUSY_TIMEOUT).await.map_err(BackupError::database(from))?;
     let total = files::size(&mut source).await.map_err(BackupError::database(from))?;
     // SQLite writes into an empty file; made here, only its owner can read it.
     new_file(to).map_err(BackupError::file(to))?;

@@ -2,8 +2,8 @@
 //! policies and opt-outs, and the keeper of inbound logs.
 //!
 //! Reading order: [`config`] (every setting), [`app`] (parts joined, run, drained), [`api`] (gRPC: limits,
-//! who may call what, one file per service), [`audit`] (who did what), [`sealing`] (secrets at rest), [`store`] (configuration and opt-outs
-//! on SQLite, one version counter), [`publish`] (store change to delta per agent), [`fleet`] (connected
+//! who may call what, one file per service), [`audit`] (who did what), [`sealing`] (secrets at rest), [`store`] (configuration and opt-outs,
+//! one version counter; below it an engine, SQLite), [`publish`] (store change to delta per agent), [`fleet`] (connected
 //! agents), [`work`] (what agents are asked to do), [`inbound_log`] (reported events and attempts),
 //! [`pause`] (subscriptions that only fail), [`backup`] (copies of the databases, and starting from one).
 

@@ -159,7 +159,7 @@ impl Store {
     /// # Errors
     /// When none becomes free in time.
     pub async fn reader(&self) -> Result<Reader, StoreError> {
-        Ok(Reader::new(self.inner.engine.reader().await?, self.inner.sealer.clone()))
+        Ok(Reader::new(self.inner.engine.reader().await?, self.clone()))
     }
 
     /// Begins a transaction that may write. Waits until every writer before it is done.
@@ -219,7 +219,7 @@ impl Store {
     /// # Errors
     /// When the database cannot be read.
     pub async fn changes_since(&self, version: u64) -> Result<ConfigChanges, StoreError> {
-        let mut snapshot = Reader::new(self.inner.engine.snapshot().await?, self.inner.sealer.clone());
+        let mut snapshot = Reader::new(self.inner.engine.snapshot().await?, self.clone());
         let now = snapshot.rows().version().await?;
         let mut upserts = inbound_routes::changed_since(&mut snapshot, version).await?;
         upserts.extend(instances::changed_since(&mut snapshot, version).await?);

@@ -52,11 +52,7 @@ impl OptOutApi {
     }
 
     /// The policy of an instance as callers see it; the default one when none was set.
-    async fn policy_of(
-        &self,
-        connection: &mut dyn Connection,
-        id: &str,
-    ) -> Result<v1::OptOutPolicy, Status> {
+    async fn policy_of(&self, connection: &mut dyn Connection, id: &str) -> Result<v1::OptOutPolicy, Status> {
         if let Some(policy) = opt_out_policies::find(connection, id).await? {
             return Ok(policy);
         }
@@ -235,11 +231,7 @@ impl OptOutService for OptOutApi {
     }
 }
 
-async fn find(
-    connection: &mut dyn Connection,
-    scope: &TenantScope,
-    id: &str,
-) -> Result<v1::OptOut, Status> {
+async fn find(connection: &mut dyn Connection, scope: &TenantScope, id: &str) -> Result<v1::OptOut, Status> {
     if id.is_empty() {
         return Err(status::missing_field("id"));
     }

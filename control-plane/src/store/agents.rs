@@ -95,11 +95,8 @@ pub trait AgentReads: Send {
     async fn is_join_token(&mut self, token_hash: &[u8; 32], now: Timestamp) -> Result<bool, StoreError>;
 
     /// Agent and body of the damages of the agents from id `first` to id `last`, by agent, each agent's newest first.
-    async fn buffer_damages(
-        &mut self,
-        first: &str,
-        last: &str,
-    ) -> Result<Vec<(String, Vec<u8>)>, StoreError>;
+    async fn buffer_damages(&mut self, first: &str, last: &str)
+    -> Result<Vec<(String, Vec<u8>)>, StoreError>;
 }
 
 /// Changes agents, join tokens and damages.

@@ -47,7 +47,11 @@ pub async fn set_drain(
     drains: bool,
     now: Timestamp,
 ) -> Result<(), StoreError> {
-    if drains { tx.writes().insert_drain(agent_id, now).await } else { tx.writes().delete_drain(agent_id).await }
+    if drains {
+        tx.writes().insert_drain(agent_id, now).await
+    } else {
+        tx.writes().delete_drain(agent_id).await
+    }
 }
 
 /// Whether an agent is to drain.

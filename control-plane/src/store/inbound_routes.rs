@@ -9,9 +9,7 @@ use prost::Message as _;
 use tonic::async_trait;
 use zeroize::Zeroizing;
 
-use super::{
-    Connection, StoreError, WriteTx, decode, decode_all, open, readable, tenants,
-};
+use super::{Connection, StoreError, WriteTx, decode, decode_all, open, readable, tenants};
 
 const TYPE: &str = "inbound_route";
 

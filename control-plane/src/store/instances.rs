@@ -5,9 +5,7 @@ use gateway_proto::v1::{self, config_resource::Resource};
 use prost::Message as _;
 use tonic::async_trait;
 
-use super::{
-    Connection, StoreError, WriteTx, decode, decode_all, opt_out_policies, route_reach, tenants,
-};
+use super::{Connection, StoreError, WriteTx, decode, decode_all, opt_out_policies, route_reach, tenants};
 
 const TYPE: &str = "instance";
 
@@ -105,10 +103,7 @@ pub async fn find(
 ///
 /// # Errors
 /// When the database cannot be read.
-pub async fn find_any(
-    connection: &mut dyn Connection,
-    id: &str,
-) -> Result<Option<v1::Instance>, StoreError> {
+pub async fn find_any(connection: &mut dyn Connection, id: &str) -> Result<Option<v1::Instance>, StoreError> {
     connection.rows().instance(id).await?.map(|body| decode(&body)).transpose()
 }
 

@@ -5,9 +5,7 @@ use gateway_proto::v1::{self, config_resource::Resource};
 use prost::Message as _;
 use tonic::async_trait;
 
-use super::{
-    Connection, StoreError, WriteTx, decode, instances::VersionedBody,
-};
+use super::{Connection, StoreError, WriteTx, decode, instances::VersionedBody};
 
 const TYPE: &str = "opt_out_policy";
 

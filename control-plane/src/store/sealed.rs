@@ -82,8 +82,10 @@ impl SealedTable {
     ) -> Result<usize, StoreError> {
         let sealer = transaction.sealer().clone();
         let Some(newest) = sealer.newest_key(tenant_id) else { return Ok(0) };
-        let rows =
-            transaction.rows().sealed_under_others(self, tenant_id, newest.as_bytes().as_slice(), limit).await?;
+        let rows = transaction
+            .rows()
+            .sealed_under_others(self, tenant_id, newest.as_bytes().as_slice(), limit)
+            .await?;
         let count = rows.len();
         for SealedColumn { name, sealed } in rows {
             let resource = self.resource((&name.0, &name.1));

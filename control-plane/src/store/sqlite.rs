@@ -63,10 +63,9 @@ struct Database {
 /// then it is left as it was.
 pub(super) async fn open(data_dir: &Path, root_keys: &RootKeys) -> Result<Opened, StoreError> {
     let path = data_dir.join(FILE_NAME);
-    let pool = connect(&path).await.map_err(|source| StoreError::Open {
-        database: path.display().to_string(),
-        source: source.into(),
-    })?;
+    let pool = connect(&path)
+        .await
+        .map_err(|source| StoreError::Open { database: path.display().to_string(), source: source.into() })?;
     let sealer = schema::prepare(&pool, root_keys).await?;
     let mut connection = pool.acquire().await?;
     let epoch = schema::epoch(&mut connection).await?;

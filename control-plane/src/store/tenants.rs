@@ -11,9 +11,7 @@ use jiff::Timestamp;
 use prost::Message as _;
 use tonic::async_trait;
 
-use super::{
-    Connection, Store, StoreError, WriteTx, decode, decode_all, versions,
-};
+use super::{Connection, Store, StoreError, WriteTx, decode, decode_all, versions};
 
 /// Reads tenants, and whose an id is. A resource's type is the oneof field of `ConfigResource`: `instance`,
 /// `inbound_route` or `webhook_subscription`.

@@ -23,12 +23,12 @@ pub trait Connection: Send {
 /// A connection for reading.
 pub struct Reader {
     rows: Box<dyn Reads>,
-    sealer: Sealer,
+    store: Store,
 }
 
 impl Reader {
-    pub(super) fn new(rows: Box<dyn Reads>, sealer: Sealer) -> Self {
-        Self { rows, sealer }
+    pub(super) fn new(rows: Box<dyn Reads>, store: Store) -> Self {
+        Self { rows, store }
     }
 
     /// Gives the connection back.
@@ -43,7 +43,7 @@ impl Connection for Reader {
     }
 
     fn sealer(&self) -> &Sealer {
-        &self.sealer
+        self.store.sealer()
     }
 }
 

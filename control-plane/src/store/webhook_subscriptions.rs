@@ -8,9 +8,7 @@ use prost::Message as _;
 use tonic::async_trait;
 use zeroize::Zeroizing;
 
-use super::{
-    Connection, StoreError, WriteTx, inbound_routes::SealedRow, readable, tenants,
-};
+use super::{Connection, StoreError, WriteTx, inbound_routes::SealedRow, readable, tenants};
 use crate::{
     audit::{Audited, AuditedBy},
     sealing::Sealer,

@@ -32,12 +32,8 @@ pub enum Subject<'a> {
 pub trait WorkReads: Send {
     /// Place and body of the work for agents of `region`, in the order in which it was queued, after the place
     /// `after` (0: from the start), at most `limit`.
-    async fn work(
-        &mut self,
-        region: &str,
-        after: i64,
-        limit: i64,
-    ) -> Result<Vec<(i64, Vec<u8>)>, StoreError>;
+    async fn work(&mut self, region: &str, after: i64, limit: i64)
+    -> Result<Vec<(i64, Vec<u8>)>, StoreError>;
 
     /// Whether agents of a tenant may do what a subject is about: an inbound route of the tenant; an instance of
     /// the tenant on such a route; a webhook subscription of such an instance. Never for an empty `tenant_id`.

@@ -12,11 +12,7 @@ use super::{
     },
     AgentApi,
 };
-use crate::{
-    admission::Admissions,
-    audit::Audited,
-    store::agents,
-};
+use crate::{admission::Admissions, audit::Audited, store::agents};
 
 /// Between the secret of a join token and the SHA-256 of the authority's certificate.
 const PIN_SEPARATOR: char = '.';

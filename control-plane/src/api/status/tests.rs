@@ -91,6 +91,7 @@ fn troubles_of_the_database_are_told_apart() {
         assert_eq!(status.code(), Code::Unavailable);
         assert_eq!(status.get_details_error_info().unwrap().reason, reason);
     }
-    let conflict = Status::from(StoreError::Database { trouble: Trouble::Conflict, source: "planted".into() });
+    let conflict =
+        Status::from(StoreError::Database { trouble: Trouble::Conflict, source: "planted".into() });
     assert_eq!(conflict.code(), Code::Internal);
 }

@@ -51,7 +51,7 @@ pub(super) async fn join_tokens_are_used_once(factory: &impl Factory) {
         });
     }
     let taken = tokio::time::timeout(DEADLINE, racing.join_all()).await.unwrap();
-    assert_eq!(taken.into_iter().flatten().collect::<Vec<_>>(), [token.clone()]);
+    assert_eq!(taken.into_iter().flatten().collect::<Vec<_>>(), std::slice::from_ref(&token));
     // A new token takes the expired ones along.
     let mut transaction = store.begin_write().await.unwrap();
     agents::create_join_token(&mut transaction, &[3; 32], &token, at(1), at(50)).await.unwrap();
@@ -141,13 +141,18 @@ pub(super) async fn drains_and_the_fleet_are_counted(factory: &impl Factory) {
     }
     assert!(fleet::is_to_drain(&store, "agt_1").await.unwrap());
     assert!(!fleet::is_to_drain(&store, "agt_2").await.unwrap());
-    assert_eq!(fleet::drains(&store).await.unwrap().into_iter().collect::<Vec<_>>(), [("agt_1".into(), at(5))]);
+    assert_eq!(
+        fleet::drains(&store).await.unwrap().into_iter().collect::<Vec<_>>(),
+        [("agt_1".into(), at(5))]
+    );
     let mut transaction = store.begin_write().await.unwrap();
     fleet::set_drain(&mut transaction, "agt_1", false, at(10)).await.unwrap();
     transaction.commit().await.unwrap();
     assert!(fleet::drains(&store).await.unwrap().is_empty());
     let seen = |id: &str, seconds| (id.to_owned(), at(seconds));
-    fleet::record_seen(&store, &[seen("agt_1", 5_000), seen("agt_2", 8_600), seen("agt_9", 1)]).await.unwrap();
+    fleet::record_seen(&store, &[seen("agt_1", 5_000), seen("agt_2", 8_600), seen("agt_9", 1)])
+        .await
+        .unwrap();
     assert_eq!(fleet::size(&store).await.unwrap(), 2);
     fleet::record_seen(&store, &[seen("agt_1", 4_000), seen("agt_2", 8_601)]).await.unwrap();
     assert_eq!(agents::get(&store, "agt_1").await.unwrap().unwrap().last_seen_time, at(5_000));

@@ -46,7 +46,8 @@ async fn times(store: &Store, filter: &AuditFilter) -> Vec<i64> {
 /// An entry comes back whole, and only if the change that it tells was committed. Earlier ones stay as they are, also
 /// after a restart.
 pub(super) async fn entries_come_with_their_change(factory: &impl Factory) {
-    let change = v1::AuditChange { field: "display_name".into(), before: "\"A\"".into(), after: "\"B\"".into() };
+    let change =
+        v1::AuditChange { field: "display_name".into(), before: "\"A\"".into(), after: "\"B\"".into() };
     let entry = Audited { changes: vec![change.clone()], ..audited("acme", "instance", "inst_1") };
     let address = "192.0.2.1:4711".parse().ok();
     let mut known = Vec::new();
@@ -57,7 +58,9 @@ pub(super) async fn entries_come_with_their_change(factory: &impl Factory) {
         audit::insert(&mut dropped, at(6), "gateway", None, entry.clone()).await.unwrap();
         drop(dropped);
         let mut transaction = store.begin_write().await.unwrap();
-        audit::insert(&mut transaction, at(7 + round), "api_key:key_1", address, entry.clone()).await.unwrap();
+        audit::insert(&mut transaction, at(7 + round), "api_key:key_1", address, entry.clone())
+            .await
+            .unwrap();
         transaction.commit().await.unwrap();
         let found = list(&store, &AuditFilter::default(), None, 10).await;
         let expected = v1::AuditEntry {
@@ -113,7 +116,9 @@ pub(super) async fn audit_pages_under_writes(factory: &impl Factory) {
     for number in 0..10 {
         add(&store, at(number / 4), "admin_key", audited("acme", "instance", &number.to_string())).await;
     }
-    for filter in [AuditFilter { tenant_id: Some("acme".into()), ..AuditFilter::default() }, AuditFilter::default()] {
+    for filter in
+        [AuditFilter { tenant_id: Some("acme".into()), ..AuditFilter::default() }, AuditFilter::default()]
+    {
         let (mut seen, mut before) = (Vec::new(), None);
         loop {
             let page = list(&store, &filter, before, 3).await;

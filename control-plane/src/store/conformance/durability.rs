@@ -31,7 +31,8 @@ pub(super) async fn everything_survives_a_restart(factory: &impl Factory) {
         assert_eq!((store.store_epoch(), store.version().await.unwrap()), (epoch.as_str(), 6));
         assert_eq!((*store.watch_version().borrow(), *store.watch_opt_out_cursor().borrow()), (6, log.1));
         let mut reader = store.reader().await.unwrap();
-        let found = opt_outs::list(&mut reader, &TenantScope::All, &Default::default(), None, 10).await.unwrap();
+        let found =
+            opt_outs::list(&mut reader, &TenantScope::All, &Default::default(), None, 10).await.unwrap();
         assert_eq!(found, log.0);
     }
 }

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use crate::{
     audit::AuditedBy,
     store::{
-        ConfigChanges, Store, StoreError, Trouble, inbound_routes::StoredRoute, inbound_routes, instances,
+        ConfigChanges, Store, StoreError, Trouble, inbound_routes, inbound_routes::StoredRoute, instances,
         opt_out_policies, tenants, webhook_subscriptions,
     },
 };

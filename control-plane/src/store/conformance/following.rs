@@ -8,7 +8,9 @@ use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use tokio::task::JoinSet;
 
 use super::{Factory, fixtures::*};
-use crate::store::{ConfigChanges, Store, inbound_routes, instances, opt_out_policies, webhook_subscriptions};
+use crate::store::{
+    ConfigChanges, Store, inbound_routes, instances, opt_out_policies, webhook_subscriptions,
+};
 
 /// What an agent has: every resource by type and id, with its version.
 type State = BTreeMap<(String, String), (u64, Vec<u8>)>;
@@ -48,7 +50,11 @@ async fn edit(store: &Store, random: &mut StdRng) -> bool {
             }
             4 if found.is_some() => {
                 let mut config = subscription(&subscription_id, &id);
-                if webhook_subscriptions::find_any(&mut transaction, &subscription_id).await.unwrap().is_none() {
+                if webhook_subscriptions::find_any(&mut transaction, &subscription_id)
+                    .await
+                    .unwrap()
+                    .is_none()
+                {
                     webhook_subscriptions::put(&mut transaction, &mut config).await.unwrap();
                 }
             }
@@ -58,7 +64,11 @@ async fn edit(store: &Store, random: &mut StdRng) -> bool {
                 opt_out_policies::put(&mut transaction, &tenant_id, &mut policy).await.unwrap();
             }
             6 => {
-                if webhook_subscriptions::find_any(&mut transaction, &subscription_id).await.unwrap().is_some() {
+                if webhook_subscriptions::find_any(&mut transaction, &subscription_id)
+                    .await
+                    .unwrap()
+                    .is_some()
+                {
                     webhook_subscriptions::delete(&mut transaction, &subscription_id).await.unwrap();
                 } else if has_route
                     && instances::ids_of_route(&mut transaction, &route_id, 1).await.unwrap().is_empty()
@@ -66,12 +76,12 @@ async fn edit(store: &Store, random: &mut StdRng) -> bool {
                     inbound_routes::delete(&mut transaction, &route_id).await.unwrap();
                 }
             }
-            _ if found.is_some() => {
-                if !webhook_subscriptions::has_any(&mut transaction, &id).await.unwrap() {
+            _ => {
+                let is_used = webhook_subscriptions::has_any(&mut transaction, &id).await.unwrap();
+                if found.is_some() && !is_used {
                     instances::delete(&mut transaction, &id).await.unwrap();
                 }
             }
-            _ => {}
         }
     }
     if random.random_range(0..8) == 0 {

@@ -7,9 +7,9 @@ use crate::{
     sealing::WrappedKey,
     store::{
         Connection as _,
+        requests::{self, RequestKey},
         sealed::{SealedColumn, SealedTable, TABLES},
         tenant_keys,
-        requests::{self, RequestKey},
     },
 };
 
@@ -76,7 +76,8 @@ pub(super) async fn sealed_columns_are_replaced_alone(factory: &impl Factory) {
         let mut transaction = store.begin_write().await.unwrap();
         let of = newest.as_bytes().as_slice();
         assert_eq!(transaction.rows().sealed_under_others(table, "default", of, 10).await.unwrap(), []);
-        let under_others = transaction.rows().sealed_under_others(table, "default", &[0; 8], 10).await.unwrap();
+        let under_others =
+            transaction.rows().sealed_under_others(table, "default", &[0; 8], 10).await.unwrap();
         let [SealedColumn { name, sealed }] = under_others.as_slice() else { panic!("{under_others:?}") };
         assert_eq!((name.0.as_str(), name.1.as_str()), (first, second));
         assert_eq!(transaction.rows().sealed_under_others(table, "default", &[0; 8], 0).await.unwrap(), []);
@@ -85,7 +86,7 @@ pub(super) async fn sealed_columns_are_replaced_alone(factory: &impl Factory) {
         let column = SealedColumn { name: name.clone(), sealed: other };
         transaction.writes().replace_sealed(table, "default", &column).await.unwrap();
         let found = transaction.rows().sealed_under_others(table, "default", of, 10).await.unwrap();
-        assert_eq!(found, [column.clone()]);
+        assert_eq!(found, std::slice::from_ref(&column));
         let wrong_tenant = SealedColumn { sealed: sealed.clone(), ..column };
         transaction.writes().replace_sealed(table, "other", &wrong_tenant).await.unwrap();
         assert_eq!(transaction.rows().sealed_under_others(table, "default", of, 10).await.unwrap().len(), 1);

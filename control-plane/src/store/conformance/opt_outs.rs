@@ -92,7 +92,11 @@ pub(super) async fn order_does_not_matter(factory: &impl Factory) {
     for number in 0..12 {
         let phone = format!("+96650000000{}", number % 3);
         let seconds = 100 + number;
-        decisions.push(if random.random_bool(0.5) { opt_out(&phone, seconds) } else { opt_in(&phone, seconds) });
+        decisions.push(if random.random_bool(0.5) {
+            opt_out(&phone, seconds)
+        } else {
+            opt_in(&phone, seconds)
+        });
     }
     let mut expected = None;
     for round in 0..6 {
@@ -110,8 +114,10 @@ pub(super) async fn order_does_not_matter(factory: &impl Factory) {
         let mut reader = store.reader().await.unwrap();
         let filter = OptOutFilter { instance_id: Some(&instance_id), ..Default::default() };
         let found = opt_outs::list(&mut reader, &TenantScope::All, &filter, None, 100).await.unwrap();
-        let mut found: Vec<_> =
-            found.into_iter().map(|one| (one.phone, one.state, one.reason, one.event_time.unwrap().seconds)).collect();
+        let mut found: Vec<_> = found
+            .into_iter()
+            .map(|one| (one.phone, one.state, one.reason, one.event_time.unwrap().seconds))
+            .collect();
         found.sort();
         assert_eq!(found.len(), 3);
         assert_eq!(*expected.get_or_insert_with(|| found.clone()), found, "in round {round}");

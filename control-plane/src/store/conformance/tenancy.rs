@@ -144,7 +144,9 @@ pub(super) async fn ids_stay_their_tenants(factory: &impl Factory) {
         assert!(!tenants::is_owned_by_another(&mut reader, kind, id, "acme").await.unwrap(), "{id}");
         assert!(!tenants::is_owned_by_another(&mut reader, kind, "new", "other").await.unwrap());
     }
-    assert!(tenants::is_owned_by_another(&mut reader, "inbound_route", "route_platform", "acme").await.unwrap());
+    assert!(
+        tenants::is_owned_by_another(&mut reader, "inbound_route", "route_platform", "acme").await.unwrap()
+    );
     put_route(&store, route_of("acme", "route_acme")).await;
     assert_eq!(tenants::of_route(&store, "route_acme").await.unwrap().as_deref(), Some("acme"));
 }

@@ -127,7 +127,10 @@ pub(super) async fn routes_go_along_with_their_instances(factory: &impl Factory)
     instances::delete(&mut transaction, "inst_1").await.unwrap();
     transaction.commit().await.unwrap();
     let changes = store.changes_since(5).await.unwrap();
-    assert_eq!((changed(&changes), removed(&changes)), (vec!["route_2".to_owned()], vec![("instance", "inst_1")]));
+    assert_eq!(
+        (changed(&changes), removed(&changes)),
+        (vec!["route_2".to_owned()], vec![("instance", "inst_1")])
+    );
     // Which version it has stays the one in which it changed itself.
     assert_eq!(changes.upserts[0].version, 2);
 }
@@ -163,7 +166,9 @@ pub(super) async fn changes_are_one_state(factory: &impl Factory) {
             let versions: Vec<u64> = changes.upserts.iter().map(|resource| resource.version).collect();
             assert_eq!(versions, [changes.version; 3]);
             // What the etag says is the same version.
-            let Some(Resource::Instance(instance)) = &changes.upserts[1].resource else { panic!("{changes:?}") };
+            let Some(Resource::Instance(instance)) = &changes.upserts[1].resource else {
+                panic!("{changes:?}")
+            };
             assert_eq!(instance.etag, store.etag(changes.version));
             seen.push(changes.version);
         }

@@ -171,8 +171,7 @@ impl AgentWrites for Rows {
     }
 
     async fn certify_agent(&mut self, id: &str, expire_time: Timestamp) -> Result<bool, StoreError> {
-        let update =
-            "UPDATE agents SET certificate_expire_time = ?2 WHERE id = ?1 AND revoke_time IS NULL";
+        let update = "UPDATE agents SET certificate_expire_time = ?2 WHERE id = ?1 AND revoke_time IS NULL";
         let update = sqlx::query(update).bind(id).bind(expire_time.as_microsecond());
         Ok(update.execute(self.connection()).await?.rows_affected() > 0)
     }

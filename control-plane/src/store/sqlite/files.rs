@@ -13,7 +13,10 @@ use super::from_sql;
 ///
 /// # Errors
 /// When it cannot be opened.
-pub(crate) async fn open_source(path: &Path, busy_timeout: Duration) -> Result<SqliteConnection, sqlx::Error> {
+pub(crate) async fn open_source(
+    path: &Path,
+    busy_timeout: Duration,
+) -> Result<SqliteConnection, sqlx::Error> {
     let options = SqliteConnectOptions::new()
         .filename(path)
         .create_if_missing(false)

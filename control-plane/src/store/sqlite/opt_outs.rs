@@ -111,9 +111,8 @@ impl OptOutWrites for Rows {
     }
 
     async fn log_opt_out(&mut self, opt_out_id: &str, body: &[u8]) -> Result<u64, StoreError> {
-        let log = sqlx::query_scalar(
-            "INSERT INTO opt_out_log (opt_out_id, body) VALUES (?1, ?2) RETURNING cursor",
-        );
+        let log =
+            sqlx::query_scalar("INSERT INTO opt_out_log (opt_out_id, body) VALUES (?1, ?2) RETURNING cursor");
         let cursor: i64 = log.bind(opt_out_id).bind(body).fetch_one(self.connection()).await?;
         Ok(from_sql(cursor))
     }

@@ -60,8 +60,9 @@ async fn expired_and_used_tokens_are_refused() {
     let plane = ControlPlane::start().await;
     let token = plane.join_token("eu").await;
     let data_dir = plane._dir.path();
-    let expire =
-        |microsecond: i64| testing::execute(data_dir, format!("UPDATE join_tokens SET expire_time = {microsecond}"));
+    let expire = |microsecond: i64| {
+        testing::execute(data_dir, format!("UPDATE join_tokens SET expire_time = {microsecond}"))
+    };
     expire(gateway_runtime::clock::now().as_microsecond() - 1).await;
     let late = plane.enroll(&token, "eu").await.unwrap_err();
     expire(gateway_runtime::clock::now().as_microsecond() + 60_000_000).await;
