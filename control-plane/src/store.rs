@@ -23,6 +23,7 @@ use gateway_proto::v1;
 use jiff::Timestamp;
 use prost::Message;
 use tokio::sync::watch;
+use tokio_util::task::TaskTracker;
 use tracing::error;
 
 use crate::{
@@ -33,6 +34,7 @@ use crate::{
 mod error;
 pub mod engine;
 mod transaction;
+pub mod damaged;
 pub mod versions;
 pub mod sealed;
 pub mod tenant_keys;
@@ -97,6 +99,8 @@ pub struct Store {
 
 struct Inner {
     engine: Box<dyn Engine>,
+    /// Commits under way.
+    commits: TaskTracker,
     epoch: String,
     sealer: Sealer,
     version: watch::Sender<u64>,
@@ -141,11 +145,14 @@ impl Store {
     pub fn of(opened: Opened) -> Self {
         let Opened { engine, epoch, sealer, version, opt_out_cursor } = opened;
         let (version, opt_out_cursor) = (watch::Sender::new(version), watch::Sender::new(opt_out_cursor));
-        Self { inner: Arc::new(Inner { engine, epoch, sealer, version, opt_out_cursor }) }
+        let commits = TaskTracker::new();
+        Self { inner: Arc::new(Inner { engine, commits, epoch, sealer, version, opt_out_cursor }) }
     }
 
     /// Closes all connections; for the end of the process.
     pub async fn close(&self) {
+        self.inner.commits.close();
+        self.inner.commits.wait().await;
         self.inner.engine.close().await;
     }
 
@@ -170,6 +177,16 @@ impl Store {
         Ok(WriteTx::new(self.inner.engine.begin_write().await?, self.clone()))
     }
 
+    /// Writes what means nothing, durably, to see whether anything can be written.
+    ///
+    /// # Errors
+    /// When the database cannot be written.
+    pub async fn try_write(&self) -> Result<(), StoreError> {
+        let mut transaction = self.begin_write().await?;
+        transaction.writes().try_write().await?;
+        transaction.commit().await
+    }
+
     /// The newest committed configuration version.
     ///
     /// # Errors
@@ -178,8 +195,7 @@ impl Store {
         self.reader().await?.rows().version().await
     }
 
-    /// Follows the configuration version. It changes after a commit; readers that must not miss a change
-    /// whose caller went away in mid-commit also look by timer.
+    /// Follows the configuration version. It changes after every commit of a change.
     pub fn watch_version(&self) -> watch::Receiver<u64> {
         self.inner.version.subscribe()
     }
@@ -362,7 +378,7 @@ fn readable(
     resource: Result<v1::ConfigResource, StoreError>,
 ) -> Option<Result<v1::ConfigResource, StoreError>> {
     match resource {
-        Err(failure @ (StoreError::Sealed(_) | StoreError::Corrupt(_))) => {
+        Err(failure) if failure.is_damage() => {
             let error = format!("{:#}", anyhow::Error::from(failure));
             error!(
                 resource_type,

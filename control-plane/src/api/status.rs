@@ -151,7 +151,7 @@ impl From<StoreError> for Status {
     fn from(error: StoreError) -> Self {
         let help = match &error {
             StoreError::Database { trouble, .. } => help(*trouble),
-            StoreError::Sealed(_) | StoreError::Corrupt(_) => {
+            damage if damage.is_damage() => {
                 log(&error);
                 let message =
                     "a stored resource cannot be read; the control plane's log names it, a backup has it";

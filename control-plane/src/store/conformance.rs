@@ -58,7 +58,8 @@ macro_rules! suite {
         mod $engine {
             tests! { $factory;
                 transactions: dropped_transactions_change_nothing, refused_statements_change_nothing,
-                    half_transactions_are_not_seen, transactions_see_what_they_wrote, writers_take_turns;
+                    half_transactions_are_not_seen, transactions_see_what_they_wrote, writers_take_turns,
+                    commits_are_told_of, commits_go_on_without_their_caller, writing_is_tried;
                 compare_and_set: one_writer_wins, stale_is_told_apart_from_absent, etags_are_never_used_again;
                 versions: versions_have_no_gap, versions_are_watched, changes_are_in_their_order,
                     changes_are_one_state, routes_go_along_with_their_instances;
@@ -77,7 +78,8 @@ macro_rules! suite {
                 tenancy: tenants_see_only_their_own, ids_stay_their_tenants, deleted_tenants_are_gone;
                 agents: join_tokens_are_used_once, credentials_name_their_agent, revocation_is_final,
                     damages_are_kept_once, drains_and_the_fleet_are_counted, uses_of_keys_are_noted;
-                keys: keys_keep_their_order, renewal_is_noted_once, sealed_columns_are_replaced_alone;
+                keys: keys_keep_their_order, renewal_is_noted_once, sealed_columns_are_replaced_alone,
+                    damaged_rows_show_what_is_known;
                 durability: everything_survives_a_restart, epochs_name_one_database;
             }
         }

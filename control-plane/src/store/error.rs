@@ -72,3 +72,10 @@ pub enum StoreError {
         source: FieldViolations,
     },
 }
+
+impl StoreError {
+    /// Whether a stored resource cannot be read, while the database itself can be used.
+    pub const fn is_damage(&self) -> bool {
+        matches!(self, Self::Sealed(_) | Self::Corrupt(_))
+    }
+}

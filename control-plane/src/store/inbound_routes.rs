@@ -9,7 +9,12 @@ use prost::Message as _;
 use tonic::async_trait;
 use zeroize::Zeroizing;
 
-use super::{Connection, StoreError, WriteTx, decode, decode_all, open, readable, tenants};
+use super::{
+    Connection, StoreError, WriteTx,
+    damaged::{self, Found, Head},
+    decode, open, readable, tenants, versions,
+};
+use crate::sealing::Sealer;
 
 const TYPE: &str = "inbound_route";
 
@@ -47,6 +52,14 @@ pub struct SealedRow {
     pub sealed: Vec<u8>,
 }
 
+impl SealedRow {
+    /// What is known without opening it, in the store `epoch`.
+    pub(super) fn head(&self, epoch: &str) -> Head {
+        let (id, tenant_id) = (self.id.clone(), self.tenant_id.clone());
+        Head { id, tenant_id, etag: versions::etag(self.version, epoch) }
+    }
+}
+
 /// A row of an inbound route.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InboundRouteRow {
@@ -54,8 +67,6 @@ pub struct InboundRouteRow {
     pub row: SealedRow,
     /// Its provider, which stays.
     pub provider: i32,
-    /// The token of its callback path, which stays: unique among all routes.
-    pub callback_token: String,
     /// The route as operators see it.
     pub body: Vec<u8>,
 }
@@ -63,17 +74,21 @@ pub struct InboundRouteRow {
 /// Reads inbound routes.
 #[async_trait]
 pub trait InboundRouteReads: Send {
-    /// Tenant, body and sealed configuration of a route.
-    async fn inbound_route(&mut self, id: &str) -> Result<Option<(String, Vec<u8>, Vec<u8>)>, StoreError>;
+    /// A route, perhaps only of a tenant.
+    async fn inbound_route(
+        &mut self,
+        tenant_id: Option<&str>,
+        id: &str,
+    ) -> Result<Option<InboundRouteRow>, StoreError>;
 
-    /// Bodies by id, after `after`, at most `limit`; only of a tenant, only of a provider.
+    /// Routes by id, after `after`, at most `limit`; only of a tenant, only of a provider.
     async fn inbound_routes(
         &mut self,
         tenant_id: Option<&str>,
         provider: Option<i32>,
         after: &str,
         limit: i64,
-    ) -> Result<Vec<Vec<u8>>, StoreError>;
+    ) -> Result<Vec<InboundRouteRow>, StoreError>;
 
     /// The ids of all routes, or of those of a tenant, in no order.
     async fn inbound_route_ids(&mut self, tenant_id: Option<&str>) -> Result<Vec<String>, StoreError>;
@@ -88,8 +103,12 @@ pub trait InboundRouteReads: Send {
 #[async_trait]
 pub trait InboundRouteWrites: Send {
     /// Writes a new route, or version, body and configuration of the one that has the id. A conflict when the
-    /// callback token is another one's.
-    async fn put_inbound_route(&mut self, row: &InboundRouteRow) -> Result<(), StoreError>;
+    /// callback token, which stays, is another one's.
+    async fn put_inbound_route(
+        &mut self,
+        row: &InboundRouteRow,
+        callback_token: &str,
+    ) -> Result<(), StoreError>;
 
     /// Removes a route. A conflict when an instance refers to it.
     async fn delete_inbound_route(&mut self, id: &str) -> Result<(), StoreError>;
@@ -104,7 +123,16 @@ pub async fn find(
     scope: &TenantScope,
     id: &str,
 ) -> Result<Option<StoredRoute>, StoreError> {
-    Ok(find_any(connection, id).await?.filter(|found| scope.contains(&found.route.tenant_id)))
+    let row = connection.rows().inbound_route(scope.only(), id).await?;
+    row.map(|row| read(connection.sealer(), &row)).transpose()
+}
+
+fn read(
+    sealer: &Sealer,
+    InboundRouteRow { row, body, .. }: &InboundRouteRow,
+) -> Result<StoredRoute, StoreError> {
+    let config = open(sealer, &row.tenant_id, &sealed_resource(&row.id), &row.sealed)?;
+    Ok(StoredRoute { route: decode(body)?, config })
 }
 
 /// A route of any tenant.
@@ -112,9 +140,21 @@ pub async fn find(
 /// # Errors
 /// When the database cannot be read.
 pub async fn find_any(connection: &mut dyn Connection, id: &str) -> Result<Option<StoredRoute>, StoreError> {
-    let Some((tenant_id, body, config)) = connection.rows().inbound_route(id).await? else { return Ok(None) };
-    let config = open(connection.sealer(), &tenant_id, &sealed_resource(id), &config)?;
-    Ok(Some(StoredRoute { route: decode(&body)?, config }))
+    find(connection, &TenantScope::All, id).await
+}
+
+/// A route within reach of a caller, or what is known of one that cannot be read.
+///
+/// # Errors
+/// When the database cannot be read.
+pub async fn find_even_damaged(
+    connection: &mut dyn Connection,
+    scope: &TenantScope,
+    id: &str,
+) -> Result<Option<Found<StoredRoute>>, StoreError> {
+    let Some(found) = connection.rows().inbound_route(scope.only(), id).await? else { return Ok(None) };
+    let route = read(connection.sealer(), &found);
+    damaged::or_head(route, || found.row.head(connection.epoch())).map(Some)
 }
 
 /// Routes in the order of their ids, after `after`.
@@ -129,7 +169,8 @@ pub async fn list(
     limit: i64,
 ) -> Result<Vec<v1::InboundRoute>, StoreError> {
     let after = after.unwrap_or_default();
-    decode_all(&connection.rows().inbound_routes(scope.only(), provider, after, limit).await?)
+    let rows = connection.rows().inbound_routes(scope.only(), provider, after, limit).await?;
+    rows.iter().map(|found| decode(&found.body)).collect()
 }
 
 /// The ids of all routes within reach of a caller.
@@ -168,10 +209,9 @@ pub async fn put(transaction: &mut WriteTx, stored: &mut StoredRoute) -> Result<
     let row = InboundRouteRow {
         row: SealedRow { version, id, tenant_id, sealed },
         provider: stored.route.provider,
-        callback_token: stored.config.callback_token.clone(),
         body: stored.route.encode_to_vec(),
     };
-    transaction.writes().put_inbound_route(&row).await
+    transaction.writes().put_inbound_route(&row, &stored.config.callback_token).await
 }
 
 /// Removes a route that no instance refers to.

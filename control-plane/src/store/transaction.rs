@@ -3,7 +3,7 @@
 use gateway_runtime::clock;
 
 use super::{
-    Store, StoreError, audit,
+    Store, StoreError, Trouble, audit,
     engine::{Reads, Writes},
 };
 use crate::{
@@ -18,6 +18,9 @@ pub trait Connection: Send {
 
     /// What opens sealed columns.
     fn sealer(&self) -> &Sealer;
+
+    /// The name of the store.
+    fn epoch(&self) -> &str;
 }
 
 /// A connection for reading.
@@ -45,6 +48,10 @@ impl Connection for Reader {
     fn sealer(&self) -> &Sealer {
         self.store.sealer()
     }
+
+    fn epoch(&self) -> &str {
+        self.store.store_epoch()
+    }
 }
 
 /// A transaction that may write. Dropped without commit, it changes nothing.
@@ -55,6 +62,8 @@ pub struct WriteTx {
     opt_out_cursor: Option<u64>,
     /// Tenants whose data key was stored in this transaction.
     sealed_for: Vec<String>,
+    /// Whom to tell of the commit.
+    after_commit: Vec<Box<dyn FnOnce() + Send>>,
 }
 
 impl Connection for WriteTx {
@@ -65,11 +74,22 @@ impl Connection for WriteTx {
     fn sealer(&self) -> &Sealer {
         self.store.sealer()
     }
+
+    fn epoch(&self) -> &str {
+        self.store.store_epoch()
+    }
 }
 
 impl WriteTx {
     pub(super) fn new(rows: Box<dyn Writes>, store: Store) -> Self {
-        Self { rows, store, version: None, opt_out_cursor: None, sealed_for: Vec::new() }
+        Self {
+            rows,
+            store,
+            version: None,
+            opt_out_cursor: None,
+            sealed_for: Vec::new(),
+            after_commit: Vec::new(),
+        }
     }
 
     /// The rows, to be changed.
@@ -129,15 +149,34 @@ impl WriteTx {
         self.opt_out_cursor = Some(cursor);
     }
 
-    /// Commits, durably, and then tells those who watch.
+    /// Has `tell` called when the transaction is committed, and only then: also when the caller who commits has
+    /// gone away meanwhile. It must not wait. A later transaction may be told of before.
+    pub fn after_commit(&mut self, tell: impl FnOnce() + Send + 'static) {
+        self.after_commit.push(Box::new(tell));
+    }
+
+    /// Commits, durably, and then tells those who watch and those of [`Self::after_commit`].
+    ///
+    /// Cancel safe: once begun, commit and telling go on without the caller, whose deadline may pass in between.
+    /// Otherwise there would be changes that nobody hears of.
     ///
     /// # Errors
     /// When the database cannot be written; then nothing is changed.
     pub async fn commit(self) -> Result<(), StoreError> {
-        let Self { rows, store, version, opt_out_cursor, sealed_for } = self;
+        let commits = self.store.inner.commits.clone();
+        let committed = commits.spawn(self.commit_and_tell()).await;
+        // The task ends early only with the process.
+        committed.unwrap_or_else(|error| {
+            Err(StoreError::Database { trouble: Trouble::Other, source: error.into() })
+        })
+    }
+
+    async fn commit_and_tell(self) -> Result<(), StoreError> {
+        let Self { rows, store, version, opt_out_cursor, sealed_for, after_commit } = self;
         rows.commit().await?;
         sealed_for.iter().for_each(|tenant_id| store.sealer().stored(tenant_id));
         store.committed(version, opt_out_cursor);
+        after_commit.into_iter().for_each(|tell| tell());
         Ok(())
     }
 }

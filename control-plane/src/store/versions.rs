@@ -25,6 +25,9 @@ pub trait VersionWrites: Send {
     /// version that was given and not committed is given again.
     async fn bump_version(&mut self) -> Result<u64, StoreError>;
 
+    /// Changes something that nobody reads.
+    async fn try_write(&mut self) -> Result<(), StoreError>;
+
     /// Notes that a resource is gone since `version`, in place of an earlier note of it.
     async fn bury(&mut self, resource_type: &'static str, id: &str, version: u64) -> Result<(), StoreError>;
 

@@ -8,7 +8,12 @@ use prost::Message as _;
 use tonic::async_trait;
 use zeroize::Zeroizing;
 
-use super::{Connection, StoreError, WriteTx, inbound_routes::SealedRow, readable, tenants};
+use super::{
+    Connection, StoreError, WriteTx,
+    damaged::{self, Found},
+    inbound_routes::SealedRow,
+    readable, tenants,
+};
 use crate::{
     audit::{Audited, AuditedBy},
     sealing::Sealer,
@@ -21,11 +26,24 @@ pub(super) fn sealed_resource(id: &str) -> String {
     format!("{TYPE}/{id}")
 }
 
+/// A row of a webhook subscription.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SubscriptionRow {
+    /// Version, id, tenant and configuration.
+    pub row: SealedRow,
+    /// Its instance, which stays.
+    pub instance_id: String,
+}
+
 /// Reads webhook subscriptions.
 #[async_trait]
 pub trait WebhookSubscriptionReads: Send {
-    /// A subscription.
-    async fn webhook_subscription(&mut self, id: &str) -> Result<Option<SealedRow>, StoreError>;
+    /// A subscription, perhaps only of a tenant.
+    async fn webhook_subscription(
+        &mut self,
+        tenant_id: Option<&str>,
+        id: &str,
+    ) -> Result<Option<SealedRow>, StoreError>;
 
     /// Subscriptions by id, after `after`, at most `limit`; only of a tenant, only of an instance.
     async fn webhook_subscriptions(
@@ -34,7 +52,7 @@ pub trait WebhookSubscriptionReads: Send {
         instance_id: Option<&str>,
         after: &str,
         limit: i64,
-    ) -> Result<Vec<SealedRow>, StoreError>;
+    ) -> Result<Vec<SubscriptionRow>, StoreError>;
 
     /// All subscriptions of an instance, by id.
     async fn webhook_subscriptions_of_instance(
@@ -63,11 +81,7 @@ pub trait WebhookSubscriptionReads: Send {
 pub trait WebhookSubscriptionWrites: Send {
     /// Writes a new subscription, or version and configuration of the one that has the id. A conflict when there is
     /// no such instance.
-    async fn put_webhook_subscription(
-        &mut self,
-        row: &SealedRow,
-        instance_id: &str,
-    ) -> Result<(), StoreError>;
+    async fn put_webhook_subscription(&mut self, row: &SubscriptionRow) -> Result<(), StoreError>;
 
     /// Removes a subscription.
     async fn delete_webhook_subscription(&mut self, id: &str) -> Result<(), StoreError>;
@@ -102,10 +116,8 @@ pub async fn find(
     scope: &TenantScope,
     id: &str,
 ) -> Result<Option<v1::WebhookSubscriptionConfig>, StoreError> {
-    let is_own = |config: &v1::WebhookSubscriptionConfig| {
-        config.webhook_subscription.as_ref().is_some_and(|found| scope.contains(&found.tenant_id))
-    };
-    Ok(find_any(connection, id).await?.filter(is_own))
+    let row = connection.rows().webhook_subscription(scope.only(), id).await?;
+    row.map(|row| open(connection.sealer(), &row)).transpose()
 }
 
 /// A subscription of any tenant.
@@ -116,8 +128,20 @@ pub async fn find_any(
     connection: &mut dyn Connection,
     id: &str,
 ) -> Result<Option<v1::WebhookSubscriptionConfig>, StoreError> {
-    let row = connection.rows().webhook_subscription(id).await?;
-    row.map(|row| open(connection.sealer(), &row)).transpose()
+    find(connection, &TenantScope::All, id).await
+}
+
+/// A subscription within reach of a caller, or what is known of one that cannot be read.
+///
+/// # Errors
+/// When the database cannot be read.
+pub async fn find_even_damaged(
+    connection: &mut dyn Connection,
+    scope: &TenantScope,
+    id: &str,
+) -> Result<Option<Found<v1::WebhookSubscriptionConfig>>, StoreError> {
+    let Some(row) = connection.rows().webhook_subscription(scope.only(), id).await? else { return Ok(None) };
+    damaged::or_head(open(connection.sealer(), &row), || row.head(connection.epoch())).map(Some)
 }
 
 /// Subscriptions in the order of their ids, after `after`.
@@ -135,7 +159,7 @@ pub async fn list(
     let rows = connection.rows().webhook_subscriptions(scope.only(), instance_id, after, limit).await?;
     let subscription =
         |config: v1::WebhookSubscriptionConfig| config.webhook_subscription.unwrap_or_default();
-    rows.iter().map(|row| open(connection.sealer(), row).map(subscription)).collect()
+    rows.iter().map(|found| open(connection.sealer(), &found.row).map(subscription)).collect()
 }
 
 /// Whether an instance has a subscription, in whatever state.
@@ -173,8 +197,8 @@ pub async fn put(
     let plain = Zeroizing::new(config.encode_to_vec());
     let sealed = transaction.seal(&tenant_id, &sealed_resource(&id), &plain).await?;
     transaction.writes().exhume(TYPE, &id).await?;
-    let row = SealedRow { version, id, tenant_id, sealed };
-    transaction.writes().put_webhook_subscription(&row, &instance_id).await
+    let row = SubscriptionRow { row: SealedRow { version, id, tenant_id, sealed }, instance_id };
+    transaction.writes().put_webhook_subscription(&row).await
 }
 
 /// Removes a subscription.

@@ -7,9 +7,11 @@ use crate::{
     sealing::WrappedKey,
     store::{
         Connection as _,
+        damaged::{Found, Head},
+        inbound_routes,
         requests::{self, RequestKey},
         sealed::{SealedColumn, SealedTable, TABLES},
-        tenant_keys,
+        tenant_keys, webhook_subscriptions,
     },
 };
 
@@ -102,4 +104,38 @@ pub(super) async fn sealed_columns_are_replaced_alone(factory: &impl Factory) {
     transaction.commit().await.unwrap();
     store.wipe_if_due().await.unwrap();
     assert_eq!(store.changes_since(0).await.unwrap().upserts.len(), 4);
+}
+
+/// A row that cannot be opened says which one it is to those whom it concerns, and keeps nothing else from anybody; it
+/// can be removed.
+pub(super) async fn damaged_rows_show_what_is_known(factory: &impl Factory) {
+    let store = factory.open().await;
+    one_of_each(&store).await;
+    put_subscription(&store, subscription("sub_2", "inst_1")).await;
+    let mut transaction = store.begin_write().await.unwrap();
+    for (table, id) in [(SealedTable::InboundRoutes, "route_1"), (SealedTable::WebhookSubscriptions, "sub_1")]
+    {
+        let garbage = SealedColumn { name: (id.into(), String::new()), sealed: vec![1; 100] };
+        transaction.writes().replace_sealed(table, "default", &garbage).await.unwrap();
+    }
+    transaction.commit().await.unwrap();
+    let (mut reader, own, others) = (store.reader().await.unwrap(), one("default"), one("other"));
+    let head =
+        |id: &str, version| Head { id: id.into(), tenant_id: "default".into(), etag: store.etag(version) };
+    let route = inbound_routes::find_even_damaged(&mut reader, &own, "route_1").await.unwrap();
+    assert_eq!(route, Some(Found::Damaged(head("route_1", 1))));
+    let found = webhook_subscriptions::find_even_damaged(&mut reader, &own, "sub_1").await.unwrap();
+    assert_eq!(found, Some(Found::Damaged(head("sub_1", 3))));
+    let found = webhook_subscriptions::find_even_damaged(&mut reader, &own, "sub_2").await.unwrap();
+    assert!(matches!(found, Some(Found::Whole(_))));
+    assert_eq!(inbound_routes::find_even_damaged(&mut reader, &others, "route_1").await.unwrap(), None);
+    assert_eq!(webhook_subscriptions::find_even_damaged(&mut reader, &others, "sub_1").await.unwrap(), None);
+    assert!(inbound_routes::find(&mut reader, &own, "route_1").await.unwrap_err().is_damage());
+    // Who does not own it is not told that it is damaged either.
+    assert_eq!(inbound_routes::find(&mut reader, &others, "route_1").await.unwrap(), None);
+    assert_eq!(changed(&store.changes_since(0).await.unwrap()), ["inst_1", "sub_2"]);
+    let mut transaction = store.begin_write().await.unwrap();
+    webhook_subscriptions::delete(&mut transaction, "sub_1").await.unwrap();
+    transaction.commit().await.unwrap();
+    assert_eq!(removed(&store.changes_since(4).await.unwrap()), [("webhook_subscription", "sub_1")]);
 }

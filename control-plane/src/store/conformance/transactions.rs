@@ -153,3 +153,58 @@ pub(super) async fn writers_take_turns(factory: &impl Factory) {
     assert_eq!(counter.display_name, written.to_string());
     assert_eq!(store.version().await.unwrap(), u64::from(written) + 2);
 }
+
+/// Whoever asked is told of a commit once, after it, and not of a transaction that is dropped or refused.
+pub(super) async fn commits_are_told_of(factory: &impl Factory) {
+    let store = factory.open().await;
+    let (told, mut heard) = tokio::sync::mpsc::channel(10);
+    let tell = |name: &'static str| {
+        let told = told.clone();
+        move || told.try_send(name).unwrap()
+    };
+    let mut dropped = store.begin_write().await.unwrap();
+    dropped.after_commit(tell("dropped"));
+    drop(dropped);
+    let mut transaction = store.begin_write().await.unwrap();
+    transaction.bump_version().await.unwrap();
+    transaction.after_commit(tell("one"));
+    transaction.after_commit(tell("two"));
+    assert!(heard.is_empty());
+    transaction.commit().await.unwrap();
+    assert_eq!((heard.try_recv().unwrap(), heard.try_recv().unwrap()), ("one", "two"));
+    assert!(heard.is_empty());
+}
+
+/// A commit whose caller goes away goes on, and is told of.
+pub(super) async fn commits_go_on_without_their_caller(factory: &impl Factory) {
+    let store = factory.open().await;
+    let mut watched = store.watch_version();
+    for version in 1..=5 {
+        let (tell, told) = tokio::sync::oneshot::channel();
+        let mut transaction = store.begin_write().await.unwrap();
+        transaction.bump_version().await.unwrap();
+        transaction.after_commit(move || tell.send(()).unwrap());
+        let mut commit = Box::pin(transaction.commit());
+        let _ = futures_util::poll!(commit.as_mut());
+        drop(commit);
+        tokio::time::timeout(DEADLINE, told).await.unwrap().unwrap();
+        assert_eq!(*watched.borrow_and_update(), version);
+        assert_eq!(store.version().await.unwrap(), version);
+    }
+}
+
+/// Trying to write takes a turn like any writer, and changes nothing that anybody reads.
+pub(super) async fn writing_is_tried(factory: &impl Factory) {
+    let store = factory.open().await;
+    one_of_each(&store).await;
+    let before = store.changes_since(0).await.unwrap();
+    for _ in 0..3 {
+        store.try_write().await.unwrap();
+    }
+    assert_eq!(store.changes_since(0).await.unwrap(), before);
+    let turn = store.begin_write().await.unwrap();
+    let mut trying = Box::pin(store.try_write());
+    assert!(futures_util::poll!(trying.as_mut()).is_pending());
+    drop(turn);
+    tokio::time::timeout(DEADLINE, trying).await.unwrap().unwrap();
+}

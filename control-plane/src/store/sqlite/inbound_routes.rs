@@ -26,11 +26,29 @@ pub(super) fn sealed_row((version, id, tenant_id, sealed): Row) -> SealedRow {
     SealedRow { version: from_sql(version), id, tenant_id, sealed }
 }
 
+/// Version, id, tenant, sealed column, provider and body.
+type WholeRow = (i64, String, String, Vec<u8>, i32, Vec<u8>);
+
+fn whole_row((version, id, tenant_id, sealed, provider, body): WholeRow) -> InboundRouteRow {
+    InboundRouteRow { row: sealed_row((version, id, tenant_id, sealed)), provider, body }
+}
+
 #[async_trait]
 impl InboundRouteReads for Rows {
-    async fn inbound_route(&mut self, id: &str) -> Result<Option<(String, Vec<u8>, Vec<u8>)>, StoreError> {
-        let row = sqlx::query_as("SELECT tenant_id, body, config FROM inbound_routes WHERE id = ?1");
-        Ok(row.bind(id).fetch_optional(self.connection()).await?)
+    async fn inbound_route(
+        &mut self,
+        tenant_id: Option<&str>,
+        id: &str,
+    ) -> Result<Option<InboundRouteRow>, StoreError> {
+        let row: Option<WholeRow> = sqlx::query_as(
+            "SELECT version, id, tenant_id, config, provider, body FROM inbound_routes
+             WHERE id = ?1 AND (?2 IS NULL OR tenant_id = ?2)",
+        )
+        .bind(id)
+        .bind(tenant_id)
+        .fetch_optional(self.connection())
+        .await?;
+        Ok(row.map(whole_row))
     }
 
     async fn inbound_routes(
@@ -39,14 +57,15 @@ impl InboundRouteReads for Rows {
         provider: Option<i32>,
         after: &str,
         limit: i64,
-    ) -> Result<Vec<Vec<u8>>, StoreError> {
-        let bodies = sqlx::query_scalar(
-            "SELECT body FROM inbound_routes
+    ) -> Result<Vec<InboundRouteRow>, StoreError> {
+        let rows = sqlx::query_as(
+            "SELECT version, id, tenant_id, config, provider, body FROM inbound_routes
              WHERE (?1 IS NULL OR tenant_id = ?1) AND (?2 IS NULL OR provider = ?2) AND id > ?3
              ORDER BY id LIMIT ?4",
         );
-        let bodies = bodies.bind(tenant_id).bind(provider).bind(after).bind(limit);
-        Ok(bodies.fetch_all(self.connection()).await?)
+        let rows = rows.bind(tenant_id).bind(provider).bind(after).bind(limit);
+        let rows: Vec<WholeRow> = rows.fetch_all(self.connection()).await?;
+        Ok(rows.into_iter().map(whole_row).collect())
     }
 
     async fn inbound_route_ids(&mut self, tenant_id: Option<&str>) -> Result<Vec<String>, StoreError> {
@@ -69,7 +88,11 @@ impl InboundRouteReads for Rows {
 
 #[async_trait]
 impl InboundRouteWrites for Rows {
-    async fn put_inbound_route(&mut self, route: &InboundRouteRow) -> Result<(), StoreError> {
+    async fn put_inbound_route(
+        &mut self,
+        route: &InboundRouteRow,
+        callback_token: &str,
+    ) -> Result<(), StoreError> {
         sqlx::query(
             "INSERT INTO inbound_routes (id, tenant_id, version, provider, callback_token, body, config)
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
@@ -80,7 +103,7 @@ impl InboundRouteWrites for Rows {
         .bind(&route.row.tenant_id)
         .bind(to_sql(route.row.version))
         .bind(route.provider)
-        .bind(&route.callback_token)
+        .bind(callback_token)
         .bind(&route.body)
         .bind(&route.row.sealed)
         .execute(self.connection())

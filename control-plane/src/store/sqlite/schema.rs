@@ -146,6 +146,13 @@ impl VersionWrites for Rows {
         Ok(from_sql(version))
     }
 
+    async fn try_write(&mut self) -> Result<(), StoreError> {
+        let change = "INSERT INTO meta (name, number) VALUES ('try_write', 0)
+                      ON CONFLICT (name) DO UPDATE SET number = 1 - number";
+        sqlx::query(change).execute(self.connection()).await?;
+        Ok(())
+    }
+
     async fn bury(&mut self, resource_type: &'static str, id: &str, version: u64) -> Result<(), StoreError> {
         sqlx::query("INSERT OR REPLACE INTO tombstones (type, id, version) VALUES (?1, ?2, ?3)")
             .bind(resource_type)

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::store::{
     inbound_routes::SealedRow,
-    webhook_subscriptions::{WebhookSubscriptionReads, WebhookSubscriptionWrites},
+    webhook_subscriptions::{SubscriptionRow, WebhookSubscriptionReads, WebhookSubscriptionWrites},
 };
 
 /// The table.
@@ -32,12 +32,19 @@ fn sealed_rows(rows: Vec<Row>) -> Vec<SealedRow> {
 
 #[async_trait]
 impl WebhookSubscriptionReads for Rows {
-    async fn webhook_subscription(&mut self, id: &str) -> Result<Option<SealedRow>, StoreError> {
-        let row: Option<Row> =
-            sqlx::query_as("SELECT version, id, tenant_id, config FROM webhook_subscriptions WHERE id = ?1")
-                .bind(id)
-                .fetch_optional(self.connection())
-                .await?;
+    async fn webhook_subscription(
+        &mut self,
+        tenant_id: Option<&str>,
+        id: &str,
+    ) -> Result<Option<SealedRow>, StoreError> {
+        let row: Option<Row> = sqlx::query_as(
+            "SELECT version, id, tenant_id, config FROM webhook_subscriptions
+             WHERE id = ?1 AND (?2 IS NULL OR tenant_id = ?2)",
+        )
+        .bind(id)
+        .bind(tenant_id)
+        .fetch_optional(self.connection())
+        .await?;
         Ok(row.map(sealed_row))
     }
 
@@ -47,9 +54,9 @@ impl WebhookSubscriptionReads for Rows {
         instance_id: Option<&str>,
         after: &str,
         limit: i64,
-    ) -> Result<Vec<SealedRow>, StoreError> {
+    ) -> Result<Vec<SubscriptionRow>, StoreError> {
         let mut sql = QueryBuilder::<Sqlite>::new(
-            "SELECT version, id, tenant_id, config FROM webhook_subscriptions WHERE id > ",
+            "SELECT version, id, tenant_id, config, instance_id FROM webhook_subscriptions WHERE id > ",
         );
         sql.push_bind(after);
         if let Some(tenant_id) = tenant_id {
@@ -59,7 +66,13 @@ impl WebhookSubscriptionReads for Rows {
             sql.push(" AND instance_id = ").push_bind(instance_id);
         }
         sql.push(" ORDER BY id LIMIT ").push_bind(limit);
-        Ok(sealed_rows(sql.build_query_as().fetch_all(self.connection()).await?))
+        let rows: Vec<(i64, String, String, Vec<u8>, String)> =
+            sql.build_query_as().fetch_all(self.connection()).await?;
+        let row = |(version, id, tenant_id, sealed, instance_id)| SubscriptionRow {
+            row: sealed_row((version, id, tenant_id, sealed)),
+            instance_id,
+        };
+        Ok(rows.into_iter().map(row).collect())
     }
 
     async fn webhook_subscriptions_of_instance(
@@ -106,8 +119,7 @@ impl WebhookSubscriptionReads for Rows {
 impl WebhookSubscriptionWrites for Rows {
     async fn put_webhook_subscription(
         &mut self,
-        row: &SealedRow,
-        instance_id: &str,
+        SubscriptionRow { row, instance_id }: &SubscriptionRow,
     ) -> Result<(), StoreError> {
         sqlx::query(
             "INSERT INTO webhook_subscriptions (id, tenant_id, version, instance_id, config)

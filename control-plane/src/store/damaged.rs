@@ -1,0 +1,35 @@
+//! Rows whose resource cannot be read: sealed bytes that do not open, or bytes that are no message. They do not keep
+//! the rows beside them from anybody, and they can be deleted.
+
+use super::StoreError;
+
+/// A stored resource, readable or not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Found<T> {
+    /// All of it.
+    Whole(T),
+    /// It cannot be read.
+    Damaged(Head),
+}
+
+/// What is known of a resource that cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Head {
+    /// Its id.
+    pub id: String,
+    /// Its tenant; empty for what belongs to none.
+    pub tenant_id: String,
+    /// Its etag, as lists show it.
+    pub etag: String,
+}
+
+/// What was read, or what is known of it when it cannot be.
+pub(super) fn or_head<T>(
+    read: Result<T, StoreError>,
+    head: impl FnOnce() -> Head,
+) -> Result<Found<T>, StoreError> {
+    match read {
+        Err(failure) if failure.is_damage() => Ok(Found::Damaged(head())),
+        read => read.map(Found::Whole),
+    }
+}
