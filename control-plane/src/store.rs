@@ -29,6 +29,7 @@ use sqlx::{
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 use tokio::sync::{Mutex, OwnedMutexGuard, watch};
+use tokio_util::task::TaskTracker;
 use tracing::error;
 
 use crate::{
@@ -37,6 +38,7 @@ use crate::{
 };
 
 mod connection;
+pub mod damaged;
 pub mod schema;
 pub mod sealed;
 pub mod tenant_keys;
@@ -111,6 +113,13 @@ pub enum StoreError {
     },
 }
 
+impl StoreError {
+    /// Whether a stored resource cannot be read, while the database itself can be used.
+    pub const fn is_damage(&self) -> bool {
+        matches!(self, Self::Sealed(_) | Self::Corrupt(_))
+    }
+}
+
 /// What changed in the configuration.
 #[derive(Clone, Default, PartialEq)]
 pub struct ConfigChanges {
@@ -142,6 +151,8 @@ pub struct Store {
 struct Inner {
     pool: SqlitePool,
     write_turn: Arc<Mutex<()>>,
+    /// Commits under way: at most one, since it has the turn to write.
+    commits: TaskTracker,
     epoch: String,
     sealer: Sealer,
     version: watch::Sender<u64>,
@@ -190,6 +201,7 @@ impl Store {
         let inner = Inner {
             pool,
             write_turn: Arc::default(),
+            commits: TaskTracker::new(),
             epoch,
             sealer,
             version: watch::Sender::new(version),
@@ -200,6 +212,8 @@ impl Store {
 
     /// Closes all connections; for the end of the process.
     pub async fn close(&self) {
+        self.inner.commits.close();
+        self.inner.commits.wait().await;
         self.inner.pool.close().await;
     }
 
@@ -231,7 +245,19 @@ impl Store {
         let transaction = Connection::transaction(transaction, self.inner.sealer.clone());
         let store = self.clone();
         let sealed_for = Vec::new();
-        Ok(WriteTx { transaction, store, version: None, opt_out_cursor: None, sealed_for, _turn: turn })
+        let after_commit = Vec::new();
+        let (version, opt_out_cursor) = (None, None);
+        Ok(WriteTx { transaction, store, version, opt_out_cursor, sealed_for, after_commit, _turn: turn })
+    }
+
+    /// Writes what means nothing, durably, to see whether anything can be written.
+    ///
+    /// # Errors
+    /// When the database cannot be written.
+    pub async fn try_write(&self) -> Result<(), StoreError> {
+        let mut transaction = self.begin_write().await?;
+        schema::try_write(transaction.connection()).await?;
+        transaction.commit().await
     }
 
     /// The newest committed configuration version.
@@ -242,8 +268,7 @@ impl Store {
         schema::version(&mut *self.reader().await?).await
     }
 
-    /// Follows the configuration version. It changes after a commit; readers that must not miss a change
-    /// whose caller went away in mid-commit also look by timer.
+    /// Follows the configuration version. It changes after every commit of a change.
     pub fn watch_version(&self) -> watch::Receiver<u64> {
         self.inner.version.subscribe()
     }
@@ -406,6 +431,8 @@ pub struct WriteTx {
     opt_out_cursor: Option<u64>,
     /// Tenants whose data key was stored in this transaction.
     sealed_for: Vec<String>,
+    /// Whom to tell of the commit.
+    after_commit: Vec<Box<dyn FnOnce() + Send>>,
     _turn: OwnedMutexGuard<()>,
 }
 
@@ -468,12 +495,28 @@ impl WriteTx {
         self.opt_out_cursor = Some(cursor);
     }
 
-    /// Commits, durably, and then tells those who watch.
+    /// Has `tell` called when the transaction is committed, and only then: also when the caller who commits has
+    /// gone away meanwhile. It must not wait.
+    pub fn after_commit(&mut self, tell: impl FnOnce() + Send + 'static) {
+        self.after_commit.push(Box::new(tell));
+    }
+
+    /// Commits, durably, and then tells those who watch and those of [`Self::after_commit`].
+    ///
+    /// Cancel safe: once begun, commit and telling go on without the caller, whose deadline may pass in between.
+    /// Otherwise there would be changes that nobody hears of.
     ///
     /// # Errors
     /// When the database cannot be written; then nothing is changed.
     pub async fn commit(self) -> Result<(), StoreError> {
-        let Self { transaction, store, version, opt_out_cursor, sealed_for, _turn } = self;
+        let commits = self.store.inner.commits.clone();
+        let committed = commits.spawn(self.commit_and_tell()).await;
+        // The task ends early only with the process.
+        committed.unwrap_or(Err(StoreError::Database(sqlx::Error::WorkerCrashed)))
+    }
+
+    async fn commit_and_tell(self) -> Result<(), StoreError> {
+        let Self { transaction, store, version, opt_out_cursor, sealed_for, after_commit, _turn } = self;
         transaction.commit().await?;
         sealed_for.iter().for_each(|tenant_id| store.inner.sealer.stored(tenant_id));
         if let Some(version) = version {
@@ -482,6 +525,7 @@ impl WriteTx {
         if let Some(cursor) = opt_out_cursor {
             store.inner.opt_out_cursor.send_replace(cursor);
         }
+        after_commit.into_iter().for_each(|tell| tell());
         Ok(())
     }
 }
@@ -517,7 +561,7 @@ fn readable(
     resource: Result<v1::ConfigResource, StoreError>,
 ) -> Option<Result<v1::ConfigResource, StoreError>> {
     match resource {
-        Err(failure @ (StoreError::Sealed(_) | StoreError::Corrupt(_))) => {
+        Err(failure) if failure.is_damage() => {
             let error = format!("{:#}", anyhow::Error::from(failure));
             error!(
                 resource_type,

@@ -71,7 +71,7 @@ pub struct AuditPlace {
 ///
 /// # Errors
 /// When the database cannot be written.
-pub(super) async fn insert(
+pub(crate) async fn insert(
     connection: &mut SqliteConnection,
     now: Timestamp,
     actor: &str,

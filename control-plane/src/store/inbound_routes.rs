@@ -9,7 +9,11 @@ use prost::Message as _;
 use sqlx::SqliteConnection;
 use zeroize::Zeroizing;
 
-use super::{Connection, StoreError, WriteTx, decode, from_sql, readable, schema, tenants, to_sql};
+use super::{
+    Connection, StoreError, WriteTx,
+    damaged::{self, Found},
+    decode, from_sql, readable, schema, tenants, to_sql,
+};
 
 /// The table.
 pub const SCHEMA: &str = "
@@ -57,19 +61,13 @@ pub async fn find(
     scope: &TenantScope,
     id: &str,
 ) -> Result<Option<StoredRoute>, StoreError> {
-    Ok(find_any(connection, id).await?.filter(|found| scope.contains(&found.route.tenant_id)))
-}
-
-/// A route of any tenant.
-///
-/// # Errors
-/// When the database cannot be read.
-pub async fn find_any(connection: &mut Connection, id: &str) -> Result<Option<StoredRoute>, StoreError> {
-    let row: Option<(String, Vec<u8>, Vec<u8>)> =
-        sqlx::query_as("SELECT tenant_id, body, config FROM inbound_routes WHERE id = ?1")
-            .bind(id)
-            .fetch_optional(&mut **connection)
-            .await?;
+    let row: Option<(String, Vec<u8>, Vec<u8>)> = sqlx::query_as(
+        "SELECT tenant_id, body, config FROM inbound_routes WHERE id = ?1 AND (?2 IS NULL OR tenant_id = ?2)",
+    )
+    .bind(id)
+    .bind(scope.only())
+    .fetch_optional(&mut **connection)
+    .await?;
     let stored = |(tenant_id, body, config): (String, Vec<u8>, Vec<u8>)| {
         let route = decode(&body)?;
         Ok(StoredRoute { route, config: connection.open(&tenant_id, &sealed_resource(id), &config)? })
@@ -77,28 +75,70 @@ pub async fn find_any(connection: &mut Connection, id: &str) -> Result<Option<St
     row.map(stored).transpose()
 }
 
-/// Routes in the order of their ids, after `after`.
+/// A route of any tenant.
+///
+/// # Errors
+/// When the database cannot be read.
+pub async fn find_any(connection: &mut Connection, id: &str) -> Result<Option<StoredRoute>, StoreError> {
+    find(connection, &TenantScope::All, id).await
+}
+
+/// A route within reach of a caller, or what is known of one that cannot be read.
+///
+/// # Errors
+/// When the database cannot be read.
+pub async fn find_even_damaged(
+    connection: &mut Connection,
+    scope: &TenantScope,
+    id: &str,
+) -> Result<Option<Found<StoredRoute>>, StoreError> {
+    let select = "SELECT id, tenant_id, version FROM inbound_routes WHERE id = ?1";
+    let found = find(connection, scope, id).await;
+    damaged::or_head(connection, found, select, id).await
+}
+
+/// Routes in the order of their ids, after `after`. One that cannot be read says so, and shows what is known.
 ///
 /// # Errors
 /// When the database cannot be read.
 pub async fn list(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     scope: &TenantScope,
     provider: Option<i32>,
     after: Option<&str>,
     limit: i64,
 ) -> Result<Vec<v1::InboundRoute>, StoreError> {
-    let bodies: Vec<Vec<u8>> = sqlx::query_scalar(
-        "SELECT body FROM inbound_routes
+    let rows: Vec<ListRow> = sqlx::query_as(
+        "SELECT id, tenant_id, version, provider, body, config FROM inbound_routes
          WHERE (?1 IS NULL OR tenant_id = ?1) AND (?2 IS NULL OR provider = ?2) AND id > ?3 ORDER BY id LIMIT ?4",
     )
     .bind(scope.only())
     .bind(provider)
     .bind(after.unwrap_or_default())
     .bind(limit)
-    .fetch_all(connection)
+    .fetch_all(&mut **connection)
     .await?;
-    bodies.iter().map(|body| decode(body)).collect()
+    let epoch = schema::epoch(connection).await?;
+    rows.into_iter().map(|row| listed(connection, row, &epoch)).collect()
+}
+
+/// A row: id, tenant, version, provider, and the route in both forms.
+type ListRow = (String, String, i64, i32, Vec<u8>, Vec<u8>);
+
+fn listed(connection: &Connection, row: ListRow, epoch: &str) -> Result<v1::InboundRoute, StoreError> {
+    let (id, tenant_id, version, provider, body, config) = row;
+    let opened = connection.open::<v1::InboundRouteConfig>(&tenant_id, &sealed_resource(&id), &config);
+    let whole = opened.map(drop).and_then(|()| decode::<v1::InboundRoute>(&body));
+    match whole {
+        Err(failure) if failure.is_damage() => {
+            damaged::log(TYPE, &id, failure);
+            let head = v1::InboundRoute { id, tenant_id, provider, ..Default::default() };
+            let etag = schema::etag(from_sql(version), epoch);
+            // Only the secrets may be lost.
+            Ok(v1::InboundRoute { is_damaged: true, etag, ..decode(&body).unwrap_or(head) })
+        }
+        whole => whole,
+    }
 }
 
 /// The ids of all routes within reach of a caller.

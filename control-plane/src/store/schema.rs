@@ -91,6 +91,7 @@ pub(super) async fn prepare(pool: &SqlitePool, root_keys: &RootKeys) -> Result<S
             .execute(&mut *transaction)
             .await?;
     }
+    work::seal_readable(&mut transaction, &sealer).await?;
     transaction.commit().await?;
     sealed::wipe_if_due(pool).await?;
     Ok(sealer)
@@ -137,6 +138,17 @@ pub(super) async fn bump_version(connection: &mut SqliteConnection) -> Result<u6
     let bump = "UPDATE meta SET number = number + 1 WHERE name = 'version' RETURNING number";
     let version: i64 = sqlx::query_scalar(bump).fetch_one(connection).await?;
     Ok(from_sql(version))
+}
+
+/// Changes a number that nobody reads.
+pub(super) async fn try_write(connection: &mut SqliteConnection) -> Result<(), StoreError> {
+    sqlx::query(
+        "INSERT INTO meta (name, number) VALUES ('try_write', 0)
+         ON CONFLICT (name) DO UPDATE SET number = 1 - number",
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
 }
 
 /// Notes that a resource is gone. `resource_type` is the oneof field of `ConfigResource`.

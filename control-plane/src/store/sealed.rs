@@ -3,11 +3,11 @@
 use sqlx::{SqliteConnection, SqlitePool};
 use zeroize::Zeroizing;
 
-use super::{StoreError, inbound_routes, requests, tenant_keys, webhook_subscriptions};
+use super::{StoreError, inbound_routes, requests, tenant_keys, webhook_subscriptions, work};
 use crate::sealing::Sealer;
 
 /// Every table with a sealed column. One that is missing here loses its contents when data keys are renewed.
-pub const TABLES: [SealedTable; 3] = [
+pub const TABLES: [SealedTable; 4] = [
     SealedTable {
         name: "inbound_routes",
         select_all: "SELECT tenant_id, id, '', x'', config FROM inbound_routes",
@@ -32,6 +32,15 @@ pub const TABLES: [SealedTable; 3] = [
         update: "UPDATE requests SET response = ?1, request_hash = x''
                  WHERE tenant_id = ?2 AND method = ?3 AND request_id = ?4",
         resource: requests::sealed_resource,
+    },
+    SealedTable {
+        name: "queued_work",
+        // No program without sealing has written to it.
+        select_all: "SELECT tenant_id, id, '', x'', body FROM queued_work WHERE FALSE",
+        select_older: "SELECT id, '', body FROM queued_work
+                       WHERE tenant_id = ?1 AND substr(body, 2, 8) <> ?2 LIMIT ?3",
+        update: "UPDATE queued_work SET body = ?1 WHERE tenant_id = ?2 AND id = ?3 AND ?4 = ''",
+        resource: |id, _| work::sealed_resource(id),
     },
 ];
 

@@ -8,7 +8,11 @@ use prost::Message as _;
 use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
 use zeroize::Zeroizing;
 
-use super::{Connection, StoreError, WriteTx, from_sql, readable, schema, tenants, to_sql};
+use super::{
+    Connection, StoreError, WriteTx,
+    damaged::{self, Found},
+    from_sql, readable, schema, tenants, to_sql,
+};
 use crate::audit::{Audited, AuditedBy};
 
 /// The table.
@@ -61,10 +65,29 @@ pub async fn find(
     scope: &TenantScope,
     id: &str,
 ) -> Result<Option<v1::WebhookSubscriptionConfig>, StoreError> {
-    let is_own = |config: &v1::WebhookSubscriptionConfig| {
-        config.webhook_subscription.as_ref().is_some_and(|found| scope.contains(&found.tenant_id))
-    };
-    Ok(find_any(connection, id).await?.filter(is_own))
+    let row: Option<Row> = sqlx::query_as(
+        "SELECT version, id, tenant_id, config FROM webhook_subscriptions
+         WHERE id = ?1 AND (?2 IS NULL OR tenant_id = ?2)",
+    )
+    .bind(id)
+    .bind(scope.only())
+    .fetch_optional(&mut **connection)
+    .await?;
+    row.map(|row| open(connection, &row)).transpose()
+}
+
+/// A subscription within reach of a caller, or what is known of one that cannot be read.
+///
+/// # Errors
+/// When the database cannot be read.
+pub async fn find_even_damaged(
+    connection: &mut Connection,
+    scope: &TenantScope,
+    id: &str,
+) -> Result<Option<Found<v1::WebhookSubscriptionConfig>>, StoreError> {
+    let select = "SELECT id, tenant_id, version FROM webhook_subscriptions WHERE id = ?1";
+    let found = find(connection, scope, id).await;
+    damaged::or_head(connection, found, select, id).await
 }
 
 /// A subscription of any tenant.
@@ -75,15 +98,10 @@ pub async fn find_any(
     connection: &mut Connection,
     id: &str,
 ) -> Result<Option<v1::WebhookSubscriptionConfig>, StoreError> {
-    let row: Option<Row> =
-        sqlx::query_as("SELECT version, id, tenant_id, config FROM webhook_subscriptions WHERE id = ?1")
-            .bind(id)
-            .fetch_optional(&mut **connection)
-            .await?;
-    row.map(|row| open(connection, &row)).transpose()
+    find(connection, &TenantScope::All, id).await
 }
 
-/// Subscriptions in the order of their ids, after `after`.
+/// Subscriptions in the order of their ids, after `after`. One that cannot be read says so, and shows what is known.
 ///
 /// # Errors
 /// When the database cannot be read.
@@ -95,7 +113,7 @@ pub async fn list(
     limit: i64,
 ) -> Result<Vec<v1::WebhookSubscription>, StoreError> {
     let mut sql = QueryBuilder::<Sqlite>::new(
-        "SELECT version, id, tenant_id, config FROM webhook_subscriptions WHERE id > ",
+        "SELECT version, id, tenant_id, config, instance_id FROM webhook_subscriptions WHERE id > ",
     );
     sql.push_bind(after.unwrap_or_default());
     if let Some(tenant_id) = scope.only() {
@@ -105,10 +123,30 @@ pub async fn list(
         sql.push(" AND instance_id = ").push_bind(instance_id);
     }
     sql.push(" ORDER BY id LIMIT ").push_bind(limit);
-    let rows: Vec<Row> = sql.build_query_as().fetch_all(&mut **connection).await?;
-    let subscription =
-        |config: v1::WebhookSubscriptionConfig| config.webhook_subscription.unwrap_or_default();
-    rows.iter().map(|row| open(connection, row).map(subscription)).collect()
+    let rows: Vec<(i64, String, String, Vec<u8>, String)> =
+        sql.build_query_as().fetch_all(&mut **connection).await?;
+    let epoch = schema::epoch(connection).await?;
+    let listed = |(version, id, tenant_id, config, instance_id)| {
+        let row = (version, id, tenant_id, config);
+        match open(connection, &row) {
+            Err(failure) if failure.is_damage() => {
+                let (version, id, tenant_id, _) = row;
+                damaged::log(TYPE, &id, failure);
+                let etag = schema::etag(from_sql(version), &epoch);
+                let is_damaged = true;
+                Ok(v1::WebhookSubscription {
+                    id,
+                    tenant_id,
+                    instance_id,
+                    etag,
+                    is_damaged,
+                    ..Default::default()
+                })
+            }
+            opened => opened.map(|config| config.webhook_subscription.unwrap_or_default()),
+        }
+    };
+    rows.into_iter().map(listed).collect()
 }
 
 /// Whether an instance has a subscription, in whatever state.

@@ -69,7 +69,11 @@ impl Guard {
                 let is_own = self.is_own_route(&tenant_id, &callback).await?;
                 is_own.then_some(Reported::UnroutedCallback(callback))
             }
-            other @ (Reported::Duplicate(_) | Reported::OptOut(_) | Reported::BufferDamage(_)) => Some(other),
+            // Looked at where its event's instance is.
+            other @ (Reported::Duplicate(_)
+            | Reported::OptOut(_)
+            | Reported::BufferDamage(_)
+            | Reported::DeliveryHandOver(_)) => Some(other),
         };
         if own.is_none() {
             self.skipped();

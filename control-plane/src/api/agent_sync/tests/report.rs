@@ -133,7 +133,7 @@ async fn unrouted_callbacks_become_work() {
         again.extend(other_work.response().await.work);
     }
     let ids = again.iter().map(|work| work.id.clone()).collect();
-    other_work.send(v1::StreamWorkRequest { acked_work_ids: ids }).await;
+    other_work.send(v1::StreamWorkRequest { acked_work_ids: ids, ..Default::default() }).await;
     drop(other_work);
     plane.stop().await;
     assert!(matches!(far_work.next().await, Ok(None) | Err(_)), "work of another region");

@@ -208,7 +208,7 @@ async fn work_goes_to_agents_of_the_tenant_alone() {
     }
     assert_eq!(names(&own), ["callback own", "opt-out inst_own", "test sub_own"]);
     let acked_work_ids = own.into_iter().map(|work| work.id).collect();
-    work.send(v1::StreamWorkRequest { acked_work_ids }).await;
+    work.send(v1::StreamWorkRequest { acked_work_ids, ..Default::default() }).await;
     let (_config, _) = current(&mut world.platform).await;
     let mut work_of_all = world.platform.work().await;
     let mut rest = Vec::new();
@@ -226,6 +226,7 @@ fn names(work: &[v1::Work]) -> Vec<String> {
         Task::TestEvent(event) => format!("test {}", event.subscription_id),
         Task::OptOut(opt_out) => format!("opt-out {}", opt_out.instance_id),
         Task::UnroutedCallback(callback) => format!("callback {}", callback.payload_json),
+        Task::DeliveryHandOver(hand_over) => format!("delivery {}", hand_over.id),
     };
     let mut names: Vec<_> = work.iter().map(name).collect();
     names.sort();

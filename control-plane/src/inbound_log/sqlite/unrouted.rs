@@ -1,0 +1,107 @@
+//! Callbacks for numbers that no instance with a webhook subscription claims: kept, bounded, listed, and
+//! taken out once claimed.
+
+use gateway_proto::v1;
+use prost::Message as _;
+use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
+use tokio::sync::oneshot;
+
+use super::{Inner, writer::Job};
+use crate::inbound_log::{
+    LogStoreError, UNROUTED_PER_ROUTE_MAX, Unrouted, UnroutedNumber, UnroutedPage, page::PAGE_BYTES_MAX,
+};
+
+/// Routes that one listing looks at; of a tenant with more, those beyond have to be asked for one by one.
+const ROUTES_MAX: usize = 10_000;
+
+/// Drops the oldest callbacks of a route beyond its limit.
+pub(super) async fn trim(connection: &mut SqliteConnection, route_id: &str) -> Result<(), sqlx::Error> {
+    sqlx::query(
+        "DELETE FROM unrouted_callbacks WHERE route_id = ? AND seq <= \
+         (SELECT seq FROM unrouted_callbacks WHERE route_id = ? ORDER BY seq DESC LIMIT 1 OFFSET ?)",
+    )
+    .bind(route_id)
+    .bind(route_id)
+    .bind(UNROUTED_PER_ROUTE_MAX)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+impl Inner {
+    pub(super) async fn list_unrouted(
+        &self,
+        route_ids: Option<&[String]>,
+        before: Option<i64>,
+        limit: usize,
+    ) -> Result<UnroutedPage, LogStoreError> {
+        let mut sql = QueryBuilder::<Sqlite>::new("SELECT seq, body FROM unrouted_callbacks WHERE seq < ");
+        sql.push_bind(before.unwrap_or(i64::MAX));
+        if let Some(route_ids) = route_ids {
+            sql.push(" AND route_id IN (");
+            let mut separated = sql.separated(", ");
+            for route_id in route_ids.iter().take(ROUTES_MAX) {
+                separated.push_bind(route_id.clone());
+            }
+            sql.push(")");
+        }
+        sql.push(" ORDER BY seq DESC LIMIT ").push_bind(i64::try_from(limit).unwrap_or(i64::MAX - 1) + 1);
+        let mut rows = self.unrouted_rows(sql).await?;
+        let mut bytes = 0;
+        let fitting = rows.iter().take(limit).take_while(|row| {
+            bytes += row.callback.payload_json.len();
+            bytes <= PAGE_BYTES_MAX
+        });
+        let kept = fitting.count().max(1);
+        let is_last = rows.len() <= kept;
+        rows.truncate(kept);
+        let next = rows.last().filter(|_| !is_last).map(|row| row.seq);
+        Ok((rows.into_iter().map(|row| row.callback).collect(), next))
+    }
+
+    pub(super) async fn unrouted_of(
+        &self,
+        number: &UnroutedNumber,
+        after: i64,
+        limit: usize,
+    ) -> Result<Vec<Unrouted>, LogStoreError> {
+        let mut sql =
+            QueryBuilder::<Sqlite>::new("SELECT seq, body FROM unrouted_callbacks WHERE route_id = ");
+        sql.push_bind(number.route_id.clone())
+            .push(" AND number_key = ")
+            .push_bind(number.number_key.clone())
+            .push(" AND seq > ")
+            .push_bind(after);
+        sql.push(" ORDER BY seq LIMIT ").push_bind(i64::try_from(limit).unwrap_or(i64::MAX));
+        self.unrouted_rows(sql).await
+    }
+
+    pub(super) async fn unrouted_numbers(&self, after: i64) -> Result<Vec<UnroutedNumber>, LogStoreError> {
+        let rows: Vec<(String, String)> =
+            sqlx::query_as("SELECT DISTINCT route_id, number_key FROM unrouted_callbacks WHERE seq > ?")
+                .bind(after)
+                .fetch_all(&self.readers)
+                .await
+                .map_err(LogStoreError::read)?;
+        Ok(rows.into_iter().map(|(route_id, number_key)| UnroutedNumber { route_id, number_key }).collect())
+    }
+
+    async fn unrouted_rows(&self, mut sql: QueryBuilder<Sqlite>) -> Result<Vec<Unrouted>, LogStoreError> {
+        let rows: Vec<(i64, Vec<u8>)> =
+            sql.build_query_as().fetch_all(&self.readers).await.map_err(LogStoreError::read)?;
+        rows.into_iter()
+            .map(|(seq, body)| {
+                let mut callback = v1::UnroutedCallback::decode(body.as_slice())
+                    .map_err(|source| LogStoreError::Corrupt { table: "unrouted_callbacks", source })?;
+                callback.id = format!("unrouted_{seq}");
+                Ok(Unrouted { seq, callback })
+            })
+            .collect()
+    }
+
+    pub(super) async fn delete_unrouted(&self, seqs: Vec<i64>) -> Result<(), LogStoreError> {
+        let (answer, receiver) = oneshot::channel();
+        self.jobs.send(Job::DeleteUnrouted { seqs, answer }).await.map_err(|_| LogStoreError::Closed)?;
+        receiver.await.map_err(|_| LogStoreError::Closed)?
+    }
+}
