@@ -5,17 +5,19 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use anyhow::Context as _;
 use gateway_runtime::{
     admin::{self, Admin},
-    backoff::Backoff,
     supervise::{OnEnd, Supervisor},
     tls::{self, FileCertificate},
 };
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::info;
 
 use crate::{
     config::Config,
-    control_plane::{self, Identity, IdentityError, JoinToken, Link},
+    control_plane::{
+        self, Identity,
+        enrolment::{Enrolled, Enrolment, enroll_while_serving},
+    },
     metrics::Metrics,
     opt_out::OptOuts,
     pipeline::{
@@ -26,9 +28,13 @@ use crate::{
     },
     private,
     provider::Refusals,
-    snapshot::{self, Follower, SnapshotHandle, drain::Drain},
+    snapshot::{self, Follower, SnapshotHandle},
     work::Worker,
 };
+
+mod standing;
+
+use standing::{Standing, Start};
 
 /// How often the agent looks for a free buffer or an answering control plane while it starts.
 const ENROLL_RETRY_FIRST: Duration = Duration::from_millis(500);
@@ -40,8 +46,6 @@ pub struct Running {
     pub callback_addr: SocketAddr,
     /// Where admin HTTP is served.
     pub admin_addr: SocketAddr,
-    /// Who the agent is.
-    pub identity: Identity,
     supervisor: Supervisor,
     buffer: Buffer,
     grace: Duration,
@@ -59,8 +63,8 @@ impl Running {
     }
 }
 
-/// Starts an agent: returns once it takes callbacks. A new agent waits here for its control plane; one that
-/// enrolled before does not.
+/// Starts an agent: returns once it takes callbacks. A new agent waits here for its control plane, unless it has a
+/// snapshot export; one that enrolled before does not.
 ///
 /// # Errors
 /// When an address is taken, the data directory cannot be used, or the control plane refuses the agent.
@@ -69,26 +73,27 @@ pub async fn start(config: Config, stop: CancellationToken) -> anyhow::Result<Ru
     private::create_directory(&config.data_dir)
         .with_context(|| format!("create data directory `{}`", config.data_dir.display()))?;
     info!(?config, "starting");
+    gateway_runtime::system::raise_open_files_limit(crate::pipeline::callback::CONNECTIONS_MAX);
     let supervisor = Supervisor::new(stop);
     let callbacks = bind("callback-listen", config.callback_listen).await?;
     let callback_addr = callbacks.local_addr()?;
-    let front = callback_front(&config, &supervisor)?;
     let metrics = Metrics::new();
+    let front = callback_front(&config, &supervisor, &metrics)?;
     let handle = SnapshotHandle::empty();
     handle.drain().keep_in(&config.data_dir);
     let admin_addr = serve_admin(&config, &supervisor, &metrics, &handle).await?;
 
     let buffer =
         Buffer::open(buffer::Config::of(&config), metrics.clone()).await.context("open the buffer")?;
-    let (identity, link) = identify(&config, handle.drain(), supervisor.stop()).await?;
-    let client = control_plane::client(&link, &identity, &config.data_dir)?;
-    let reports = control_plane::report_client(&link, &identity, &config.data_dir)?;
-    let keeper = control_plane::Keeper::new(link, client.clone(), &config.data_dir, metrics.clone());
-    supervisor.spawn("certificate", OnEnd::Shutdown, |stop| keeper.run(stop));
-
     let opt_outs = OptOuts::new();
     opt_outs.load(buffer.local_opt_outs());
-    let log = snapshot::restore(&config.data_dir, config.config_key.as_ref(), &handle, &opt_outs)?;
+    let log = snapshot::restore(&config.data_dir, config.config_key.as_ref(), &opt_outs)?;
+    let start = Start { config: &config, log: &log, opt_outs: &opt_outs, drain: handle.drain() };
+    let standing = start.standing(supervisor.stop()).await?;
+    let enrolment = Enrolment::default();
+    let identity = enroll(&config, &supervisor, standing, &enrolment, &metrics);
+    snapshot::resume(&log, &handle);
+    metrics.applied_version(handle.load().version);
     let refusals = Refusals::default();
     let pipeline = Pipeline::new(
         &identity,
@@ -104,25 +109,56 @@ pub async fn start(config: Config, stop: CancellationToken) -> anyhow::Result<Ru
     let delivery = deliver::Config::of(&config, &identity);
     let deliverer = deliver::Deliverer::new(delivery, handle.clone(), buffer.clone(), metrics.clone())?;
     supervisor.spawn("deliver", OnEnd::Shutdown, |stop| deliverer.run(stop));
-    let reporter = report::Reporter::new(reports, buffer.clone());
-    supervisor.spawn("report", OnEnd::Shutdown, |stop| reporter.run(stop));
-    let follower = Follower {
-        handle: handle.clone(),
-        opt_outs,
-        log,
-        buffer: buffer.clone(),
-        refusals,
-        metrics,
-        identity: identity.clone(),
-        resend_file: snapshot::resend_file(&config.data_dir),
-    };
-    let config_client = client.clone();
-    supervisor.spawn("snapshot", OnEnd::Shutdown, |stop| follower.run(config_client, stop));
+    let reported = buffer.clone();
+    spawn_enrolled(&supervisor, "report", &enrolment, |enrolled, stop| {
+        report::Reporter::new(enrolled.reports, reported).run(stop)
+    });
+    let followed = (handle.clone(), buffer.clone(), snapshot::resend_file(&config.data_dir));
+    spawn_enrolled(&supervisor, "snapshot", &enrolment, |enrolled, stop| {
+        let (handle, buffer, resend_file) = followed;
+        let Enrolled { identity, client, .. } = enrolled;
+        Follower { handle, opt_outs, log, buffer, refusals, metrics, identity, resend_file }.run(client, stop)
+    });
     let worker = Worker { snapshot: handle, pipeline: pipeline.clone() };
-    supervisor.spawn("work", OnEnd::Shutdown, |stop| worker.run(client, stop));
+    spawn_enrolled(&supervisor, "work", &enrolment, |enrolled, stop| worker.run(enrolled.client, stop));
     supervisor.spawn("callback", OnEnd::Shutdown, |stop| pipeline.serve(callbacks, front, stop));
-    info!(%callback_addr, agent_id = identity.agent_id, "taking callbacks");
-    Ok(Running { callback_addr, admin_addr, identity, supervisor, buffer, grace: config.shutdown_grace })
+    let agent_id = Some(identity.agent_id).filter(|id| !id.is_empty());
+    info!(%callback_addr, agent_id, "taking callbacks");
+    Ok(Running { callback_addr, admin_addr, supervisor, buffer, grace: config.shutdown_grace })
+}
+
+/// Completes the enrolment of an agent that has a credential; one that has none goes on trying. Returns who the agent
+/// is for now.
+fn enroll(
+    config: &Arc<Config>,
+    supervisor: &Supervisor,
+    standing: Standing,
+    enrolment: &Enrolment,
+    metrics: &Metrics,
+) -> Identity {
+    let (keeper_config, keeper_metrics) = (Arc::clone(config), metrics.clone());
+    spawn_enrolled(supervisor, "certificate", enrolment, move |enrolled, stop| {
+        let Enrolled { link, client, .. } = enrolled;
+        keeper_metrics.enrolled(true);
+        keeper_metrics.shows_certificate("client", link.certificate());
+        control_plane::Keeper::new(link, client, &keeper_config.data_dir, keeper_metrics).run(stop)
+    });
+    match standing {
+        Standing::Enrolled(enrolled) => {
+            let identity = enrolled.identity.clone();
+            metrics.enrolled(true);
+            enrolment.complete(*enrolled);
+            identity
+        }
+        Standing::Unenrolled(unenrolled) => {
+            let identity = unenrolled.identity();
+            let (config, enrolment) = (Arc::clone(config), enrolment.clone());
+            supervisor.spawn("enroll", OnEnd::Shutdown, |stop| {
+                enroll_while_serving(config, unenrolled, enrolment, stop)
+            });
+            identity
+        }
+    }
 }
 
 async fn bind(flag: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
@@ -142,6 +178,9 @@ async fn serve_admin(
     let readiness = Arc::new(move || not_ready(&handle));
     let expiry = metrics.clone();
     let degraded = Arc::new(move || {
+        if !expiry.is_enrolled() {
+            return Some("not enrolled: serving from a snapshot export, reports wait on disk");
+        }
         let text = "the client certificate has expired, and the control plane has not renewed it";
         expiry.is_certificate_expired().then_some(text)
     });
@@ -163,11 +202,12 @@ fn not_ready(handle: &SnapshotHandle) -> Option<&'static str> {
 }
 
 /// How callbacks come in.
-fn callback_front(config: &Config, supervisor: &Supervisor) -> anyhow::Result<Front> {
+fn callback_front(config: &Config, supervisor: &Supervisor, metrics: &Metrics) -> anyhow::Result<Front> {
     let tls = config.callback_tls.clone().map(FileCertificate::load).transpose();
     let tls = tls.context("use --callback-tls-cert and --callback-tls-key")?;
     let acceptor = tls.as_ref().map(|file| tls::acceptor(file.current(), None, &[tls::HTTP_1]));
     if let Some(file) = tls {
+        metrics.shows_certificate("callback", file.current());
         supervisor.spawn("callback-tls", OnEnd::Shutdown, |stop| file.watch(stop));
     }
     Ok(Front {
@@ -177,43 +217,23 @@ fn callback_front(config: &Config, supervisor: &Supervisor) -> anyhow::Result<Fr
     })
 }
 
-/// The stored identity, or a new one. A control plane that cannot be reached is waited for; one that refuses
-/// is the end.
-async fn identify(
-    config: &Config,
-    drain: &Drain,
-    stop: &CancellationToken,
-) -> anyhow::Result<(Identity, Link)> {
-    let link = |pin| Link::new(&config.control_plane_url, config.control_plane_ca.as_deref(), pin);
-    if let Some(identity) = control_plane::stored_identity(&config.data_dir)? {
-        if let Some(asked) = config.region.clone().filter(|asked| *asked != identity.region) {
-            let (enrolled, data_dir) = (identity.region, config.data_dir.clone());
-            return Err(IdentityError::Region { asked, enrolled, data_dir }.into());
-        }
-        if drain.is_revoked() {
-            error!("{}", snapshot::REVOKED);
-        }
-        let link = link(identity.control_plane_pin)?;
-        return Ok((identity, link));
-    }
-    drain.begin_anew().context("forget that an earlier agent of this data directory was revoked")?;
-    let token = JoinToken::read(config.join_token_file.as_deref(), &config.data_dir)?;
-    let link = link(token.pin)?;
-    let mut backoff = Backoff::new(ENROLL_RETRY_FIRST, ENROLL_RETRY_MAX);
-    loop {
-        let enrolling = control_plane::enroll(&link, &token, config.region.as_deref(), &config.data_dir);
-        match enrolling.await {
-            Ok(identity) => {
-                info!(agent_id = identity.agent_id, region = identity.region, "enrolled");
-                return Ok((identity, link));
-            }
-            Err(IdentityError::Away { url, message }) => {
-                warn!(url, message, "failed to reach the control plane; trying again");
-            }
-            Err(failure) => return Err(failure.into()),
-        }
-        anyhow::ensure!(backoff.wait(stop).await, "stopped before the control plane could be reached");
-    }
+/// Runs a task that needs the control plane, once the agent has enrolled.
+fn spawn_enrolled<F>(
+    supervisor: &Supervisor,
+    name: &'static str,
+    enrolment: &Enrolment,
+    run: impl FnOnce(Enrolled, CancellationToken) -> F + Send + 'static,
+) where
+    F: Future<Output = anyhow::Result<()>> + Send + 'static,
+{
+    let enrolment = enrolment.clone();
+    supervisor.spawn(name, OnEnd::Shutdown, |stop| async move {
+        let enrolled = tokio::select! {
+            enrolled = enrolment.wait() => enrolled,
+            () = stop.cancelled() => return Ok(()),
+        };
+        run(enrolled, stop).await
+    });
 }
 
 #[cfg(test)]

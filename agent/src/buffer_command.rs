@@ -191,6 +191,9 @@ fn print_journal(buffer: &Stopped, verified: &Verified, out: &mut dyn Write) -> 
         "open        {} events with {} deliveries, {} bytes; {} reports wait; {} opt-outs",
         found.events_open, found.deliveries_open, found.event_bytes, found.reports_waiting, found.opt_outs
     )?;
+    if found.deliveries_handing_over > 0 {
+        writeln!(out, "given away  {} deliveries, not acked yet", found.deliveries_handing_over)?;
+    }
     if !verified.quarantined.is_empty() {
         writeln!(out, "set aside   {}", verified.quarantined.join(", "))?;
     }

@@ -19,6 +19,8 @@ use ipnet::IpNet;
 use serde::Deserialize;
 use url::{Host, Url};
 
+use crate::snapshot::export::ExportFiles;
+
 /// Settings as given, each perhaps unset.
 #[derive(Debug, Clone, Default, clap::Args, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -49,6 +51,13 @@ pub struct Settings {
     /// File with the one-time join token; ignored once the agent has its credential
     #[arg(long, env = "GATEWAY_AGENT_JOIN_TOKEN_FILE", value_name = "FILE")]
     pub join_token_file: Option<PathBuf>,
+    /// File of `gateway-control-plane export-snapshot` with which a new agent starts while the control plane cannot be
+    /// reached; ignored once there is a configuration on disk
+    #[arg(long, env = "GATEWAY_AGENT_SNAPSHOT_FILE", value_name = "FILE")]
+    pub snapshot_file: Option<PathBuf>,
+    /// The key file that the export of --snapshot-file was made with
+    #[arg(long, env = "GATEWAY_AGENT_SNAPSHOT_KEY_FILE", value_name = "FILE")]
+    pub snapshot_key_file: Option<PathBuf>,
     /// Network in which destinations may be private and plain http; repeatable. Metadata addresses are
     /// never allowed
     #[arg(long, env = "GATEWAY_AGENT_ALLOW_DESTINATION_CIDR", value_name = "CIDR", value_delimiter = ',')]
@@ -114,6 +123,8 @@ layer!(Settings {
         region,
         public_base_url,
         join_token_file,
+        snapshot_file,
+        snapshot_key_file,
         callback_behind_proxy,
         control_plane_ca,
         callback_tls_cert,
@@ -153,6 +164,8 @@ pub struct Config {
     pub public_base_url: Option<Arc<str>>,
     /// File with the join token.
     pub join_token_file: Option<PathBuf>,
+    /// A snapshot export to start from while the control plane cannot be reached.
+    pub snapshot: Option<ExportFiles>,
     /// Networks in which destinations may be private and plain http.
     pub allow_destination_cidr: Vec<IpNet>,
     /// Most bytes of undelivered or unreported events.
@@ -234,6 +247,7 @@ impl Settings {
         if self.region.as_deref().is_some_and(|region| !is_region(region)) {
             violations.add("region", "must match [a-z0-9][a-z0-9_-]{0,62}");
         }
+        let snapshot = export_files(self.snapshot_file, self.snapshot_key_file, &mut violations);
         let buffer_destination_share = self.buffer_destination_share.unwrap_or(50);
         if !(1..=100).contains(&buffer_destination_share) {
             violations.add("buffer_destination_share", "must be between 1 and 100 percent");
@@ -253,6 +267,7 @@ impl Settings {
             region: self.region,
             public_base_url,
             join_token_file: self.join_token_file,
+            snapshot,
             allow_destination_cidr: self.allow_destination_cidr,
             buffer_bytes_max: self.buffer_bytes_max.map_or(4 << 30, |size| size.0),
             buffer_destination_share,
@@ -265,6 +280,24 @@ impl Settings {
             log_format: self.log_format.unwrap_or_default(),
         })
     }
+}
+
+fn export_files(
+    snapshot: Option<PathBuf>,
+    key: Option<PathBuf>,
+    violations: &mut FieldViolations,
+) -> Option<ExportFiles> {
+    match (snapshot, key) {
+        (Some(snapshot), Some(key)) => return Some(ExportFiles { snapshot, key }),
+        (None, None) => {}
+        (Some(_), None) => {
+            violations.add("snapshot_key_file", "must be set: it is the key that opens snapshot_file");
+        }
+        (None, Some(_)) => {
+            violations.add("snapshot_file", "must be set: snapshot_key_file is its key");
+        }
+    }
+    None
 }
 
 fn is_region(text: &str) -> bool {
@@ -433,6 +466,23 @@ mod tests {
         ] {
             assert_eq!(base(bad), None, "{bad:?}");
         }
+    }
+
+    /// An export is of no use without its key, nor a key without an export.
+    #[test]
+    fn snapshot_file_and_key_come_together() {
+        let settings = |file: bool, key: bool| {
+            let settings = Settings {
+                snapshot_file: file.then(|| "eu.snapshot".into()),
+                snapshot_key_file: key.then(|| "snapshot.key".into()),
+                ..Settings::default()
+            };
+            settings.validate().map_err(|violations| violations.0[0].field.clone())
+        };
+        assert!(settings(true, true).unwrap().snapshot.is_some());
+        assert!(settings(false, false).unwrap().snapshot.is_none());
+        assert_eq!(settings(true, false).unwrap_err(), "snapshot_key_file");
+        assert_eq!(settings(false, true).unwrap_err(), "snapshot_file");
     }
 
     /// With a proxy before it the agent may listen anywhere.

@@ -1,7 +1,7 @@
 //! The way to the control plane: the channel, the agent's credential, and enrolling for it.
 //!
 //! [`link`] is the connection, [`trust`] decides whose server it may end at, [`certificate`] is the agent's
-//! client certificate and keeps it fresh.
+//! client certificate and keeps it fresh, [`enrolment`] enrolls an agent that serves already.
 
 use std::{
     fs, io,
@@ -25,6 +25,7 @@ use crate::private;
 mod link;
 mod trust;
 mod certificate;
+pub mod enrolment;
 mod reports;
 #[cfg(test)]
 mod tests;
@@ -264,6 +265,7 @@ pub fn report_client(
 /// When the file exists and cannot be used.
 pub fn stored_identity(data_dir: &Path) -> Result<Option<Identity>, IdentityError> {
     let path = data_dir.join(CREDENTIAL_FILE);
+    private::warn_if_open(&path);
     match fs::read(&path) {
         Ok(bytes) => {
             serde_json::from_slice(&bytes).map(Some).map_err(|source| IdentityError::Damaged { path, source })
@@ -301,14 +303,24 @@ impl JoinToken {
     }
 }
 
-/// Turns a join token into an identity and stores it, and over TLS also the certificate that comes with it.
+/// For whom an agent is to enroll, as far as it was told.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Scope<'a> {
+    /// Its region; None for the join token's.
+    pub region: Option<&'a str>,
+    /// Its tenant, empty for the platform; None for the join token's.
+    pub tenant_id: Option<&'a str>,
+}
+
+/// Turns a join token into an identity and stores it, and over TLS also the certificate that comes with it. The
+/// connections of `link` were made without that certificate: enrolled agents use a link of their own.
 ///
 /// # Errors
 /// When the control plane refuses, is not to be trusted or cannot be reached, or the identity cannot be stored.
 pub async fn enroll(
     link: &Link,
     token: &JoinToken,
-    region: Option<&str>,
+    scope: Scope<'_>,
     data_dir: &Path,
 ) -> Result<Identity, IdentityError> {
     let key = if link.is_tls() { Some(certificate::NewKey::make()?) } else { None };
@@ -316,8 +328,9 @@ pub async fn enroll(
     let mut request = Request::new(v1::EnrollAgentRequest {
         join_token: token.secret.clone(),
         build: crate::BUILD.to_owned(),
-        region: region.unwrap_or_default().to_owned(),
+        region: scope.region.unwrap_or_default().to_owned(),
         certificate_signing_request: signing_request.unwrap_or_default(),
+        tenant_id: scope.tenant_id.map(str::to_owned),
     });
     request.set_timeout(ENROLL_TIMEOUT);
     let response = AgentSyncServiceClient::new(link.calls())
@@ -329,7 +342,6 @@ pub async fn enroll(
     if let (Some(key), Some(certificate)) = (key, certificate) {
         let certificate = AgentCertificate::new(key, certificate)?;
         certificate.store(data_dir)?;
-        link.show(&certificate)?;
     }
     let identity = Identity { agent_id, region, credential, control_plane_pin: token.pin };
     store_identity(&identity, data_dir)?;

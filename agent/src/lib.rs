@@ -8,13 +8,14 @@
 pub mod config;
 pub mod metrics;
 pub mod app;
-pub mod private;
 pub mod control_plane;
 pub mod snapshot;
 pub mod opt_out;
 pub mod work;
 pub mod provider;
 pub mod pipeline;
+
+use gateway_runtime::private;
 
 /// This program's version, as it goes out in `user-agent` and to the control plane.
 pub const BUILD: &str = env!("CARGO_PKG_VERSION");

@@ -12,11 +12,25 @@ use zeroize::Zeroizing;
 
 mod buffer_command;
 
+/// What `--help` says beside the settings.
+const AFTER_HELP: &str = "\
+First start:
+  The agent enrolls at its control plane with a one-time join token: make one with AgentService/CreateJoinToken, \
+write it to a file, and give that with --join-token-file. From then on the agent has a credential of its own in its \
+data directory, and starts without a token and without a control plane.
+
+Environment:
+  GATEWAY_AGENT_CONFIG_KEY  The key under which the last good configuration is sealed, 32 bytes as base64 or \
+hexadecimal; without it `config.key` of the data directory, made at the first start
+
+Exit codes:
+  0   stopped as asked
+  1   failed
+  64  wrong configuration or usage";
+
 /// Takes provider callbacks, proves them genuine, and delivers them as signed webhooks.
-///
-/// Exit codes: 0 stopped, 1 failed, 64 wrong configuration or usage.
 #[derive(Parser)]
-#[command(version, about, args_conflicts_with_subcommands = true)]
+#[command(version, about, after_help = AFTER_HELP, args_conflicts_with_subcommands = true)]
 struct Arguments {
     #[command(subcommand)]
     command: Option<Command>,
@@ -127,7 +141,9 @@ mod tests {
         assert!(arguments.command.is_none());
         assert_eq!(arguments.settings.data_dir, Some(PathBuf::from("x")));
         let help = Arguments::command().render_help().to_string();
-        for text in ["buffer", "--callback-listen", "--buffer-bytes-max", "--config"] {
+        for text in
+            ["buffer", "--callback-listen", "--buffer-bytes-max", "--config", "CreateJoinToken", key::ENV]
+        {
             assert!(help.contains(text), "{text} is missing in {help}");
         }
         Arguments::command().debug_assert();

@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex, atomic::AtomicU64};
 
+use gateway_runtime::tls::{CurrentCertificate, ExpiryMetric};
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
@@ -15,12 +16,15 @@ pub struct Metrics {
     events: Family<EventLabels, Counter>,
     attempts: Family<AttemptLabels, Counter>,
     attempt_duration: Histogram,
+    hand_overs: Family<HandOverLabels, Counter>,
     quarantined: Counter,
     buffer_events: Gauge,
     buffer_bytes: Gauge,
     buffer_oldest_age: Gauge<f64, AtomicU64>,
     applied_version: Gauge,
     certificate_expired: Gauge,
+    enrolled: Gauge,
+    certificates: ExpiryMetric,
     registry: Arc<Mutex<Registry>>,
 }
 
@@ -40,24 +44,33 @@ struct AttemptLabels {
     outcome: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct HandOverLabels {
+    direction: &'static str,
+}
+
 /// Upper bounds of the attempt duration's buckets, in seconds; the last is the longest timeout.
 const ATTEMPT_SECONDS: [f64; 11] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0];
 
 impl Metrics {
     /// Fresh metrics in a registry of their own.
     pub fn new() -> Self {
+        let mut registry = Registry::with_prefix("gateway");
         let metrics = Self {
             callbacks: Family::default(),
             events: Family::default(),
             attempts: Family::default(),
             attempt_duration: Histogram::new(ATTEMPT_SECONDS),
+            hand_overs: Family::default(),
             quarantined: Counter::default(),
             buffer_events: Gauge::default(),
             buffer_bytes: Gauge::default(),
             buffer_oldest_age: Gauge::default(),
             applied_version: Gauge::default(),
             certificate_expired: Gauge::default(),
-            registry: Arc::new(Mutex::new(Registry::with_prefix("gateway"))),
+            enrolled: Gauge::default(),
+            certificates: ExpiryMetric::register(&mut registry),
+            registry: Arc::new(Mutex::new(registry)),
         };
         metrics.register();
         metrics
@@ -73,6 +86,11 @@ impl Metrics {
             "Duration of webhook attempts",
             Unit::Seconds,
             self.attempt_duration.clone(),
+        );
+        registry.register(
+            "hand_overs",
+            "Deliveries that went to or came from another agent",
+            self.hand_overs.clone(),
         );
         registry.register("buffer_quarantined", "Buffers set aside as damaged", self.quarantined.clone());
         registry.register(
@@ -102,6 +120,11 @@ impl Metrics {
             "1 while the agent's client certificate has expired and cannot be renewed",
             self.certificate_expired.clone(),
         );
+        registry.register(
+            "enrolled",
+            "1 once the agent has its credential; 0 while it waits for one, or serves without",
+            self.enrolled.clone(),
+        );
     }
 
     /// Counts a callback by how it was answered.
@@ -121,6 +144,13 @@ impl Metrics {
         self.attempt_duration.observe(seconds);
     }
 
+    /// Counts deliveries that went to another agent (`given`) or came from one (`taken`).
+    pub fn hand_overs(&self, direction: &'static str, count: u64) {
+        if count > 0 {
+            self.hand_overs.get_or_create(&HandOverLabels { direction }).inc_by(count);
+        }
+    }
+
     /// Counts a buffer that was set aside as damaged.
     pub fn buffer_quarantined(&self) {
         self.quarantined.inc();
@@ -136,6 +166,21 @@ impl Metrics {
     /// Shows the configuration version in use.
     pub fn applied_version(&self, version: u64) {
         self.applied_version.set(i64::try_from(version).unwrap_or(i64::MAX));
+    }
+
+    /// Shows when a certificate expires: `callback`, which callers see, or `client`, which the control plane sees.
+    pub fn shows_certificate(&self, name: &'static str, certificate: CurrentCertificate) {
+        self.certificates.add(name, certificate);
+    }
+
+    /// Shows whether the agent has its credential.
+    pub fn enrolled(&self, is_enrolled: bool) {
+        self.enrolled.set(i64::from(is_enrolled));
+    }
+
+    /// Whether the agent has its credential.
+    pub fn is_enrolled(&self) -> bool {
+        self.enrolled.get() != 0
     }
 
     /// Shows whether the client certificate has expired without a new one.

@@ -50,7 +50,7 @@ pub mod report;
 pub(crate) mod tests;
 
 use authenticate::{Address, Authenticated, Refused, authenticate, handshake};
-use buffer::{AppendError, Buffer, Entry, NewEvent, Receipt};
+use buffer::{AppendError, Buffer, Entry, NewEvent, Receipt, TakenOver};
 use callback::{Accept, Answer, CallbackServer, Front};
 use normalize::{Normalized, Normalizer, Origin, log};
 
@@ -125,6 +125,15 @@ impl Pipeline {
         let log = log(event, &self.0.origin);
         let new = NewEvent { id: event.id, event_type: event.event_type, log, subscriptions };
         self.append(Entry { events: vec![new], ..Entry::default() }.into()).await?;
+        Ok(())
+    }
+
+    /// Buffers deliveries that other agents gave away.
+    ///
+    /// # Errors
+    /// When the buffer refuses; then none of them is taken.
+    pub async fn take_over(&self, taken_over: Vec<TakenOver>) -> Result<(), AppendError> {
+        self.0.buffer.append(Entry { taken_over, ..Entry::default() }).await?;
         Ok(())
     }
 

@@ -6,6 +6,8 @@
 
 pub mod disk;
 pub mod drain;
+pub mod export;
+mod handle;
 mod resend;
 #[cfg(test)]
 mod revoked_tests;
@@ -14,29 +16,22 @@ mod staged;
 use std::{
     collections::HashSet,
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
     time::Duration,
 };
 
-use drain::Drain;
 use resend::Resend;
 use staged::{Staged, Whole};
 
-use arc_swap::ArcSwap;
+pub use handle::SnapshotHandle;
+
 use gateway_core::{
-    snapshot::{Refused, Snapshot},
+    snapshot::Refused,
     time::{duration_to_proto, from_proto, to_proto},
 };
 use gateway_proto::v1;
 use gateway_runtime::{backoff::Backoff, clock, sealing::Key};
 use jiff::SignedDuration;
-use tokio::{
-    sync::{mpsc, watch},
-    time::Instant,
-};
+use tokio::{sync::mpsc, time::Instant};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
@@ -72,88 +67,6 @@ pub const REVOKED: &str = "the control plane has revoked this agent: new callbac
                            delivered; to use it again, delete credential.json and start it with a new join token";
 /// Messages to the control plane that wait. When full, the follower waits for the network.
 const OUTGOING_MAX: usize = 64;
-
-/// The configuration in use. Cheap to clone.
-#[derive(Clone)]
-pub struct SnapshotHandle {
-    current: Arc<ArcSwap<Snapshot>>,
-    ready: Arc<AtomicBool>,
-    fresh: watch::Sender<bool>,
-    version: watch::Sender<u64>,
-    connected: watch::Sender<bool>,
-    drain: Arc<Drain>,
-}
-
-impl SnapshotHandle {
-    /// Nothing configured, and not ready.
-    pub fn empty() -> Self {
-        Self {
-            current: Arc::new(ArcSwap::from_pointee(Snapshot::default())),
-            ready: Arc::new(AtomicBool::new(false)),
-            fresh: watch::Sender::new(false),
-            version: watch::Sender::new(0),
-            connected: watch::Sender::new(false),
-            drain: Arc::default(),
-        }
-    }
-
-    /// Ready, with this configuration.
-    pub fn fixed(snapshot: Snapshot) -> Self {
-        let handle = Self::empty();
-        handle.replace(snapshot);
-        handle
-    }
-
-    /// The configuration in use.
-    pub fn load(&self) -> Arc<Snapshot> {
-        self.current.load_full()
-    }
-
-    /// Whether some configuration, even an empty one, came from disk or wire.
-    pub fn is_ready(&self) -> bool {
-        self.ready.load(Ordering::Acquire)
-    }
-
-    /// Waits until the control plane has answered this process with a configuration: until then the one in
-    /// use may be as old as the disk. Once so, it stays so.
-    pub async fn fresh(&self) {
-        let mut fresh = self.fresh.subscribe();
-        // The sender is in `self`, so the wait does not fail.
-        drop(fresh.wait_for(|is_fresh| *is_fresh).await);
-    }
-
-    /// Says that the configuration in use came from the control plane.
-    fn mark_fresh(&self) {
-        self.fresh.send_replace(true);
-    }
-
-    /// Whether this agent takes callbacks.
-    pub fn drain(&self) -> &Drain {
-        &self.drain
-    }
-
-    /// Waits until the control plane has let this agent in: its config stream is open and was answered. Cancel
-    /// safe.
-    pub async fn connected(&self) {
-        let mut connected = self.connected.subscribe();
-        // The sender is in `self`, so the wait does not fail.
-        drop(connected.wait_for(|is_connected| *is_connected).await);
-    }
-
-    /// Wakes whenever another configuration is in use.
-    pub fn changed(&self) -> watch::Receiver<u64> {
-        self.version.subscribe()
-    }
-
-    /// Uses this configuration from now on.
-    pub fn replace(&self, snapshot: Snapshot) {
-        let version = snapshot.version;
-        self.current.store(Arc::new(snapshot));
-        self.ready.store(true, Ordering::Release);
-        // Woken also when only secrets or opt-outs changed under the same version.
-        self.version.send_modify(|current| *current = version);
-    }
-}
 
 /// The parts the follower works with.
 pub struct Follower {
@@ -209,24 +122,28 @@ struct Connection {
     clock_is_off: bool,
 }
 
-/// Reads the last good configuration from `data_dir` and uses it. Returns the log to go on with, which is sealed
-/// under `given_key`, or the key that the data directory keeps.
+/// Reads the last good configuration of `data_dir`, which is sealed under `given_key`, or the key that the data
+/// directory keeps. What contacts decided goes into `opt_outs`; [`resume`] uses the rest.
 ///
 /// # Errors
 /// When the file cannot be read or made.
 pub fn restore(
     data_dir: &Path,
     given_key: Option<&Key>,
-    handle: &SnapshotHandle,
     opt_outs: &OptOuts,
 ) -> Result<ConfigLog, disk::ConfigLogError> {
     let key = disk::key::load(data_dir, given_key)?;
     let (log, stored_opt_outs) = ConfigLog::open(data_dir, &key)?;
     opt_outs.merge_from_stream(stored_opt_outs);
-    let Some(snapshot) = log.snapshot() else { return Ok(log) };
-    info!(version = snapshot.version, "using the last good configuration from disk");
-    handle.replace(snapshot);
     Ok(log)
+}
+
+/// Uses the configuration that is on disk, if there is one.
+pub fn resume(log: &ConfigLog, handle: &SnapshotHandle) {
+    if let Some(snapshot) = log.snapshot() {
+        info!(version = snapshot.version, "using the last good configuration from disk");
+        handle.replace(snapshot);
+    }
 }
 
 impl Follower {
@@ -243,7 +160,7 @@ impl Follower {
                 ended = self.follow(client.clone(), &mut backoff, &mut away, &mut resend) => ended,
                 () = stop.cancelled() => return Ok(()),
             };
-            let was_answered = self.handle.connected.send_replace(false);
+            let was_answered = self.handle.set_connected(false);
             if let Some(ComeAgain(delay)) = ended.as_ref().err().and_then(|failure| failure.downcast_ref()) {
                 let delay = delay.mul_f64(1.0 + COME_AGAIN_JITTER * rand::random::<f64>());
                 debug!(?delay, "the control plane asked to come again later");
@@ -257,7 +174,7 @@ impl Follower {
                     debug!(error = format!("{ended:#}"), "the config stream ended; opening another")
                 }
                 // It was told loudly when the agent learned of it.
-                Err(_) if self.handle.drain.is_revoked() => {}
+                Err(_) if self.handle.drain().is_revoked() => {}
                 Err(failure) if !away => {
                     away = true;
                     warn!(
@@ -295,8 +212,9 @@ impl Follower {
                         info!("the control plane is back");
                     }
                     backoff.reset();
-                    self.handle.connected.send_replace(true);
+                    self.handle.set_connected(true);
                     connection.compare_clocks(&response);
+                    self.note_hand_overs(response.takes_hand_overs);
                     if self.drain(response.drain) {
                         health_at = Instant::now();
                     }
@@ -320,7 +238,7 @@ impl Follower {
     /// are refused from here on.
     fn refused(&self, status: Status) -> anyhow::Error {
         if control_plane::is_revocation(&status) {
-            match self.handle.drain.revoke() {
+            match self.handle.drain().revoke() {
                 Ok(true) => error!("{REVOKED}"),
                 Ok(false) => {}
                 Err(error) => error!(%error, "failed to write down that the agent was revoked. {REVOKED}"),
@@ -329,10 +247,16 @@ impl Follower {
         failed(status)
     }
 
+    fn note_hand_overs(&self, takes: bool) {
+        if let Err(error) = self.handle.drain().set_takes_hand_overs(takes) {
+            error!(%error, "failed to write down whether deliveries may be handed over");
+        }
+    }
+
     /// Begins or ends draining when the control plane says so. True when something changed.
     fn drain(&self, wanted: Option<bool>) -> bool {
         let Some(wanted) = wanted else { return false };
-        let changed = self.handle.drain.set(wanted).unwrap_or_else(|error| {
+        let changed = self.handle.drain().set(wanted).unwrap_or_else(|error| {
             error!(%error, "failed to write down whether the agent drains; a restart could forget it");
             true
         });
@@ -359,7 +283,7 @@ impl Follower {
 
     fn health(&self) -> v1::AgentHealth {
         // Asked in this order: what is taken after the first question would show in the others.
-        let is_quiet = self.handle.drain.is_quiet();
+        let is_quiet = self.handle.drain().is_quiet();
         let stats = self.buffer.stats();
         let age = stats.oldest_age.map_or(0.0, |age| age.as_secs_f64());
         self.metrics.buffer(stats.events, stats.bytes, age);
@@ -372,7 +296,7 @@ impl Follower {
             buffer_bytes_max: self.buffer.bytes_max(),
             over_share_subscription_ids: self.buffer.over_share().iter().map(ToString::to_string).collect(),
             time: Some(to_proto(clock::now())),
-            is_draining: self.handle.drain.is_on(),
+            is_draining: self.handle.drain().is_on(),
             is_drained: is_quiet && stats.events == 0 && !self.buffer.has_reports(),
         }
     }
@@ -483,17 +407,6 @@ fn refused_to_proto(refused: &Refused) -> v1::RefusedResource {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// A configuration from disk is not fresh, whatever else changes; what the control plane delivers makes it so.
-    #[tokio::test(start_paused = true)]
-    async fn fresh_once_the_control_plane_delivers() {
-        let handle = SnapshotHandle::fixed(Snapshot::default());
-        let patience = Duration::from_secs(5);
-        assert!(tokio::time::timeout(patience, handle.fresh()).await.is_err());
-        handle.mark_fresh();
-        handle.replace(Snapshot::default());
-        assert!(tokio::time::timeout(patience, handle.fresh()).await.is_ok());
-    }
 
     /// The end of a connection at its age is no reason to warn; one that ended before it was answered is, and so is
     /// a failure.

@@ -1,8 +1,8 @@
 //! Follows the work stream: test events, callbacks whose number was claimed, opt-outs recorded through the
-//! API. Work is acked once it is durable in the buffer; the same work may come again, and derived event
+//! API, deliveries that other agents gave away. Work is acked once it is durable in the buffer; the same work may come again, and derived event
 //! ids make the repeat harmless.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::Context as _;
 use gateway_core::{
@@ -16,11 +16,14 @@ use gateway_runtime::{backoff::Backoff, clock};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, warn};
+use tracing::{debug, error, warn};
 
 use crate::{
     control_plane::{CallFailed, Client},
-    pipeline::Pipeline,
+    pipeline::{
+        Pipeline,
+        buffer::{AppendError, TakenOver},
+    },
     snapshot::SnapshotHandle,
 };
 
@@ -69,7 +72,8 @@ impl Worker {
 
     async fn follow(&self, mut client: Client, backoff: &mut Backoff) -> anyhow::Result<()> {
         let (acks, requests) = mpsc::channel(ACKS_MAX);
-        acks.send(v1::StreamWorkRequest::default()).await?;
+        let takes_hand_overs = true;
+        acks.send(v1::StreamWorkRequest { takes_hand_overs, ..v1::StreamWorkRequest::default() }).await?;
         let mut responses =
             client.stream_work(ReceiverStream::new(requests)).await.map_err(CallFailed::from)?.into_inner();
         while let Some(response) = responses.message().await.map_err(CallFailed::from)? {
@@ -77,13 +81,22 @@ impl Worker {
             if !response.work.is_empty() {
                 self.fresh_configuration().await;
             }
+            let mut hand_overs = Vec::new();
             for work in response.work {
-                if let Some(kind) = work.work {
-                    self.take(kind).await?;
-                } else {
-                    warn!("skipped work of a kind that this agent does not know; update the agent");
+                match work.work {
+                    Some(Work::DeliveryHandOver(hand_over)) => {
+                        hand_overs.push((work.id, hand_over));
+                        continue;
+                    }
+                    Some(Work::TestEvent(test)) => self.test_event(&test).await?,
+                    Some(Work::UnroutedCallback(callback)) => self.claimed_callback(callback).await?,
+                    Some(Work::OptOut(opt_out)) => self.opt_out_notice(opt_out).await?,
+                    None => warn!("skipped work of a kind that this agent does not know; update the agent"),
                 }
-                acks.send(v1::StreamWorkRequest { acked_work_ids: vec![work.id] }).await?;
+                acks.send(acked(vec![work.id])).await?;
+            }
+            for ids in self.take_over(hand_overs).await? {
+                acks.send(acked(ids)).await?;
             }
         }
         Ok(())
@@ -96,12 +109,40 @@ impl Worker {
         }
     }
 
-    async fn take(&self, work: Work) -> anyhow::Result<()> {
-        match work {
-            Work::TestEvent(test) => self.test_event(&test).await,
-            Work::UnroutedCallback(callback) => self.claimed_callback(callback).await,
-            Work::OptOut(opt_out) => self.opt_out_notice(opt_out).await,
+    /// Takes deliveries over, those of each webhook subscription together. Returns the ids of the work that is
+    /// durable. What the buffer has no room for is left out, and holds up no other work: when its lease is over, it
+    /// comes again, to this agent or to another.
+    async fn take_over(
+        &self,
+        hand_overs: Vec<(String, v1::DeliveryHandOver)>,
+    ) -> anyhow::Result<Vec<Vec<String>>> {
+        let mut by_subscription: BTreeMap<WebhookSubscriptionId, (Vec<String>, Vec<TakenOver>)> =
+            BTreeMap::new();
+        let mut durable = Vec::new();
+        for (id, hand_over) in hand_overs {
+            match TakenOver::try_from(hand_over) {
+                Ok(taken) => {
+                    let (ids, all) = by_subscription.entry(taken.subscription().clone()).or_default();
+                    ids.push(id);
+                    all.push(taken);
+                }
+                Err(error) => {
+                    error!(
+                        error = &error as &dyn std::error::Error,
+                        "skipped a delivery that was handed over: it makes no sense"
+                    );
+                    durable.push(vec![id]);
+                }
+            }
         }
+        for (ids, taken) in by_subscription.into_values() {
+            match self.pipeline.take_over(taken).await {
+                Ok(()) => durable.push(ids),
+                Err(AppendError::Stopped) => return Err(AppendError::Stopped.into()),
+                Err(refusal) => debug!(%refusal, "left deliveries that were handed over for later"),
+            }
+        }
+        Ok(durable)
     }
 
     async fn test_event(&self, test: &v1::TestEventWork) -> anyhow::Result<()> {
@@ -170,6 +211,13 @@ impl Worker {
     }
 }
 
+fn acked(acked_work_ids: Vec<String>) -> v1::StreamWorkRequest {
+    v1::StreamWorkRequest { acked_work_ids, ..v1::StreamWorkRequest::default() }
+}
+
 fn test_content(subscription: &SubscriptionConfig) -> Content {
     Content::Test { subscription_id: subscription.id.clone() }
 }
+
+#[cfg(test)]
+mod tests;

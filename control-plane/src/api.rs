@@ -25,6 +25,7 @@ use crate::{app::State, tls};
 
 pub mod status;
 mod unexplained;
+mod deadline;
 mod driven;
 pub mod authorize;
 pub mod page;
@@ -44,14 +45,12 @@ mod api_key;
 #[cfg(test)]
 mod tests;
 
-/// Largest message of operators' methods, in and out. Larger ones are RESOURCE_EXHAUSTED or OUT_OF_RANGE.
+/// Largest message of operators' methods, in and out. Larger ones are RESOURCE_EXHAUSTED.
 const MESSAGE_BYTES_MAX: usize = 4 << 20;
 /// Largest message of agents' methods, in and out.
 const AGENT_MESSAGE_BYTES_MAX: usize = 8 << 20;
 /// Open streams per connection; more wait at the client.
 const STREAMS_PER_CONNECTION_MAX: u32 = 128;
-/// How long a unary call may take, and a stream until its first answer.
-const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// How often a connection without traffic is probed, and how long the answer may take.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -66,7 +65,7 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// When the listener has no address or the descriptors cannot be served.
 pub fn serve(state: &State, supervisor: &Supervisor, listener: TcpListener) -> anyhow::Result<SocketAddr> {
     let address = listener.local_addr()?;
-    let acceptor = state.config.tls.acceptor(&state.authority, supervisor)?;
+    let acceptor = state.config.tls.acceptor(&state.authority, supervisor, &state.metrics)?;
     let (health, routes) = routes(state)?;
     let layer = authorize::AuthorizeLayer::new(state.clone());
     let age_max = state.config.grpc_connection_age_max;
@@ -75,8 +74,8 @@ pub fn serve(state: &State, supervisor: &Supervisor, listener: TcpListener) -> a
         let server = Server::builder()
             .layer(MapResponseLayer::new(unexplained::explain))
             .layer(MapRequestLayer::new(with_connect_info))
+            .layer(deadline::DeadlineLayer)
             .layer(layer)
-            .timeout(CALL_TIMEOUT)
             .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
             .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
             .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))

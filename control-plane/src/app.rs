@@ -16,8 +16,9 @@ use std::{
 use anyhow::Context as _;
 use gateway_runtime::{
     admin::{self, Admin},
-    clock,
+    clock, private,
     supervise::{OnEnd, Supervisor},
+    system,
 };
 use rand::RngExt as _;
 use sha2::{Digest as _, Sha256};
@@ -32,12 +33,14 @@ use crate::{
     ca::Authority,
     config::{AdminKey, Config},
     fleet::{self, Fleet},
-    inbound_log::LogStore,
+    inbound_log::{LogStore, SqliteLogStore},
     metrics::Metrics,
     pause,
     sealing::rewrap,
     store::{self, Store},
+    tls,
     work::{self, WorkQueue},
+    writable,
 };
 
 /// How long tasks may take to end after a stop; then the process ends anyway.
@@ -55,7 +58,7 @@ pub struct State {
     /// Configuration and opt-outs.
     pub store: Store,
     /// Inbound logs.
-    pub logs: LogStore,
+    pub logs: Arc<dyn LogStore>,
     /// Connected agents.
     pub fleet: Fleet,
     /// Which process speaks for an agent.
@@ -106,6 +109,7 @@ impl Running {
 /// # Errors
 /// When the data directory is in use or cannot be used, or an address cannot be bound.
 pub async fn start(config: Config, stop: CancellationToken) -> anyhow::Result<Running> {
+    system::raise_open_files_limit(tls::CONNECTIONS_MAX);
     let lock = DataDirLock::take(&config.data_dir)?;
     backup::refuse_unfinished(&config.data_dir)?;
     for name in DATABASES {
@@ -119,7 +123,8 @@ pub async fn start(config: Config, stop: CancellationToken) -> anyhow::Result<Ru
     let grpc = bind(config.grpc_listen, "--grpc-listen").await?;
     let admin_listener = bind(config.admin_listen, "--admin-listen").await?;
     let (failing, failing_subscriptions) = mpsc::channel(pause::WAITING_MAX);
-    let logs = LogStore::open(&config.data_dir, &supervisor, failing).await?;
+    let logs: Arc<dyn LogStore> =
+        Arc::new(SqliteLogStore::open(&config.data_dir, &supervisor, failing).await?);
     pause::spawn(store.clone(), &supervisor, failing_subscriptions);
     let state = State {
         fleet: Fleet::default(),
@@ -139,9 +144,11 @@ pub async fn start(config: Config, stop: CancellationToken) -> anyhow::Result<Ru
     fleet::spawn(&state.fleet, &state.store, &supervisor);
     spawn_version_gauge(&state, &supervisor);
     let ready = Arc::new(AtomicBool::new(false));
-    let readiness = Arc::clone(&ready);
+    let (readiness, trouble) = (Arc::clone(&ready), writable::spawn(&state, &supervisor));
+    let not_ready =
+        move || if readiness.load(Ordering::Acquire) { *trouble.borrow() } else { Some("starting") };
     let admin = Admin {
-        readiness: Arc::new(move || (!readiness.load(Ordering::Acquire)).then_some("starting")),
+        readiness: Arc::new(not_ready),
         degraded: Arc::new(|| None),
         registry: Arc::clone(&state.metrics.registry),
     };
@@ -241,6 +248,7 @@ fn admin_key(config: &Config) -> anyhow::Result<(AdminKey, Option<PathBuf>)> {
         return Ok((key.clone(), None));
     }
     let path = config.data_dir.join("admin.key");
+    private::warn_if_open(&path);
     let key = match fs::read_to_string(&path) {
         Ok(text) => AdminKey::parse(text.trim()).with_context(|| {
             format!("read admin key of `{}`; remove the file to get a new one", path.display())
@@ -255,20 +263,12 @@ fn admin_key(config: &Config) -> anyhow::Result<(AdminKey, Option<PathBuf>)> {
     Ok((key, Some(path)))
 }
 
-/// Makes a key and writes it, durable and whole before it has its name.
+/// Makes a key and writes it.
 fn make_admin_key(path: &Path) -> anyhow::Result<AdminKey> {
     let random: String =
         rand::rng().sample_iter(rand::distr::Alphanumeric).take(ADMIN_KEY_CHARS).map(char::from).collect();
     let key = AdminKey::parse(&format!("wagw_admin_{random}"))?;
-    let unfinished = path.with_extension("key.new");
-    let mut file =
-        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&unfinished)?;
-    writeln!(file, "{}", key.reveal())?;
-    file.sync_all()?;
-    fs::rename(&unfinished, path)?;
-    if let Some(directory) = path.parent() {
-        File::open(directory)?.sync_all()?;
-    }
+    private::write_file(path, format!("{}\n", key.reveal()).as_bytes())?;
     Ok(key)
 }
 

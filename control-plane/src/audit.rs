@@ -10,7 +10,10 @@ use std::net::SocketAddr;
 use gateway_proto::v1;
 use prost::Message;
 
-use crate::api::authorize::{Actor, Caller};
+use crate::{
+    api::authorize::{Actor, Caller},
+    store::damaged::Head,
+};
 
 pub mod diff;
 pub mod fields;
@@ -81,7 +84,23 @@ impl Audited {
         Self { changes: changes(Some(before), None), ..Self::seen(method, before) }
     }
 
-    /// A secret of a resource was shown.
+    /// A resource was removed that could not be read, so that nobody can tell what it was.
+    pub fn deleted_unread<R: Resource>(method: &'static str, head: &Head) -> Self {
+        let unread = v1::AuditChange {
+            field: "…".to_owned(),
+            before: "\"(could not be read)\"".to_owned(),
+            after: String::new(),
+        };
+        Self {
+            tenant_id: head.tenant_id.clone(),
+            method,
+            resource_type: R::TYPE,
+            resource_id: head.id.clone(),
+            changes: vec![unread],
+        }
+    }
+
+    /// A secret of a resource was shown, or something was done with it that changes nothing of it.
     pub fn seen<R: Resource>(method: &'static str, resource: &R) -> Self {
         Self {
             tenant_id: resource.tenant_id().to_owned(),

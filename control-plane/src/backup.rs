@@ -36,10 +36,12 @@ use crate::{
 };
 
 mod restore;
+mod revocations;
 #[cfg(test)]
 mod tests;
 
-pub use restore::{refuse_unfinished, restore};
+pub use restore::{Restored, refuse_unfinished, restore};
+pub use revocations::{Credential, CredentialKind, Credentials};
 
 /// The description of a backup, in its directory.
 pub const MANIFEST: &str = "manifest.json";
@@ -85,6 +87,20 @@ pub enum BackupError {
     /// The epoch of the store cannot be renewed.
     #[error("give the restored store a new epoch")]
     Epoch(#[source] StoreError),
+    /// The database that was in use until now cannot be read.
+    #[error(
+        "read `{path}` for what was revoked after the backup; without --previous-data-dir it is restored unseen"
+    )]
+    Previous {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: Cause,
+    },
+    /// What was revoked after the backup cannot be revoked again.
+    #[error("revoke again what was revoked after the backup")]
+    Revoke(#[source] StoreError),
     /// The manifest cannot be read.
     #[error("read `{path}`: it is damaged, or not of a backup")]
     Manifest {

@@ -3,7 +3,7 @@
 use std::{io::Write as _, path::Path};
 
 use gateway_control_plane::{
-    backup::{self, Progress},
+    backup::{self, Credential, CredentialKind, Credentials, Progress, Restored},
     config::Config,
 };
 
@@ -21,11 +21,12 @@ pub(crate) async fn back_up(config: &Config, to: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Makes the data directory of `config` from the backup in `from`; progress goes to standard output.
+/// Makes the data directory of `config` from the backup in `from`; progress goes to standard output. `previous` is the
+/// data directory that was in use until now.
 #[tokio::main]
-pub(crate) async fn restore(config: &Config, from: &Path) -> anyhow::Result<()> {
+pub(crate) async fn restore(config: &Config, from: &Path, previous: Option<&Path>) -> anyhow::Result<()> {
     let data_dir = &config.data_dir;
-    let manifest = backup::restore(from, data_dir, tell).await?;
+    let Restored { manifest, credentials } = backup::restore(from, data_dir, previous, tell).await?;
     say(&format!(
         "restored configuration version {} of {} to {}",
         manifest.config_version,
@@ -36,11 +37,38 @@ pub(crate) async fn restore(config: &Config, from: &Path) -> anyhow::Result<()> 
         "before the start put root.key and ca.key there, unless keys are given from outside; a new admin.key is made \
          if there is none",
     );
-    say(
-        "what was revoked after the backup is valid again: revoke those API keys and agents once more; agents that \
-         enrolled after it have to enroll again",
-    );
+    say("agents that enrolled after the backup have to enroll again");
+    tell_credentials(&credentials, previous.is_some());
     Ok(())
+}
+
+/// Says who gets in now, so that nobody does who should not.
+fn tell_credentials(Credentials { revoked, working }: &Credentials, is_compared: bool) {
+    if is_compared {
+        say(&format!(
+            "{} API keys and agents were revoked after the backup, and are revoked again:",
+            revoked.len()
+        ));
+        revoked.iter().for_each(show);
+        say(&format!("{} API keys and agents work", working.len()));
+        return;
+    }
+    say(&format!(
+        "{} API keys and agents work now, also those that were revoked after the backup: look through them and revoke \
+         those once more, or restore again with --previous-data-dir:",
+        working.len()
+    ));
+    working.iter().for_each(show);
+}
+
+fn show(credential: &Credential) {
+    let Credential { kind, id, name, tenant_id } = credential;
+    let tenant = if tenant_id.is_empty() { "platform".to_owned() } else { format!("tenant {tenant_id}") };
+    // A name is anybody's text: no line of it may pass for one of ours.
+    say(&match kind {
+        CredentialKind::ApiKey => format!("  API key {id} of {tenant}: {name:?}"),
+        CredentialKind::Agent => format!("  agent {id} of {tenant} in region {name}"),
+    });
 }
 
 fn tell(progress: Progress) {

@@ -4,17 +4,18 @@
 //! Made at the first start and kept in the data directory: `ca.key` holds the key and the certificate, and
 //! `ca.pem` the certificate alone, for clients. ECDSA P-256 throughout. Whoever has `ca.key` can make
 //! certificates of agents, which without the agent's credential open nothing.
+//!
+//! An authority is replaced by another `ca.key`. The certificate of the one before, as `ca-previous.pem`, keeps the
+//! certificates good that agents have of it, until they have renewed them.
 
 use std::{
-    fs::{self, File, OpenOptions},
-    io::{self, Write as _},
-    os::unix::fs::OpenOptionsExt as _,
+    fs, io,
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-use gateway_runtime::tls;
+use gateway_runtime::{private, tls};
 use jiff::Timestamp;
 use rand::RngExt as _;
 use rcgen::{
@@ -27,6 +28,7 @@ use rustls::{
     sign::CertifiedKey,
 };
 use sha2::{Digest as _, Sha256};
+use tracing::info;
 
 #[cfg(test)]
 mod tests;
@@ -35,6 +37,8 @@ mod tests;
 const KEY_FILE: &str = "ca.key";
 /// The certificate alone, in the data directory.
 pub const CERTIFICATE_FILE: &str = "ca.pem";
+/// Certificates of authorities before this one, in the data directory, put there by the operator.
+const PREVIOUS_FILE: &str = "ca-previous.pem";
 const DAY: Duration = Duration::from_secs(24 * 3_600);
 /// Life of the authority's own certificate. A new one means that agents enroll again.
 const AUTHORITY_LIFE: Duration = DAY.saturating_mul(3_650);
@@ -65,6 +69,11 @@ pub enum AuthorityError {
          a backup, since agents trust this authority only"
     )]
     Damaged(PathBuf),
+    /// The file of earlier authorities is damaged.
+    #[error(
+        "read the earlier certificate authorities of `{0}`: it must hold certificates in PEM; mend or remove it"
+    )]
+    Previous(PathBuf),
     /// Making or using the key failed.
     #[error("use the certificate authority")]
     Signing(#[from] rcgen::Error),
@@ -96,6 +105,7 @@ pub struct AgentCertificate {
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
     certificate: CertificateDer<'static>,
+    previous: Vec<CertificateDer<'static>>,
 }
 
 impl Authority {
@@ -105,22 +115,28 @@ impl Authority {
     /// When the files cannot be used.
     pub fn open(data_dir: &Path, now: Timestamp) -> Result<Self, AuthorityError> {
         let path = data_dir.join(KEY_FILE);
+        private::warn_if_open(&path);
+        let failed = |path: &Path| {
+            let path = path.to_owned();
+            |source| AuthorityError::File { path, source }
+        };
         let authority = match fs::read(&path) {
             Ok(bytes) => Self::parse(&bytes).ok_or(AuthorityError::Damaged(path))?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let (key, certificate) = make(now)?;
                 let text = format!("{}{}", key.serialize_pem(), certificate.pem());
-                write(&path, text.as_bytes(), 0o600)?;
+                private::write_file(&path, text.as_bytes()).map_err(failed(&path))?;
                 let certificate = certificate.der().clone();
-                Self { issuer: Issuer::from_ca_cert_der(&certificate, key)?, certificate }
+                let issuer = Issuer::from_ca_cert_der(&certificate, key)?;
+                Self { issuer, certificate, previous: Vec::new() }
             }
             Err(source) => return Err(AuthorityError::File { path, source }),
         };
         let (path, pem) = (data_dir.join(CERTIFICATE_FILE), authority.pem());
         if fs::read(&path).ok().as_deref() != Some(pem.as_bytes()) {
-            write(&path, pem.as_bytes(), 0o644)?;
+            private::write_public_file(&path, pem.as_bytes()).map_err(failed(&path))?;
         }
-        Ok(authority)
+        Ok(Self { previous: previous(data_dir)?, ..authority })
     }
 
     fn parse(bytes: &[u8]) -> Option<Self> {
@@ -130,12 +146,18 @@ impl Authority {
         // A key that is not the certificate's would sign what nobody accepts.
         tls::certified_key(vec![certificate.clone()], PrivateKeyDer::Pkcs8(key.serialize_der().into()))
             .ok()?;
-        Some(Self { issuer: Issuer::from_ca_cert_der(&certificate, key).ok()?, certificate })
+        let issuer = Issuer::from_ca_cert_der(&certificate, key).ok()?;
+        Some(Self { issuer, certificate, previous: Vec::new() })
     }
 
     /// The authority's certificate.
     pub const fn certificate(&self) -> &CertificateDer<'static> {
         &self.certificate
+    }
+
+    /// The authorities whose certificates of agents count: this one, and those before it.
+    pub fn trusted(&self) -> impl Iterator<Item = &CertificateDer<'static>> {
+        std::iter::once(&self.certificate).chain(&self.previous)
     }
 
     /// The authority's certificate as text (RFC 7468).
@@ -217,6 +239,24 @@ impl Authority {
     }
 }
 
+/// The certificates in [`PREVIOUS_FILE`]; none without it.
+fn previous(data_dir: &Path) -> Result<Vec<CertificateDer<'static>>, AuthorityError> {
+    let path = data_dir.join(PREVIOUS_FILE);
+    let bytes = match fs::read(&path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(source) => return Err(AuthorityError::File { path, source }),
+    };
+    let previous: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
+    match previous {
+        Ok(previous) if !previous.is_empty() => {
+            info!(count = previous.len(), "agents may also show certificates of earlier authorities");
+            Ok(previous)
+        }
+        _ => Err(AuthorityError::Previous(path)),
+    }
+}
+
 /// What a client certificate says about its agent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CertifiedAgent {
@@ -283,22 +323,4 @@ fn set_times(params: &mut CertificateParams, now: Timestamp, life: Duration) {
 fn seconds_after(now: Timestamp, life: Duration) -> Timestamp {
     let seconds = now.as_second().saturating_add(i64::try_from(life.as_secs()).unwrap_or(i64::MAX));
     Timestamp::from_second(seconds).unwrap_or(Timestamp::MAX)
-}
-
-/// Writes a file, durable and whole before it has its name.
-fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<(), AuthorityError> {
-    let write = || {
-        let unfinished = path.with_added_extension("new");
-        // One that a crash left behind may be readable for more than this file is to be.
-        match fs::remove_file(&unfinished) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&unfinished)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&unfinished, path)?;
-        path.parent().map_or(Ok(()), |directory| File::open(directory)?.sync_all())
-    };
-    write().map_err(|source| AuthorityError::File { path: path.to_owned(), source })
 }

@@ -38,6 +38,8 @@ const SEEN_INTERVAL: Duration = Duration::from_secs(300);
 const SIZE_LIFE: Duration = Duration::from_secs(1);
 /// Refused resources kept per agent; more are not listed.
 const REFUSED_MAX: usize = 1_000;
+/// Characters kept of why a resource was refused, and of its type and id; the rest is cut.
+const REFUSED_TEXT_CHARS_MAX: usize = 512;
 /// Pairs of inbound route and reason kept per agent; more are not counted.
 const REFUSED_CALLBACKS_MAX: usize = 10_000;
 /// Webhook subscriptions over their share kept per agent; more are not listed.
@@ -288,6 +290,14 @@ fn later(
     read(&one).max(read(&other)).map(time::to_proto)
 }
 
+/// Cuts a text of an agent that is too long; then it ends in `…`.
+fn cut(text: &mut String, chars_max: usize) {
+    if let Some((place, _)) = text.char_indices().nth(chars_max) {
+        text.truncate(place);
+        text.push('…');
+    }
+}
+
 /// An open config stream. Dropping it puts the agent offline, unless it has connected again meanwhile.
 pub struct Connection {
     fleet: Fleet,
@@ -325,7 +335,10 @@ impl Connection {
             for key in cleared {
                 member.refused.remove(key);
             }
-            for resource in refused {
+            for mut resource in refused {
+                for text in [&mut resource.r#type, &mut resource.id, &mut resource.error] {
+                    cut(text, REFUSED_TEXT_CHARS_MAX);
+                }
                 let key = (resource.r#type.clone(), resource.id.clone());
                 if member.refused.len() < REFUSED_MAX || member.refused.contains_key(&key) {
                     member.refused.insert(key, resource);

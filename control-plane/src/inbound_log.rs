@@ -1,90 +1,70 @@
 //! Inbound logs: what came in, what became of it, and callbacks that found no instance.
 //!
-//! One SQLite file (`logs.db`) with one writer task: it takes report batches of all agents, commits many
-//! of them in one transaction and then answers all of them (group commit). Rows are keyed by commit
-//! sequence. No index lies on random keys, because such an index costs nine tenths of the write speed
-//! at a million rows: repeats are recognized by (agent, buffer, sequence) and by a window of recent event
-//! ids in memory ([`event_index`]), and older ids are looked up in sealed, sorted segments.
+//! [`LogStore`] is the seam: everything else knows only it, and `conformance` says what every implementation
+//! must do. [`sqlite`] is the one that there is. What does not depend on the engine lies beside it.
 //!
-//! Reading order: [`schema`] (tables), [`writer`] (group commit), [`stage`] (what a batch changes),
-//! [`insert`] (many rows per statement), [`event_index`], [`instance_index`], [`changes`] (the order of all of it), [`failing`]
-//! (subscriptions that only fail), then the readers [`query`], [`live`] and [`unrouted`].
+//! Reading order: [`page`] (what is asked for and given), [`stage`] (what a group of batches changes), [`failing`]
+//! (subscriptions that only fail), [`live`] (watches), then [`sqlite`].
 
-use std::{
-    path::{Path, PathBuf},
-    sync::{Arc, RwLock},
-};
+use std::{error::Error, sync::Arc};
 
+use gateway_core::id::TenantId;
 use gateway_proto::v1;
-use gateway_runtime::supervise::{OnEnd, Supervisor};
-use sqlx::SqlitePool;
-use tokio::sync::{mpsc, oneshot, watch};
+use jiff::Timestamp;
+use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-mod schema;
-mod writer;
+mod page;
+mod event_key;
 mod stage;
-mod insert;
-mod event_index;
-mod instance_index;
-mod changes;
 mod failing;
-mod query;
 mod live;
-mod unrouted;
+pub mod sqlite;
 #[cfg(test)]
-mod tests;
+mod conformance;
 
 pub use failing::{FAILING_ATTEMPTS_MIN, FAILING_MAX, FailingSubscription};
 pub use live::{LogChange, LogWatch, WatchFrom};
-pub use query::{AttemptPage, LogFilter, LogPage};
-pub(crate) use schema::{SCHEMA_VERSION, forget_epoch};
-pub use unrouted::{UNROUTED_PER_ROUTE_MAX, Unrouted, UnroutedNumber};
+pub use page::{
+    AttemptPage, LogFilter, LogPage, UNROUTED_PER_ROUTE_MAX, Unrouted, UnroutedNumber, UnroutedPage,
+};
+pub use sqlite::{FILE_NAME, SqliteLogStore};
+pub(crate) use sqlite::{SCHEMA_VERSION, forget_epoch};
 
-/// Name of the database file in the data directory.
-pub const FILE_NAME: &str = "logs.db";
-
-use event_index::EventIndex;
-use writer::{Append, Channels, Forget, Job, Writer};
-
-/// Report batches waiting for the writer. When full, report streams wait, and agents keep their records.
-const BATCHES_WAITING_MAX: usize = 64;
-/// Changes of subscriptions whose failures are to be forgotten, waiting for the writer. When full, callers
-/// wait for the transaction that runs.
-const FORGETS_WAITING_MAX: usize = 64;
+/// What an engine says about its failure.
+pub type EngineError = Arc<dyn Error + Send + Sync>;
 
 /// The inbound log could not do what was asked.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum LogStoreError {
     /// The database could not be opened or prepared.
-    #[error("open inbound log database `{}`", .path.display())]
+    #[error("open inbound log database `{database}`")]
     Open {
-        /// The database file.
-        path: PathBuf,
+        /// The database: of SQLite, the path of the file.
+        database: String,
         /// Why.
         #[source]
-        source: Arc<sqlx::Error>,
+        source: EngineError,
     },
     /// The database was written by another version of this program; it is left as it is.
     #[error(
-        "open inbound log database `{}` with schema version {found}: this program writes version {known}; start \
-         the program that wrote it, or move the file away to begin a new log",
-        .path.display()
+        "open inbound log database `{database}` with schema version {found}: this program writes version {known}; \
+         start the program that wrote it, or move the file away to begin a new log"
     )]
     OtherSchema {
-        /// The database file.
-        path: PathBuf,
-        /// The version of the file.
+        /// The database.
+        database: String,
+        /// The version of the database.
         found: i64,
         /// The version of this program.
         known: i64,
     },
     /// A query failed.
     #[error("read the inbound log database")]
-    Read(#[source] Arc<sqlx::Error>),
+    Read(#[source] EngineError),
     /// A transaction failed; nothing of it is stored. Trying again can help.
     #[error("write the inbound log database")]
-    Write(#[source] Arc<sqlx::Error>),
+    Write(#[source] EngineError),
     /// A stored record is not what this program writes.
     #[error("decode a stored record of `{table}`")]
     Corrupt {
@@ -103,11 +83,11 @@ pub enum LogStoreError {
 }
 
 impl LogStoreError {
-    fn read(source: sqlx::Error) -> Self {
+    fn read(source: impl Error + Send + Sync + 'static) -> Self {
         Self::Read(Arc::new(source))
     }
 
-    fn write(source: sqlx::Error) -> Self {
+    fn write(source: impl Error + Send + Sync + 'static) -> Self {
         Self::Write(Arc::new(source))
     }
 }
@@ -149,89 +129,29 @@ pub enum Record {
     Unrouted(v1::UnroutedCallback),
 }
 
-/// The inbound log database. Cheap to clone.
-#[derive(Clone)]
-pub struct LogStore {
-    inner: Arc<Inner>,
-}
-
-struct Inner {
-    readers: SqlitePool,
-    jobs: mpsc::Sender<Job>,
-    forgets: mpsc::Sender<Forget>,
-    index: Arc<RwLock<EventIndex>>,
-    /// Names the database in cursors.
-    epoch: String,
-    /// The newest committed change.
-    head: watch::Receiver<i64>,
-    /// The newest committed unrouted callback.
-    unrouted_head: watch::Receiver<i64>,
-    /// Cancelled when the writer stops, so that watches end.
-    closing: CancellationToken,
-}
-
-impl LogStore {
-    /// Opens or creates `logs.db` in `data_dir`, and starts its writer. Subscriptions that are to be paused
-    /// go to `failing`; what finds no room there comes again with a later failure.
-    ///
-    /// # Errors
-    /// [`LogStoreError::Open`] when the file cannot be opened or its tables not be made,
-    /// [`LogStoreError::OtherSchema`] when another version of this program wrote it.
-    pub async fn open(
-        data_dir: &Path,
-        supervisor: &Supervisor,
-        failing: mpsc::Sender<FailingSubscription>,
-    ) -> Result<Self, LogStoreError> {
-        Self::open_with(data_dir, supervisor, failing, event_index::SEGMENT_ROWS).await
-    }
-
-    async fn open_with(
-        data_dir: &Path,
-        supervisor: &Supervisor,
-        failing: mpsc::Sender<FailingSubscription>,
-        segment_rows: usize,
-    ) -> Result<Self, LogStoreError> {
-        let path = data_dir.join(FILE_NAME);
-        let open = |source| LogStoreError::Open { path: path.clone(), source: Arc::new(source) };
-        let mut connection = schema::open_writer(&path).await?;
-        let epoch = schema::epoch(&mut connection).await.map_err(open)?;
-        let readers = schema::open_readers(&path).await.map_err(open)?;
-        let index = EventIndex::load(&mut connection, segment_rows).await.map_err(open)?;
-        let index = Arc::new(RwLock::new(index));
-        let (jobs, job_receiver) = mpsc::channel(BATCHES_WAITING_MAX);
-        let (forgets, forget_receiver) = mpsc::channel(FORGETS_WAITING_MAX);
-        let channels = Channels { jobs: job_receiver, forgets: forget_receiver, failing };
-        let closing = CancellationToken::new();
-        let (writer, head, unrouted_head) =
-            Writer::new(connection, path.clone(), channels, Arc::clone(&index), closing.clone())
-                .await
-                .map_err(open)?;
-        supervisor.spawn("inbound-log-writer", OnEnd::Shutdown, |stop| writer.run(stop));
-        let inner = Inner { readers, jobs, forgets, index, epoch, head, unrouted_head, closing };
-        Ok(Self { inner: Arc::new(inner) })
-    }
-
+/// The inbound log: reports go in, in groups that are stored whole or not at all, and pages, single logs and
+/// watches come out.
+///
+/// - A record is taken once: by (agent, buffer, sequence), and, reported under another buffer or by another
+///   agent, an event by its id, an attempt by its id within its event, an unrouted callback by its id within
+///   its inbound route while that is listed.
+/// - A settled delivery stays settled, and its count of attempts never goes down, in whatever order agents report.
+/// - What is recorded while pages are read neither repeats nor hides what was there at the first of them.
+#[tonic::async_trait]
+pub trait LogStore: Send + Sync {
     /// Hands a batch to the writer and returns the receiver of its answer, the acknowledged sequence.
     /// Batches are committed in the order in which they were submitted. Waits while the queue is full.
     ///
     /// # Errors
     /// [`LogStoreError::Closed`] when the writer has ended.
-    pub async fn submit(&self, batch: ReportBatch) -> Result<Submitted, LogStoreError> {
-        let (answer, receiver) = oneshot::channel();
-        self.inner
-            .jobs
-            .send(Job::Append(Append { batch, answer }))
-            .await
-            .map_err(|_| LogStoreError::Closed)?;
-        Ok(Submitted(receiver))
-    }
+    async fn submit(&self, batch: ReportBatch) -> Result<Submitted, LogStoreError>;
 
     /// Commits a batch: everything in it, or nothing. Returns the sequence up to which the agent's buffer
     /// is now committed; records at or below the one before are skipped.
     ///
     /// # Errors
     /// When the transaction failed or the writer has ended.
-    pub async fn append(&self, batch: ReportBatch) -> Result<u64, LogStoreError> {
+    async fn append(&self, batch: ReportBatch) -> Result<u64, LogStoreError> {
         self.submit(batch).await?.committed().await
     }
 
@@ -240,19 +160,98 @@ impl LogStore {
     ///
     /// # Errors
     /// [`LogStoreError::Closed`] when the writer has ended.
-    pub async fn forget_failures(
-        &self,
-        subscription_id: &str,
-        time: jiff::Timestamp,
-    ) -> Result<(), LogStoreError> {
-        let forget = Forget { subscription_id: subscription_id.into(), time };
-        self.inner.forgets.send(forget).await.map_err(|_| LogStoreError::Closed)
-    }
+    async fn forget_failures(&self, subscription_id: &str, time: Timestamp) -> Result<(), LogStoreError>;
 
     /// Cancelled when the writer stops: streams that read the log should end.
-    pub fn closing(&self) -> &CancellationToken {
-        &self.inner.closing
-    }
+    fn closing(&self) -> &CancellationToken;
+
+    /// A page of at most `limit` logs recorded before the place `before` (None: the newest), newest first.
+    /// What is recorded meanwhile does not move later pages. A page can have fewer than `limit` and still not be
+    /// the last.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    async fn list(
+        &self,
+        filter: &LogFilter,
+        before: Option<i64>,
+        limit: usize,
+    ) -> Result<LogPage, LogStoreError>;
+
+    /// One log, None when it was not recorded or belongs to another tenant.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    async fn get(
+        &self,
+        tenant_id: Option<&TenantId>,
+        event_id: &str,
+    ) -> Result<Option<v1::InboundLog>, LogStoreError>;
+
+    /// A page of at most `limit` attempts of an event after the place `after`, oldest first. None when the
+    /// event was not recorded or belongs to another tenant.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    async fn list_attempts(
+        &self,
+        tenant_id: Option<&TenantId>,
+        event_id: &str,
+        subscription_id: Option<&str>,
+        after: Option<i64>,
+        limit: usize,
+    ) -> Result<Option<AttemptPage>, LogStoreError>;
+
+    /// The receive time of the newest log of an instance.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    async fn last_event_time(&self, instance_id: &str) -> Result<Option<Timestamp>, LogStoreError>;
+
+    /// Watches logs that match `filter`: every one that is recorded, and every delivery of one that comes into
+    /// another state than pending, in the order in which they were committed.
+    ///
+    /// # Errors
+    /// [`LogStoreError::UnknownCursor`] when the cursor is not of this database.
+    async fn watch(&self, filter: LogFilter, from: WatchFrom<'_>) -> Result<LogWatch, LogStoreError>;
+
+    /// A page of at most `limit` unrouted callbacks, of all routes or some, before the place `before`, newest first.
+    /// Of each route the newest [`UNROUTED_PER_ROUTE_MAX`] are kept.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    async fn list_unrouted(
+        &self,
+        route_ids: Option<&[String]>,
+        before: Option<i64>,
+        limit: usize,
+    ) -> Result<UnroutedPage, LogStoreError>;
+
+    /// At most `limit` callbacks for a number after the place `after`, oldest first.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    async fn unrouted_of(
+        &self,
+        number: &UnroutedNumber,
+        after: i64,
+        limit: usize,
+    ) -> Result<Vec<Unrouted>, LogStoreError>;
+
+    /// Numbers that came in after the place `after`.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    async fn unrouted_numbers(&self, after: i64) -> Result<Vec<UnroutedNumber>, LogStoreError>;
+
+    /// Takes callbacks out of the list.
+    ///
+    /// # Errors
+    /// When the transaction failed or the writer has ended.
+    async fn delete_unrouted(&self, seqs: Vec<i64>) -> Result<(), LogStoreError>;
+
+    /// The place of the newest unrouted callback, as it moves.
+    fn watch_unrouted(&self) -> watch::Receiver<i64>;
 }
 
 /// A batch on its way to disk.

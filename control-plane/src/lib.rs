@@ -5,7 +5,8 @@
 //! who may call what, one file per service), [`audit`] (who did what), [`sealing`] (secrets at rest), [`store`] (configuration and opt-outs,
 //! one version counter; below it an engine, SQLite), [`publish`] (store change to delta per agent), [`fleet`] (connected
 //! agents), [`work`] (what agents are asked to do), [`inbound_log`] (reported events and attempts),
-//! [`pause`] (subscriptions that only fail), [`backup`] (copies of the databases, and starting from one).
+//! [`pause`] (subscriptions that only fail), [`writable`] (whether anything can be stored), [`backup`] (copies of the databases, and starting from one), [`export`] (files with
+//! which agents start while the control plane is away).
 
 pub mod config;
 pub mod app;
@@ -22,4 +23,6 @@ pub mod admission;
 pub mod work;
 pub mod inbound_log;
 pub mod pause;
+pub mod writable;
 pub mod backup;
+pub mod export;

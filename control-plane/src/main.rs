@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
 mod backup_command;
+mod export_command;
 
 /// Ends `--help`.
 const AFTER_HELP: &str = "\
@@ -61,6 +62,18 @@ enum Command {
         /// Directory of the backup.
         #[arg(long, value_name = "DIR")]
         from: PathBuf,
+        /// The data directory that was in use until now, if it can still be read: API keys and agents that were revoked
+        /// after the backup are revoked again. Nothing in it is changed.
+        #[arg(long, value_name = "DIR")]
+        previous_data_dir: Option<PathBuf>,
+        #[command(flatten)]
+        settings: Box<Settings>,
+    },
+    /// Writes what a new agent of a region would be sent to a file, with which it can start while the control plane is
+    /// away. The control plane may run meanwhile. The file is encrypted and signed, and holds all opt-outs.
+    ExportSnapshot {
+        #[command(flatten)]
+        arguments: Box<export_command::Arguments>,
         #[command(flatten)]
         settings: Box<Settings>,
     },
@@ -93,8 +106,12 @@ fn main() -> ExitCode {
         Some(Command::Backup { to, settings }) => {
             finish(configure(*settings), |config| backup_command::back_up(&config, &to))
         }
-        Some(Command::Restore { from, settings }) => {
-            finish(configure(*settings), |config| backup_command::restore(&config, &from))
+        Some(Command::Restore { from, previous_data_dir, settings }) => {
+            let previous = previous_data_dir.as_deref();
+            finish(configure(*settings), |config| backup_command::restore(&config, &from, previous))
+        }
+        Some(Command::ExportSnapshot { arguments, settings }) => {
+            finish(configure(*settings), |config| export_command::export_snapshot(&config, *arguments))
         }
         Some(Command::Rewrap { data_keys, settings }) => {
             finish(configure(*settings), |config| rewrap(&config, data_keys))

@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use gateway_runtime::tls::{CurrentCertificate, ExpiryMetric};
 use prometheus_client::{
     encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder},
     metrics::{counter::Counter, family::Family, gauge::Gauge},
@@ -44,6 +45,7 @@ pub struct Metrics {
     pub grpc_requests: Family<AdmissionLabels, Counter>,
     /// `gateway_config_version`.
     pub config_version: Gauge,
+    certificates: ExpiryMetric,
     /// Where other parts register theirs, and what `/metrics` shows.
     pub registry: Arc<Mutex<Registry>>,
 }
@@ -51,10 +53,12 @@ pub struct Metrics {
 impl Metrics {
     /// All metrics, registered and at zero.
     pub fn new() -> Self {
+        let mut registry = Registry::with_prefix("gateway");
         let metrics = Self {
             grpc_requests: Family::default(),
             config_version: Gauge::default(),
-            registry: Arc::new(Mutex::new(Registry::with_prefix("gateway"))),
+            certificates: ExpiryMetric::register(&mut registry),
+            registry: Arc::new(Mutex::new(registry)),
         };
         {
             let mut registry = metrics.registry.lock().unwrap_or_else(PoisonError::into_inner);
@@ -67,6 +71,11 @@ impl Metrics {
             );
         }
         metrics
+    }
+
+    /// Shows when the certificate of the gRPC port expires.
+    pub fn shows_certificate(&self, certificate: CurrentCertificate) {
+        self.certificates.add("grpc", certificate);
     }
 
     /// Counts one gRPC request.

@@ -341,4 +341,4 @@ mod tenant;
 #[cfg(test)]
 mod tests;
 
-pub use tenant::TenantFilter;
+pub use tenant::{TenantFilter, keep_own_opt_outs};

@@ -37,13 +37,16 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tonic::transport::server::{Connected, TcpConnectInfo};
 use tracing::{debug, warn};
 
-use crate::ca::{self, Authority, CertifiedAgent};
+use crate::{
+    ca::{self, Authority, CertifiedAgent},
+    metrics::Metrics,
+};
 
 #[cfg(test)]
 mod tests;
 
 /// Open connections, those in their handshake included. Beyond it new ones wait in the listen queue.
-const CONNECTIONS_MAX: usize = 4_096;
+pub const CONNECTIONS_MAX: usize = 4_096;
 /// A connection opens with the preface of HTTP/2, 24 bytes (RFC 9113, 3.4), 10 s after it was accepted or its
 /// handshake has ended at most. From then on HTTP/2 itself probes those that are silent.
 const PATIENCE: Patience = Patience { opening_bytes: 24, opening: Duration::from_secs(10), idle: None };
@@ -84,6 +87,7 @@ impl Tls {
         &self,
         authority: &Arc<Authority>,
         supervisor: &Supervisor,
+        metrics: &Metrics,
     ) -> anyhow::Result<Option<TlsAcceptor>> {
         let current = match self {
             Self::Off => return Ok(None),
@@ -96,8 +100,9 @@ impl Tls {
             }
             Self::OwnCa { names } => own_certificate(authority, names.clone(), supervisor)?,
         };
+        metrics.shows_certificate(current.clone());
         let verifier =
-            AgentVerifier::new(authority.certificate().clone()).context("trust certificates of agents")?;
+            AgentVerifier::new(authority).context("trust certificates of agents")?;
         Ok(Some(tls::acceptor(current, Some(Arc::new(verifier)), &[tls::HTTP_2])))
     }
 }
@@ -129,9 +134,11 @@ fn own_certificate(
 struct AgentVerifier(Arc<dyn ClientCertVerifier>);
 
 impl AgentVerifier {
-    fn new(authority: CertificateDer<'static>) -> anyhow::Result<Self> {
+    fn new(authority: &Authority) -> anyhow::Result<Self> {
         let mut roots = RootCertStore::empty();
-        roots.add(authority)?;
+        for trusted in authority.trusted() {
+            roots.add(trusted.clone())?;
+        }
         let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), tls::provider());
         Ok(Self(verifier.allow_unauthenticated().build()?))
     }

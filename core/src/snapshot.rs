@@ -3,6 +3,7 @@
 
 mod convert;
 mod destination_settings;
+pub mod export;
 
 use std::{
     borrow::Borrow,

@@ -70,7 +70,7 @@ pub fn load_file<T: DeserializeOwned>(path: &Path) -> Result<T, LoadFileError> {
         .map_err(|source| LoadFileError::Parse { path: path.into(), source: Box::new(source) })
 }
 
-/// A duration written with its unit: `250ms`, `10s`, `5m`, `2h`.
+/// A duration written with its unit: `250ms`, `10s`, `5m`, `2h`, `7d`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Span(pub Duration);
 
@@ -95,8 +95,10 @@ impl std::str::FromStr for Span {
     type Err = BadUnit;
 
     fn from_str(text: &str) -> Result<Self, BadUnit> {
-        let bad =
-            || BadUnit { text: text.to_owned(), expected: "a duration such as `250ms`, `10s`, `5m` or `2h`" };
+        let bad = || BadUnit {
+            text: text.to_owned(),
+            expected: "a duration such as `250ms`, `10s`, `5m`, `2h` or `7d`",
+        };
         let (number, unit) = split_unit(text.trim());
         let number: u64 = number.parse().map_err(|_| bad())?;
         let milliseconds = match unit {
@@ -104,6 +106,7 @@ impl std::str::FromStr for Span {
             "s" => number.checked_mul(1_000),
             "m" => number.checked_mul(60_000),
             "h" => number.checked_mul(3_600_000),
+            "d" => number.checked_mul(86_400_000),
             _ => None,
         };
         milliseconds.map(|milliseconds| Self(Duration::from_millis(milliseconds))).ok_or_else(bad)

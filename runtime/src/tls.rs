@@ -23,10 +23,14 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
+mod certificate;
+mod expiry;
 mod files;
 #[cfg(test)]
 mod tests;
 
+pub use certificate::{Validity, is_self_signed};
+pub use expiry::ExpiryMetric;
 pub use files::{CertificateFiles, FileCertificate};
 
 /// Longest time for the handshake of a connection.
@@ -70,6 +74,14 @@ pub enum TlsFileError {
         /// Why.
         #[source]
         source: rustls::Error,
+    },
+    /// The certificate cannot be used now.
+    #[error("use the certificate of `{certificate}`: it is valid only from {} to {}", .validity.not_before, .validity.not_after)]
+    NotValidNow {
+        /// The file with the certificate.
+        certificate: String,
+        /// When it can be used.
+        validity: Validity,
     },
 }
 
@@ -121,10 +133,20 @@ impl CurrentCertificate {
         self.0.store(Some(Arc::new(certificate)));
     }
 
+    /// When the one that is shown can be used. None when there is none, or it cannot be read.
+    pub fn validity(&self) -> Option<Validity> {
+        validity(&*self.load()?)
+    }
+
     /// The one that is shown.
     pub fn load(&self) -> Option<Arc<CertifiedKey>> {
         self.0.load_full()
     }
+}
+
+/// When a certificate can be used: the first of the chain, which is the one that is not an issuer.
+fn validity(certificate: &CertifiedKey) -> Option<Validity> {
+    Validity::of(certificate.cert.first()?)
 }
 
 impl fmt::Debug for CurrentCertificate {

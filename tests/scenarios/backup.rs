@@ -58,7 +58,7 @@ async fn lose_and_restore(world: &mut World, backup: &Path) -> anyhow::Result<Pa
     world.control_plane.kill().await?;
     let lost = data_dir.with_extension("lost");
     fs::rename(&data_dir, &lost)?;
-    let told = succeed(&["restore"], &[("--from", backup), ("--data-dir", &data_dir)]).await?;
+    let told = succeed(&["restore"], &[("--from", backup), ("--data-dir", &data_dir), ("--previous-data-dir", &lost)]).await?;
     ensure!(told.contains("restored configuration version"), "{told}");
     for name in KEPT_ELSEWHERE {
         if lost.join(name).exists() {
@@ -100,9 +100,13 @@ async fn opt_outs_after_the_backup_come_back() {
     becomes(&world, BEFORE, false).await;
     // The subscription that was made after the backup is gone, and the agent knows it.
     world.config_applied().await.unwrap();
-    let events = world.receiver.by_id();
-    let told = events.values().filter(|webhooks| webhooks[0].event() == "recipient.opted_out").count();
-    assert_eq!(told, 3, "nobody is told of an opt-out a second time");
+    let told = eventually(DEADLINE, async || {
+        let events = world.receiver.by_id();
+        let told = events.values().filter(|webhooks| webhooks[0].event() == "recipient.opted_out").count();
+        ensure!(told >= 3, "{told} of 3 opt-outs are told");
+        Ok(told)
+    });
+    assert_eq!(told.await.unwrap(), 3, "nobody is told of an opt-out a second time");
     // It is as before for what comes now.
     world.provider.say(AFTER, "START").await.unwrap();
     becomes(&world, AFTER, true).await;

@@ -33,8 +33,8 @@ const EARLY_SHARE: usize = 4;
 const EARLY_MAX: Duration = Duration::from_millis(500);
 /// How many events are answered 200 between readiness and a kill that is not early.
 const ANSWERED_BEFORE_KILL: std::ops::Range<u64> = 100..400;
-/// Under how much load the agent is killed, at least.
-const EVENTS_PER_SECOND_MIN: f64 = 200.0;
+/// Under how much load the agent is killed, at least, on a machine that is busy with other tests too.
+const EVENTS_PER_SECOND_MIN: f64 = 50.0;
 /// Attempts that may come again after a kill: those of one subscription that run, 8 by default, and those that
 /// ended so lately that their outcome is not on disk, a few milliseconds' worth, also when the disk is slow.
 const IN_FLIGHT_MAX: usize = 4 * 8;

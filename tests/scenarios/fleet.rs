@@ -11,7 +11,7 @@ use gateway_tests::{
     meta::{Answer, text_message, unique_wamid},
     random::Random,
     raw::RawAgent,
-    world::WorldOptions,
+    world::{WorldOptions, update},
 };
 use jiff::SignedDuration;
 use tokio::task::JoinSet;
@@ -86,14 +86,21 @@ async fn silent_and_killed_agents_are_offline() {
 }
 
 /// An agent that drains refuses new callbacks with 503 and Retry-After, and says so in /readyz and in its metrics; what
-/// it has it goes on to deliver, and is drained only when the destination has taken that and everything is reported.
-/// It stays so over a restart, also when the control plane is away. Then it takes callbacks again.
+/// it is delivering it goes on to deliver, and is drained only when that is over and everything is reported or handed
+/// over. It stays so over a restart, also when the control plane is away. Then it takes callbacks again, and what it
+/// had handed over.
 #[tokio::test]
 async fn a_draining_agent_empties_its_buffer() {
     let mut world = World::start().await.unwrap();
-    world.receiver.answer_with(|_| Reply::Status(500));
+    let change = v1::WebhookSubscription {
+        attempt_timeout: Some(prost_types::Duration { seconds: 5, nanos: 0 }),
+        ..Default::default()
+    };
+    update(world.client(), &world.subscription.id, change, "attempt_timeout").await.unwrap();
+    world.config_applied().await.unwrap();
+    world.receiver.answer_with(|_| Reply::Hang);
     let wamid = world.provider.say(FROM, "wait for me").await.unwrap();
-    world.receiver.message(&wamid).within(DEADLINE).await.unwrap();
+    let hanging = world.receiver.message(&wamid).within(DEADLINE).await.unwrap();
     drain(&world, false).await;
     let refused = eventually(DEADLINE, async || {
         let answer = post(&world).await?;
@@ -127,6 +134,7 @@ async fn a_draining_agent_empties_its_buffer() {
     becomes(&world, v1::AgentState::Online).await;
     let wamid = eventually(DEADLINE, async || world.provider.say(FROM, "again").await).await.unwrap();
     world.delivered(&wamid).await.unwrap();
+    world.log_in(hanging.id(), v1::DeliveryState::Delivered).await.unwrap();
     world.agent.wait_ready().await.unwrap();
 }
 

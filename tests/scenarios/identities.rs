@@ -236,7 +236,7 @@ async fn revoked_key_ends_its_streams() {
         let change = watch.message().within(DEADLINE).await.unwrap().unwrap().unwrap();
         assert_eq!(change.inbound_log.unwrap().external_message_id, wamid);
     }
-    let request = v1::RevokeApiKeyRequest { id };
+    let request = v1::RevokeApiKeyRequest { id, ..Default::default() };
     world.client().tenants().revoke_api_key(request).await.unwrap();
     let ended = async {
         loop {

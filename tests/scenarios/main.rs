@@ -4,6 +4,7 @@
 
 mod layering;
 mod first_event;
+mod clean_start;
 mod authenticity;
 mod providers;
 mod duplicates;
@@ -22,7 +23,9 @@ mod config_stream;
 mod control_plane_away;
 mod static_stability;
 mod fleet;
+mod hand_over;
 mod backup;
+mod exported_snapshot;
 mod versions;
 mod identities;
 mod store_trouble;

@@ -22,8 +22,9 @@ const FROM: &str = "966500000001";
 /// The limit that is tried, per second, and how many deliveries it is tried with: ten seconds of them.
 const RATE: i32 = 10;
 const DELIVERIES: usize = 100;
-/// What is measured must lie within these.
-const RATE_MEASURED: std::ops::RangeInclusive<f64> = 9.0..=11.0;
+/// What is measured must lie within these: the limit is never exceeded, and a machine that stands still for a while
+/// makes up for nothing.
+const RATE_MEASURED: std::ops::RangeInclusive<f64> = 5.0..=11.0;
 /// Pause between two messages while changes are made.
 const POST_INTERVAL: Duration = Duration::from_millis(5);
 /// How many times each change is made: at most five secrets sign at once.

@@ -16,7 +16,9 @@ use gateway_tests::{
 
 use tokio::process::Command;
 
+mod authority;
 mod calls;
+mod cli;
 mod files;
 
 /// A control plane with its own authority, and certificates of this life.
@@ -56,7 +58,12 @@ async fn join_tokens_say_whom_to_trust() {
     use std::os::unix::fs::PermissionsExt as _;
     let mut world = world("24h").await;
     works(&world).await;
-    assert!(agent(&world).await.unwrap().certificate_expire_time.is_some());
+    let expires = agent(&world).await.unwrap().certificate_expire_time.unwrap().seconds;
+    // What the programs show of their certificates, for whoever watches them.
+    let shown = |name| format!("gateway_tls_certificate_expire_time_seconds{{certificate=\"{name}\"}}");
+    assert_eq!(world.agent.metric(&shown("client")).await.unwrap(), f64::from(u32::try_from(expires).unwrap()));
+    let served = world.control_plane.metric(&shown("grpc")).await.unwrap();
+    assert!(served > f64::from(u32::try_from(expires).unwrap()), "{served} is before {expires}");
     for (directory, file) in [
         (world.agent.data_dir(), "certificate.json"),
         (world.agent.data_dir(), "credential.json"),

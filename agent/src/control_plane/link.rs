@@ -120,6 +120,11 @@ impl Link {
         Ok(())
     }
 
+    /// The certificate that connections show.
+    pub fn certificate(&self) -> CurrentCertificate {
+        self.shared.certificate.clone()
+    }
+
     /// What is wrong with the server's certificate, if the last connection failed for that.
     pub fn untrusted(&self) -> Option<String> {
         self.shared.untrusted.lock().unwrap_or_else(PoisonError::into_inner).clone()

@@ -102,7 +102,7 @@ async fn enrolling_stops_at_a_wrong_server() {
     let (link, token) =
         (Link::new(&url, None, pin).unwrap(), JoinToken { secret: "join_secret".into(), pin });
     let directory = tempfile::tempdir().unwrap();
-    let failure = enroll(&link, &token, None, directory.path()).await.unwrap_err();
+    let failure = enroll(&link, &token, Scope::default(), directory.path()).await.unwrap_err();
     assert!(matches!(&failure, IdentityError::Untrusted { .. }), "{failure}");
     assert!(failure.to_string().contains("the authority that the join token named"), "{failure}");
     assert!(stored_identity(directory.path()).unwrap().is_none());

@@ -46,6 +46,7 @@ mod home;
 mod shared;
 mod round;
 mod settle;
+mod hand_over;
 mod clean;
 mod recover;
 mod open;
@@ -59,6 +60,7 @@ pub mod bench;
 pub(crate) mod tests;
 
 pub use error::{AppendError, Ended, OpenError, ReadError};
+pub use hand_over::{InvalidHandOver, TakenOver};
 pub use record::Lane;
 
 use index::Slot;
@@ -143,21 +145,26 @@ pub struct NewEvent {
 }
 
 impl NewEvent {
-    /// Hash of the contact, the same for its user id and its phone only where both are always known; 0 when
-    /// there is none.
     fn contact(&self) -> u32 {
-        let log = &self.log;
-        let phone = match self.event_type {
+        contact(Some(self.event_type), &self.log)
+    }
+}
+
+/// Hash of the contact, the same for its user id and its phone only where both are always known; 0 when there
+/// is none.
+fn contact(event_type: Option<EventType>, log: &v1::InboundLog) -> u32 {
+    let phone = match event_type {
+        Some(
             EventType::MessageSent
             | EventType::MessageDelivered
             | EventType::MessageRead
             | EventType::MessageFailed
-            | EventType::MessageStatusUpdated => &log.to_phone,
-            _ => &log.from_phone,
-        };
-        let contact = if log.contact_user_id.is_empty() { phone } else { &log.contact_user_id };
-        if contact.is_empty() { 0 } else { crc32c::crc32c(contact.as_bytes()).max(1) }
-    }
+            | EventType::MessageStatusUpdated,
+        ) => &log.to_phone,
+        _ => &log.from_phone,
+    };
+    let contact = if log.contact_user_id.is_empty() { phone } else { &log.contact_user_id };
+    if contact.is_empty() { 0 } else { crc32c::crc32c(contact.as_bytes()).max(1) }
 }
 
 /// A part of a callback whose number no instance claims.
@@ -174,6 +181,8 @@ pub struct NewUnrouted {
 pub struct Entry {
     /// Events.
     pub events: Vec<NewEvent>,
+    /// Deliveries that another agent gave away.
+    pub taken_over: Vec<TakenOver>,
     /// Parts that nobody claims.
     pub unrouted: Vec<NewUnrouted>,
     /// Marks of what has no event of its own: a contact's wish that came alone.
@@ -185,9 +194,9 @@ pub struct Entry {
 /// What became of an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Receipt {
-    /// Events and unrouted parts that are new and now on disk.
+    /// Events, unrouted parts and deliveries of others that are new and now on disk.
     pub stored: usize,
-    /// Those, and marks, that came before; they are counted and not delivered again.
+    /// Those, and marks, that came before; they are not delivered again.
     pub duplicates: usize,
 }
 
@@ -257,7 +266,7 @@ pub struct Outcome {
     pub event: u64,
     /// The subscription.
     pub subscription: u32,
-    /// Where the delivery stands now.
+    /// Where the delivery stands now, or that it is given away.
     pub state: DeliveryState,
     /// When the next attempt is due, in milliseconds since 1970; none to leave that as it was.
     pub due_ms: Option<i64>,

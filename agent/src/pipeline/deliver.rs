@@ -12,7 +12,8 @@
 //! its destination works ([`breaker`]), is to be spared ([`rate`]), wants its contacts in order ([`order`]), and
 //! whether its subscription is active, paused or gone ([`standing`]). A [`runner`] makes attempts ([`attempt`])
 //! one after the other, decides what follows ([`outcome`]), and ends when there is none to make. One task
-//! ([`Deliverer::run`]) looks after the rest: new deliveries, timers, and changes of the configuration.
+//! ([`Deliverer::run`]) looks after the rest: new deliveries, timers, and changes of the configuration. While the
+//! agent drains, one more gives away what cannot be made now ([`give`]).
 
 use std::{sync::Arc, time::Duration};
 
@@ -34,6 +35,7 @@ mod rate;
 mod order;
 mod standing;
 mod runner;
+mod give;
 mod outcome;
 mod dial;
 mod failure;
@@ -121,6 +123,7 @@ impl Deliverer {
                 () = stop.cancelled() => return Ok(()),
             }
         }
+        self.tasks.spawn(give::give_away(Arc::clone(&runner), stop.clone()));
         let timer = tokio::time::sleep(Duration::ZERO);
         tokio::pin!(timer);
         loop {

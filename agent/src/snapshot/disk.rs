@@ -136,6 +136,11 @@ impl ConfigLog {
         Ok((Self { inner: Arc::new(Mutex::new(inner)) }, opt_outs))
     }
 
+    /// Whether nothing was ever stored.
+    pub fn is_empty(&self) -> bool {
+        self.lock().state.is_empty()
+    }
+
     /// The configuration. None when nothing was ever stored.
     pub fn snapshot(&self) -> Option<Snapshot> {
         let inner = self.lock();

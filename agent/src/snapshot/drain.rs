@@ -1,5 +1,5 @@
 //! Whether this agent drains: refuses new callbacks, and delivers and reports what it has until nothing is
-//! left. The control plane says so; a file in the data directory keeps it over a restart, so that a drained
+//! left; what it cannot deliver now it gives away, if the control plane takes that. The control plane says so; a file in the data directory keeps it over a restart, so that a drained
 //! agent stays drained while the control plane is away. A revoked agent refuses callbacks in the same way, until it
 //! enrolls anew: nobody sees what it would take.
 
@@ -12,8 +12,12 @@ use std::{
     },
 };
 
+use tokio::sync::watch;
+
 /// The file that is there while the agent drains.
 const FILE: &str = "draining";
+/// The file that is there while the control plane takes hand-overs.
+const HAND_OVERS_FILE: &str = "takes-hand-overs";
 /// The file that is there once the agent was revoked.
 const REVOKED_FILE: &str = "revoked";
 
@@ -21,6 +25,9 @@ const REVOKED_FILE: &str = "revoked";
 #[derive(Debug, Default)]
 pub struct Drain {
     is_on: AtomicBool,
+    takes_hand_overs: AtomicBool,
+    /// Whether both are so.
+    hands_over: watch::Sender<bool>,
     is_revoked: AtomicBool,
     taking: Arc<AtomicUsize>,
     data_dir: OnceLock<PathBuf>,
@@ -33,17 +40,40 @@ pub struct Taking(Arc<AtomicUsize>);
 impl Drain {
     /// Goes on with what `data_dir` says, and keeps it there from now on.
     pub fn keep_in(&self, data_dir: &Path) {
-        for (file, flag) in [(FILE, &self.is_on), (REVOKED_FILE, &self.is_revoked)] {
+        let flags = [
+            (FILE, &self.is_on),
+            (HAND_OVERS_FILE, &self.takes_hand_overs),
+            (REVOKED_FILE, &self.is_revoked),
+        ];
+        for (file, flag) in flags {
             if data_dir.join(file).exists() {
                 flag.store(true, Ordering::SeqCst);
             }
         }
         self.data_dir.get_or_init(|| data_dir.to_owned());
+        self.tell();
     }
 
     /// Whether the agent drains.
     pub fn is_on(&self) -> bool {
         self.is_on.load(Ordering::SeqCst)
+    }
+
+    /// Whether the agent gives away what it cannot deliver now: it drains, and the control plane takes hand-overs.
+    pub fn hands_over(&self) -> bool {
+        *self.hands_over.borrow()
+    }
+
+    /// Waits until [`Self::hands_over`]. Cancel safe.
+    pub async fn begins_to_hand_over(&self) {
+        let mut hands_over = self.hands_over.subscribe();
+        // The sender is in `self`, so the wait does not fail.
+        drop(hands_over.wait_for(|hands_over| *hands_over).await);
+    }
+
+    fn tell(&self) {
+        let hands_over = self.is_on() && self.takes_hand_overs.load(Ordering::SeqCst);
+        self.hands_over.send_if_modified(|before| std::mem::replace(before, hands_over) != hands_over);
     }
 
     /// Whether the agent was revoked.
@@ -78,6 +108,15 @@ impl Drain {
         self.write(&self.is_on, FILE, on)
     }
 
+    /// Notes whether the control plane takes hand-overs, at once; then the disk is told. True when it was otherwise
+    /// before.
+    ///
+    /// # Errors
+    /// When the disk refuses: a restart would forget it until the control plane is reached.
+    pub fn set_takes_hand_overs(&self, takes: bool) -> io::Result<bool> {
+        self.write(&self.takes_hand_overs, HAND_OVERS_FILE, takes)
+    }
+
     /// The agent was revoked: refuses callbacks at once; then the disk is told. True when it was not known before.
     ///
     /// # Errors
@@ -98,6 +137,7 @@ impl Drain {
         if flag.swap(on, Ordering::SeqCst) == on {
             return Ok(false);
         }
+        self.tell();
         let Some(file) = self.data_dir.get().map(|data_dir| data_dir.join(file)) else { return Ok(true) };
         if on {
             crate::private::write_file(&file, b"")?;
@@ -144,6 +184,32 @@ mod tests {
         let restarted = Drain::default();
         restarted.keep_in(directory.path());
         assert!(!restarted.is_on());
+    }
+
+    /// Deliveries are given away only while it drains and the control plane says that it takes them; a restart finds
+    /// that as it was left.
+    #[tokio::test]
+    async fn hands_over_to_who_takes_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let restarted = || {
+            let drain = Drain::default();
+            drain.keep_in(directory.path());
+            drain
+        };
+        let drain = restarted();
+        assert!(drain.set(true).unwrap() && !drain.hands_over());
+        let (begun, ()) = tokio::join!(
+            tokio::time::timeout(std::time::Duration::from_secs(20), drain.begins_to_hand_over()),
+            async { assert!(drain.set_takes_hand_overs(true).unwrap()) }
+        );
+        assert!(begun.is_ok() && drain.hands_over() && restarted().hands_over());
+        assert!(!drain.set_takes_hand_overs(true).unwrap());
+        drain.set(false).unwrap();
+        assert!(!drain.hands_over() && !restarted().hands_over());
+        drain.set(true).unwrap();
+        assert!(drain.hands_over());
+        drain.set_takes_hand_overs(false).unwrap();
+        assert!(!drain.hands_over() && drain.is_on() && !restarted().hands_over());
     }
 
     /// A revoked agent admits no callback, also after a restart and when it does not drain, until it enrolls anew.

@@ -55,7 +55,7 @@ async fn follower(handle: &SnapshotHandle, data_dir: &Path) -> (Follower, tempfi
     let identity = r#"{"agent_id":"agt_1","region":"eu","credential":"agent_secret"}"#;
     let follower = Follower {
         handle: handle.clone(),
-        log: restore(data_dir, None, handle, &opt_outs).unwrap(),
+        log: restore(data_dir, None, &opt_outs).unwrap(),
         opt_outs,
         buffer,
         refusals: Refusals::default(),

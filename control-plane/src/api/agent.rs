@@ -147,8 +147,9 @@ impl AgentService for AgentApi {
         &self,
         request: Request<v1::WatchAgentsRequest>,
     ) -> Result<Response<Self::WatchAgentsStream>, Status> {
+        let open = self.state.keys.open_stream(&authorize::caller(&request)?)?;
         let watch = watch::Watch::new(self.clone(), request.into_inner());
-        Ok(Response::new(Box::pin(driven(watch.into_stream()))))
+        Ok(Response::new(Box::pin(driven(open.around(watch.into_stream())))))
     }
 
     async fn drain_agent(
@@ -161,11 +162,12 @@ impl AgentService for AgentApi {
         let mut tx = self.state.store.begin_write().await?;
         let now = clock::now();
         fleet::set_drain(&mut tx, &id, !undo, now).await?;
+        let (fleet, drained) = (self.state.fleet.clone(), id.clone());
+        tx.after_commit(move || fleet.drain_changed(&drained));
         let drain_time = (!undo).then(|| before.drain_time.unwrap_or_else(|| time::to_proto(now)));
         let after = v1::Agent { drain_time, ..before.clone() };
         tx.audit(&caller, Audited::changed("AgentService/DrainAgent", &before, &after)).await?;
         tx.commit().await?;
-        self.state.fleet.drain_changed(&id);
         tracing::info!(gateway.agent.id = id, undo, "an agent was asked to drain, or no more");
         Ok(Response::new(v1::DrainAgentResponse { agent: Some(self.one_agent(&id).await?) }))
     }
@@ -192,13 +194,16 @@ impl AgentService for AgentApi {
         let join_secret = secret("join_");
         let token = agents::JoinToken { region: request.region.clone(), tenant_id: tenant_id.clone() };
         let mut tx = self.state.store.begin_write().await?;
-        agents::create_join_token(&mut tx, &hash(&join_secret), &token, now, expire_time).await?;
+        let token_hash = hash(&join_secret);
+        agents::create_join_token(&mut tx, &token_hash, &token, now, expire_time).await?;
+        let id = join_token_id(&token_hash);
         let made = NewJoinToken { tenant_id: tenant_id.unwrap_or_default(), ..request };
-        tx.audit(&caller, Audited::created("AgentService/CreateJoinToken", &made)).await?;
+        let audited = Audited::created("AgentService/CreateJoinToken", &made);
+        tx.audit(&caller, Audited { resource_id: id.clone(), ..audited }).await?;
         tx.commit().await?;
         let expire_time = Some(time::to_proto(expire_time));
         let join_token = self.with_pin(join_secret);
-        Ok(Response::new(v1::CreateJoinTokenResponse { join_token, expire_time }))
+        Ok(Response::new(v1::CreateJoinTokenResponse { join_token, expire_time, id }))
     }
 }
 
@@ -226,6 +231,13 @@ fn ttl(ttl: Option<&prost_types::Duration>) -> Result<Duration, Status> {
 pub(super) fn secret(prefix: &str) -> String {
     let random = rand::rng().sample_iter(rand::distr::Alphanumeric).take(SECRET_CHARS).map(char::from);
     prefix.chars().chain(random).collect()
+}
+
+/// Names a join token for the audit log: made of a hash of its stored hash, so that it is known wherever the token
+/// is, and tells nothing of it.
+pub(super) fn join_token_id(token_hash: &[u8; 32]) -> String {
+    let hash = Sha256::digest(token_hash);
+    format!("jt_{}", gateway_core::id::base32(hash.first_chunk::<10>().expect("a SHA-256 has 32 bytes")))
 }
 
 /// SHA-256, as join tokens and credentials are stored.

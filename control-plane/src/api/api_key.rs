@@ -1,5 +1,7 @@
 //! Making, listing and revoking API keys, for `TenantService`.
 
+use std::collections::HashMap;
+
 use gateway_core::{
     api_key::{self, ApiKey, RANDOM_CHARS, Role, SHOWN_CHARS},
     time,
@@ -11,7 +13,7 @@ use sha2::{Digest as _, Sha256};
 use tonic::Status;
 
 use super::{
-    authorize::{Caller, access},
+    authorize::{Actor, Caller, access},
     new_id,
     page::Page,
     status, tenant,
@@ -19,8 +21,11 @@ use super::{
 use crate::{
     app::State,
     audit::Audited,
-    store::{api_keys, tenants},
+    store::{Connection, api_keys, tenants},
 };
+
+/// Keys read by one query.
+const KEYS_CHUNK: i64 = 1_000;
 
 /// Makes a key that may do at most what its creator may.
 pub(super) async fn create(
@@ -56,6 +61,7 @@ pub(super) async fn create(
         create_time: Some(time::to_proto(now)),
         last_use_time: None,
         revoke_time: None,
+        created_by: caller.actor.to_string(),
     };
     api_keys::create(&mut transaction, &key, &Sha256::digest(&secret).into()).await?;
     transaction.audit(caller, Audited::created("TenantService/CreateApiKey", &key)).await?;
@@ -103,25 +109,67 @@ pub(super) async fn list(
     Ok(v1::ListApiKeysResponse { api_keys: keys, next_page_token })
 }
 
-/// Revokes a key, once: what it opened ends, and it opens nothing more.
+/// Revokes a key, once: what it opened ends, and it opens nothing more. With `revoke_created` also those that were made
+/// with it, directly or not.
 pub(super) async fn revoke(
     state: &State,
     caller: &Caller,
-    id: &str,
+    request: &v1::RevokeApiKeyRequest,
 ) -> Result<v1::RevokeApiKeyResponse, Status> {
+    let id = request.id.as_str();
     if id.is_empty() {
         return Err(status::missing_field("id"));
     }
     let mut transaction = state.store.begin_write().await?;
     let found = api_keys::find(&mut transaction, &caller.tenants(), id).await?;
-    let before = found.ok_or_else(|| status::not_found("API key", id))?;
-    if before.revoke_time.is_some() {
-        return Ok(v1::RevokeApiKeyResponse { api_key: Some(before) });
+    let mut key = found.ok_or_else(|| status::not_found("API key", id))?;
+    let created =
+        if request.revoke_created { created_with(&mut transaction, &key).await? } else { Vec::new() };
+    let mut revoked_count = 0;
+    for before in std::iter::once(key.clone()).chain(created) {
+        if before.revoke_time.is_some() {
+            continue;
+        }
+        let after = v1::ApiKey { revoke_time: Some(time::to_proto(clock::now())), ..before.clone() };
+        api_keys::update(&mut transaction, &after).await?;
+        let audited = Audited::changed("TenantService/RevokeApiKey", &before, &after);
+        transaction.audit(caller, audited).await?;
+        revoked_count += 1;
+        if after.id == key.id {
+            key = after;
+        }
     }
-    let key = v1::ApiKey { revoke_time: Some(time::to_proto(clock::now())), ..before.clone() };
-    api_keys::update(&mut transaction, &key).await?;
-    transaction.audit(caller, Audited::changed("TenantService/RevokeApiKey", &before, &key)).await?;
-    transaction.commit().await?;
-    state.keys.look();
-    Ok(v1::RevokeApiKeyResponse { api_key: Some(key) })
+    if revoked_count > 0 {
+        let keys = state.keys.clone();
+        transaction.after_commit(move || keys.look());
+        transaction.commit().await?;
+    }
+    Ok(v1::RevokeApiKeyResponse { api_key: Some(key), revoked_count })
+}
+
+/// The keys that were made with a key, those made with these, and so on, without the key itself. A tenant's key
+/// makes keys of its tenant only.
+async fn created_with(
+    connection: &mut dyn Connection,
+    key: &v1::ApiKey,
+) -> Result<Vec<v1::ApiKey>, Status> {
+    let tenant_id = Some(key.tenant_id.as_str()).filter(|tenant_id| !tenant_id.is_empty());
+    let mut by_creator: HashMap<String, Vec<v1::ApiKey>> = HashMap::new();
+    let mut after: Option<String> = None;
+    loop {
+        let keys = api_keys::list(connection, tenant_id, after.as_deref(), KEYS_CHUNK).await?;
+        let Some(last) = keys.last() else { break };
+        after = Some(last.id.clone());
+        for key in keys {
+            by_creator.entry(key.created_by.clone()).or_default().push(key);
+        }
+    }
+    let (mut created, mut creators) = (Vec::new(), vec![key.id.clone()]);
+    while let Some(creator) = creators.pop() {
+        // A creator's keys are taken once, so that this ends.
+        let keys = by_creator.remove(&Actor::ApiKey(creator).to_string()).unwrap_or_default();
+        creators.extend(keys.iter().map(|key| key.id.clone()));
+        created.extend(keys);
+    }
+    Ok(created)
 }

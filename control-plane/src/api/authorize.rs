@@ -37,6 +37,7 @@ pub mod access;
 mod caller;
 mod ending;
 pub mod keys;
+mod streams;
 
 pub use caller::{Actor, Caller};
 

@@ -97,6 +97,7 @@ impl InboundLogService for InboundLogApi {
             Some(time) => WatchFrom::Time(time),
             None => WatchFrom::Now,
         };
+        let open = self.state.keys.open_stream(&caller)?;
         let watch = self.state.logs.watch(filter, from).await?;
         // The client pulls: each step reads at most one page, so a slow one makes nothing grow here.
         let changes = stream::unfold(Some(watch), |watch| async move {
@@ -106,7 +107,7 @@ impl InboundLogService for InboundLogApi {
                 Err(error) => Some((Err(error.into()), None)),
             }
         });
-        Ok(Response::new(driven(changes).boxed()))
+        Ok(Response::new(driven(open.around(changes)).boxed()))
     }
 
     async fn list_delivery_attempts(

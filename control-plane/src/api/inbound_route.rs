@@ -29,6 +29,7 @@ use crate::{
     audit::Audited,
     store::{
         Connection, WriteTx,
+        damaged::Found,
         inbound_routes::{self, StoredRoute},
         requests, tenants,
     },
@@ -159,14 +160,22 @@ impl InboundRouteService for InboundRouteApi {
         let caller = authorize::caller(&request)?;
         let v1::DeleteInboundRouteRequest { id, etag } = request.into_inner();
         let mut transaction = self.state.store.begin_write().await?;
-        let stored = find(&mut transaction, &caller.tenants(), "id", &id).await?;
-        status::check_etag("inbound route", &id, &etag, &stored.route.etag)?;
+        let found = find_even_damaged(&mut transaction, &caller.tenants(), "id", &id).await?;
+        let current = match &found {
+            Found::Whole(stored) => &stored.route.etag,
+            Found::Damaged(head) => &head.etag,
+        };
+        status::check_etag("inbound route", &id, &etag, current)?;
         let referring = instance::ids_of_route(&mut transaction, &id).await?;
         if !referring.is_empty() {
             return Err(status::in_use("inbound route", &id, "instances", referring.into_iter()));
         }
         inbound_routes::delete(&mut transaction, &id).await?;
-        let audited = Audited::deleted("InboundRouteService/DeleteInboundRoute", &stored.route);
+        let method = "InboundRouteService/DeleteInboundRoute";
+        let audited = match &found {
+            Found::Whole(stored) => Audited::deleted(method, &stored.route),
+            Found::Damaged(head) => Audited::deleted_unread::<v1::InboundRoute>(method, head),
+        };
         transaction.audit(&caller, audited).await?;
         transaction.commit().await?;
         Ok(Response::new(v1::DeleteInboundRouteResponse {}))
@@ -248,10 +257,22 @@ async fn find(
     field: &str,
     id: &str,
 ) -> Result<StoredRoute, Status> {
+    match find_even_damaged(connection, scope, field, id).await? {
+        Found::Whole(stored) => Ok(stored),
+        Found::Damaged(_) => Err(status::damaged("inbound route", id, "DeleteInboundRoute")),
+    }
+}
+
+async fn find_even_damaged(
+    connection: &mut dyn Connection,
+    scope: &TenantScope,
+    field: &str,
+    id: &str,
+) -> Result<Found<StoredRoute>, Status> {
     if id.is_empty() {
         return Err(status::missing_field(field));
     }
-    let found = inbound_routes::find(connection, scope, id).await?;
+    let found = inbound_routes::find_even_damaged(connection, scope, id).await?;
     found.ok_or_else(|| status::not_found("inbound route", id))
 }
 

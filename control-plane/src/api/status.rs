@@ -55,6 +55,15 @@ pub fn not_found(resource: &str, id: &str) -> Status {
     with_reason(Code::NotFound, "NOT_FOUND", message, &[("resource", resource), ("id", id)])
 }
 
+/// DATA_LOSS: the resource is stored, but cannot be read. `delete` is the method that removes it.
+pub fn damaged(resource: &str, id: &str, delete: &str) -> Status {
+    let message = format!(
+        "{resource} `{id}` is stored but cannot be read: restore a backup that has it, or remove it with {delete} and \
+         create it anew"
+    );
+    with_reason(Code::DataLoss, "DAMAGED_RESOURCE", message, &[("resource", resource), ("id", id)])
+}
+
 /// ALREADY_EXISTS for an id that is taken.
 pub fn already_exists(resource: &str, id: &str) -> Status {
     let message = format!("{resource} `{id}` exists already; choose another id or leave it empty");
@@ -95,6 +104,19 @@ pub fn check_etag(resource: &str, id: &str, given: &str, current: &str) -> Resul
 /// RESOURCE_EXHAUSTED: a limit is reached.
 pub fn exhausted(reason: &str, message: impl Into<String>) -> Status {
     with_reason(Code::ResourceExhausted, reason, message, &[])
+}
+
+/// RESOURCE_EXHAUSTED: a limit is reached; trying again can help once others have let go.
+pub fn exhausted_until(reason: &str, message: impl Into<String>, retry_after: Duration) -> Status {
+    let mut details = ErrorDetails::with_error_info(reason, DOMAIN, HashMap::new());
+    details.set_retry_info(Some(retry_after));
+    Status::with_error_details(Code::ResourceExhausted, message, details)
+}
+
+/// DEADLINE_EXCEEDED: the call did not have its answer in time.
+pub fn deadline_exceeded() -> Status {
+    let message = "the call had no answer in time; it may have taken effect: repeat it, creations with their `request_id`";
+    with_reason(Code::DeadlineExceeded, "DEADLINE_EXCEEDED", message, &[])
 }
 
 /// UNAUTHENTICATED: no credential, or one that nobody has.
@@ -153,8 +175,8 @@ impl From<StoreError> for Status {
             StoreError::Database { trouble, .. } => help(*trouble),
             damage if damage.is_damage() => {
                 log(&error);
-                let message =
-                    "a stored resource cannot be read; the control plane's log names it, a backup has it";
+                let message = "a stored resource cannot be read; the control plane's log says which: restore a backup \
+                               that has it, or delete it and create it anew";
                 return with_reason(Code::DataLoss, "DAMAGED_RESOURCE", message, &[]);
             }
             _ => None,
@@ -162,6 +184,14 @@ impl From<StoreError> for Status {
         let Some((delay, reason, message)) = help else { return internal(&error) };
         log(&error);
         unavailable_until(reason, message, delay)
+    }
+}
+
+/// The reason that callers are told of a failure that lies around the database; None of any other.
+pub fn trouble_of(error: &StoreError) -> Option<&'static str> {
+    match error {
+        StoreError::Database { trouble, .. } => help(*trouble).map(|(_, reason, _)| reason),
+        _ => None,
     }
 }
 

@@ -148,8 +148,9 @@ impl TenantService for TenantApi {
         }
         tenants::delete(&mut transaction, &id).await?;
         transaction.audit(&caller, Audited::deleted("TenantService/DeleteTenant", &tenant)).await?;
+        let keys = self.state.keys.clone();
+        transaction.after_commit(move || keys.look());
         transaction.commit().await?;
-        self.state.keys.look();
         Ok(Response::new(v1::DeleteTenantResponse {}))
     }
 
@@ -174,7 +175,7 @@ impl TenantService for TenantApi {
         request: Request<v1::RevokeApiKeyRequest>,
     ) -> Result<Response<v1::RevokeApiKeyResponse>, Status> {
         let caller = authorize::caller(&request)?;
-        Ok(Response::new(api_key::revoke(&self.state, &caller, &request.get_ref().id).await?))
+        Ok(Response::new(api_key::revoke(&self.state, &caller, request.get_ref()).await?))
     }
 }
 

@@ -22,6 +22,8 @@ use crate::{
 };
 
 mod access;
+mod damaged;
+mod unwatched_commits;
 mod instances;
 mod inbound_routes;
 mod opt_outs;

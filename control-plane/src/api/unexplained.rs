@@ -1,4 +1,5 @@
-//! Refusals that tonic makes before a method is reached: they get an `ErrorInfo` as all others have.
+//! Refusals that tonic makes before a method is reached: they get an `ErrorInfo` as all others have, and the code that
+//! the API documents where tonic has another one.
 
 use std::collections::HashMap;
 
@@ -22,7 +23,8 @@ pub(super) fn explain(response: http::Response<Body>) -> http::Response<Body> {
     }
 }
 
-/// The status, with a reason if it has none.
+/// The status, with a reason if it has none. tonic calls a message that is too large OUT_OF_RANGE when it comes in, and
+/// a deadline that has passed CANCELLED.
 pub(super) fn with_reason(status: &Status) -> Status {
     if !status.details().is_empty() {
         return status.clone();
@@ -38,8 +40,13 @@ pub(super) fn with_reason(status: &Status) -> Status {
         "" if status.code() == Code::Unimplemented => "this control plane has no such method",
         message => message,
     };
+    let code = match status.code() {
+        Code::OutOfRange => Code::ResourceExhausted,
+        Code::Cancelled => Code::DeadlineExceeded,
+        code => code,
+    };
     let details = ErrorDetails::with_error_info(reason, DOMAIN, HashMap::new());
-    Status::with_error_details(status.code(), message, details)
+    Status::with_error_details(code, message, details)
 }
 
 #[cfg(test)]
@@ -56,6 +63,10 @@ mod tests {
     fn only_unexplained_refusals_change() {
         let too_large = explain(Status::out_of_range("too large").into_http());
         assert_eq!(reason(&too_large).as_deref(), Some("MESSAGE_TOO_LARGE"));
+        let code =
+            |response: &http::Response<Body>| Status::from_header_map(response.headers()).unwrap().code();
+        assert_eq!(code(&too_large), Code::ResourceExhausted);
+        assert_eq!(code(&explain(Status::cancelled("Timeout expired").into_http())), Code::DeadlineExceeded);
         let ours = explain(crate::api::status::not_found("instance", "inst_1").into_http());
         assert_eq!(reason(&ours).as_deref(), Some("NOT_FOUND"));
         let answer = explain(http::Response::new(Body::empty()));

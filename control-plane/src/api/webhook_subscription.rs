@@ -26,7 +26,8 @@ use super::{
 use crate::{
     app::State,
     audit::Audited,
-    store::{Connection, WriteTx, instances, requests, tenants, webhook_subscriptions},
+    store::{Connection, WriteTx, damaged::Found, instances, requests, tenants, webhook_subscriptions},
+    work::WorkQueue,
 };
 pub(super) use secrets::masked;
 use secrets::{keep_authentication, keep_client_certificate, set_headers};
@@ -112,6 +113,7 @@ impl WebhookSubscriptionApi {
         subscription.tenant_id = instance.tenant_id;
         subscription.set_state(v1::WebhookSubscriptionState::Active);
         subscription.pause_reason.clear();
+        subscription.is_damaged = false;
         subscription.create_time = Some(time::to_proto(now));
         subscription.update_time = Some(time::to_proto(now));
         let headers = std::mem::take(&mut subscription.headers);
@@ -236,11 +238,18 @@ impl WebhookSubscriptionService for WebhookSubscriptionApi {
         let caller = authorize::caller(&request)?;
         let v1::DeleteWebhookSubscriptionRequest { id, etag } = request.into_inner();
         let mut transaction = self.state.store.begin_write().await?;
-        let config = find(&mut transaction, &caller.tenants(), "id", &id).await?;
-        let current = config.webhook_subscription.as_ref().map_or("", |found| &found.etag);
+        let found = find_even_damaged(&mut transaction, &caller.tenants(), "id", &id).await?;
+        let current = match &found {
+            Found::Whole(config) => config.webhook_subscription.as_ref().map_or("", |found| &found.etag),
+            Found::Damaged(head) => &head.etag,
+        };
         status::check_etag("webhook subscription", &id, &etag, current)?;
         webhook_subscriptions::delete(&mut transaction, &id).await?;
-        let audited = Audited::deleted("WebhookSubscriptionService/DeleteWebhookSubscription", &config);
+        let method = "WebhookSubscriptionService/DeleteWebhookSubscription";
+        let audited = match &found {
+            Found::Whole(config) => Audited::deleted(method, config),
+            Found::Damaged(head) => Audited::deleted_unread::<v1::WebhookSubscriptionConfig>(method, head),
+        };
         transaction.audit(&caller, audited).await?;
         transaction.commit().await?;
         Ok(Response::new(v1::DeleteWebhookSubscriptionResponse {}))
@@ -342,18 +351,22 @@ impl WebhookSubscriptionService for WebhookSubscriptionApi {
     ) -> Result<Response<v1::SendTestEventResponse>, Status> {
         let caller = authorize::caller(&request)?;
         let id = request.into_inner().id;
-        let mut connection = self.state.store.reader().await?;
-        let config = find(&mut connection, &caller.tenants(), "id", &id).await?;
-        let of = config.webhook_subscription.unwrap_or_default().instance_id;
-        let instance = instance::find(&mut connection, &caller.tenants(), "id", &of).await?;
-        drop(connection);
+        let mut transaction = self.state.store.begin_write().await?;
+        let config = find(&mut transaction, &caller.tenants(), "id", &id).await?;
+        let of = config.webhook_subscription.as_ref().map_or("", |found| &found.instance_id);
+        let instance = instance::find(&mut transaction, &caller.tenants(), "id", of).await?;
         let event_id = EventId::from_bytes(rand::random()).to_string();
         let work = v1::TestEventWork {
             event_id: event_id.clone(),
             subscription_id: id,
             create_time: Some(time::to_proto(clock::now())),
         };
-        self.state.work.enqueue(&instance.regions, Work::TestEvent(work)).await?;
+        WorkQueue::enqueue_in(&mut transaction, &instance.regions, Work::TestEvent(work)).await?;
+        let audited = Audited::seen("WebhookSubscriptionService/SendTestEvent", &config);
+        transaction.audit(&caller, audited).await?;
+        let queue = self.state.work.clone();
+        transaction.after_commit(move || queue.wake());
+        transaction.commit().await?;
         Ok(Response::new(v1::SendTestEventResponse { event_id }))
     }
 }
@@ -364,10 +377,22 @@ async fn find(
     field: &str,
     id: &str,
 ) -> Result<v1::WebhookSubscriptionConfig, Status> {
+    match find_even_damaged(connection, scope, field, id).await? {
+        Found::Whole(config) => Ok(config),
+        Found::Damaged(_) => Err(status::damaged("webhook subscription", id, "DeleteWebhookSubscription")),
+    }
+}
+
+async fn find_even_damaged(
+    connection: &mut dyn Connection,
+    scope: &TenantScope,
+    field: &str,
+    id: &str,
+) -> Result<Found<v1::WebhookSubscriptionConfig>, Status> {
     if id.is_empty() {
         return Err(status::missing_field(field));
     }
-    let found = webhook_subscriptions::find(connection, scope, id).await?;
+    let found = webhook_subscriptions::find_even_damaged(connection, scope, id).await?;
     found.ok_or_else(|| status::not_found("webhook subscription", id))
 }
 

@@ -111,6 +111,7 @@ pub const FIELDS: &[(&str, Visibility)] = &[
     ("ApiKey.display_name", Shown),
     ("ApiKey.scopes", Shown),
     ("ApiKey.prefix", Shown),
+    ("ApiKey.created_by", Shown),
     // The fleet.
     ("Agent.id", Shown),
     ("Agent.region", Shown),

@@ -83,7 +83,7 @@ impl Resource for v1::OptOutPolicy {
     }
 }
 
-/// A join token that was made: what was asked for. It has no id, and its value is a secret.
+/// A join token that was made: what was asked for. Its id is not in it, and its value is a secret.
 pub type NewJoinToken = v1::CreateJoinTokenRequest;
 
 impl Resource for NewJoinToken {

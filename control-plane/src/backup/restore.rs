@@ -3,7 +3,9 @@
 use std::{fs, io, os::unix::fs::DirBuilderExt as _, path::Path};
 
 use super::{
-    BackupError, DATABASES, FORMAT, MANIFEST, Manifest, Progress, checksum, make_empty, sync_directory,
+    BackupError, DATABASES, FORMAT, MANIFEST, Manifest, Progress, checksum, make_empty,
+    revocations::{self, Credentials},
+    sync_directory,
 };
 use crate::{
     inbound_log,
@@ -16,28 +18,44 @@ use crate::{
 /// What is being restored lies here, in the data directory, until all of it is there.
 const UNFINISHED: &str = "restoring";
 
+/// What was restored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Restored {
+    /// The backup.
+    pub manifest: Manifest,
+    /// Who gets in now.
+    pub credentials: Credentials,
+}
+
 /// Makes `data_dir`, which must be empty, from the backup in `from`: checks every byte, and gives the store and
-/// the log a new epoch. Join tokens are forgotten, since some may have been used after the backup. Returns what
-/// was restored.
+/// the log a new epoch. Join tokens are forgotten, since some may have been used after the backup. With the data
+/// directory that was in use until now, `previous`, what was revoked after the backup is revoked again.
 ///
 /// # Errors
-/// When the backup is damaged, not whole or of a newer program, `data_dir` is not empty, or a file cannot be
-/// read or written; then nothing is left in `data_dir`.
+/// When the backup is damaged, not whole or of a newer program, `data_dir` is not empty, the database in `previous`
+/// cannot be read, or a file cannot be read or written; then nothing is left in `data_dir`.
 pub async fn restore(
     from: &Path,
     data_dir: &Path,
+    previous: Option<&Path>,
     mut progress: impl FnMut(Progress),
-) -> Result<Manifest, BackupError> {
+) -> Result<Restored, BackupError> {
     let manifest = read_manifest(from)?;
     make_empty(data_dir)?;
     let unfinished = data_dir.join(UNFINISHED);
     fs::DirBuilder::new().mode(0o700).create(&unfinished).map_err(BackupError::file(&unfinished))?;
-    let copied = copy(&manifest, from, &unfinished, &mut progress).await;
-    if let Err(error) = copied {
-        // The error that is returned says what is wrong.
-        drop(fs::remove_dir_all(&unfinished));
-        return Err(error);
-    }
+    let copied = async {
+        copy(&manifest, from, &unfinished, &mut progress).await?;
+        revocations::keep(&unfinished.join(store::FILE_NAME), previous, &manifest).await
+    };
+    let credentials = match copied.await {
+        Ok(credentials) => credentials,
+        Err(error) => {
+            // The error that is returned says what is wrong.
+            drop(fs::remove_dir_all(&unfinished));
+            return Err(error);
+        }
+    };
     for (name, _) in DATABASES {
         let path = unfinished.join(name);
         fs::rename(&path, data_dir.join(name)).map_err(BackupError::file(&path))?;
@@ -45,7 +63,7 @@ pub async fn restore(
     sync_directory(data_dir)?;
     fs::remove_dir(&unfinished).map_err(BackupError::file(&unfinished))?;
     sync_directory(data_dir)?;
-    Ok(manifest)
+    Ok(Restored { manifest, credentials })
 }
 
 /// Refuses a data directory in which a restore was interrupted.
@@ -80,7 +98,7 @@ fn read_manifest(from: &Path) -> Result<Manifest, BackupError> {
     Ok(manifest)
 }
 
-fn check_version(name: &str, found: i64, known: i64) -> Result<(), BackupError> {
+pub(super) fn check_version(name: &str, found: i64, known: i64) -> Result<(), BackupError> {
     if found > known {
         return Err(BackupError::Newer { name: name.to_owned(), found, known });
     }

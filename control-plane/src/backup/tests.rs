@@ -1,18 +1,20 @@
 //! A backup is a consistent state, and only a whole and undamaged one is restored.
 
+use gateway_core::tenant::TenantScope;
+use gateway_proto::v1;
 use gateway_runtime::supervise::Supervisor;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::{
-    inbound_log::LogStore,
-    store::{Store, agents, sqlite::testing},
+    inbound_log::SqliteLogStore,
+    store::{Store, agents, api_keys, sqlite::testing},
 };
 
 struct Source {
     directory: tempfile::TempDir,
     store: Store,
-    _logs: LogStore,
+    _logs: SqliteLogStore,
 }
 
 impl Source {
@@ -36,7 +38,7 @@ async fn source() -> Source {
     fs::create_dir(&data_dir).unwrap();
     let store = Store::open(&data_dir).await.unwrap();
     let supervisor = Supervisor::new(CancellationToken::new());
-    let logs = LogStore::open(&data_dir, &supervisor, tokio::sync::mpsc::channel(1).0).await.unwrap();
+    let logs = SqliteLogStore::open(&data_dir, &supervisor, tokio::sync::mpsc::channel(1).0).await.unwrap();
     let source = Source { directory, store, _logs: logs };
     bump(&source.store, 10).await;
     let token =
@@ -68,8 +70,8 @@ async fn restores_the_state_of_the_backup_as_a_new_store() {
         told.iter().any(|told| told.doing == "copying") && told.iter().any(|told| told.doing == "checking")
     );
     bump(&source.store, 3).await;
-    let restored = restore(&source.backup_dir(), &source.restored_dir(), |_| {}).await.unwrap();
-    assert_eq!(restored, manifest);
+    let restored = restore(&source.backup_dir(), &source.restored_dir(), None, |_| {}).await.unwrap();
+    assert_eq!(restored.manifest, manifest);
     for file in [source.backup_dir().join(MANIFEST), source.restored_dir().join(store::FILE_NAME)] {
         assert_eq!(fs::metadata(file).unwrap().permissions().mode() & 0o077, 0);
     }
@@ -86,7 +88,7 @@ async fn restores_the_state_of_the_backup_as_a_new_store() {
     let tokens: i64 = testing::value(&source.restored_dir(), "SELECT count(*) FROM join_tokens").await;
     assert_eq!(tokens, 0);
     let supervisor = Supervisor::new(CancellationToken::new());
-    LogStore::open(&source.restored_dir(), &supervisor, tokio::sync::mpsc::channel(1).0).await.unwrap();
+    SqliteLogStore::open(&source.restored_dir(), &supervisor, tokio::sync::mpsc::channel(1).0).await.unwrap();
 }
 
 /// Neither a backup nor a restore touches a directory that has something in it.
@@ -98,7 +100,7 @@ async fn full_directories_are_refused() {
     backup(&source.data_dir(), &source.backup_dir(), |_| {}).await.unwrap();
     let again = backup(&source.data_dir(), &source.backup_dir(), |_| {}).await.unwrap_err();
     assert!(matches!(again, BackupError::NotEmpty(_)), "{again}");
-    let over = restore(&source.backup_dir(), &source.data_dir(), |_| {}).await.unwrap_err();
+    let over = restore(&source.backup_dir(), &source.data_dir(), None, |_| {}).await.unwrap_err();
     assert!(matches!(over, BackupError::NotEmpty(_)), "{over}");
 }
 
@@ -110,7 +112,7 @@ async fn what_is_not_a_whole_backup_is_refused() {
     let manifest = backup(&source.data_dir(), &source.backup_dir(), |_| {}).await.unwrap();
     let (from, to) = (source.backup_dir(), source.restored_dir());
     let refused = async || {
-        let refused = restore(&from, &to, |_| {}).await.unwrap_err();
+        let refused = restore(&from, &to, None, |_| {}).await.unwrap_err();
         assert!(!to.exists() || fs::read_dir(&to).unwrap().next().is_none(), "{refused}");
         refused
     };
@@ -142,7 +144,7 @@ async fn what_is_not_a_whole_backup_is_refused() {
     fs::remove_file(&path).unwrap();
     assert!(matches!(refused().await, BackupError::NoManifest(_)));
     newer(&|_| {});
-    restore(&from, &to, |_| {}).await.unwrap();
+    restore(&from, &to, None, |_| {}).await.unwrap();
 }
 
 /// A data directory in which a restore was interrupted is not taken for an empty one, at a start or by another
@@ -154,7 +156,7 @@ async fn an_interrupted_restore_is_refused() {
     let to = source.restored_dir();
     fs::create_dir_all(to.join("restoring")).unwrap();
     assert!(matches!(refuse_unfinished(&to), Err(BackupError::Unfinished(_))));
-    let again = restore(&source.backup_dir(), &to, |_| {}).await.unwrap_err();
+    let again = restore(&source.backup_dir(), &to, None, |_| {}).await.unwrap_err();
     assert!(matches!(again, BackupError::NotEmpty(_)), "{again}");
     assert!(refuse_unfinished(&source.data_dir()).is_ok());
 }
@@ -167,4 +169,93 @@ async fn a_failed_backup_leaves_nothing() {
     let failed = backup(&directory.path().join("nowhere"), &to, |_| {}).await.unwrap_err();
     assert!(matches!(failed, BackupError::Database { .. }), "{failed}");
     assert!(fs::read_dir(&to).unwrap().next().is_none());
+}
+
+const REGION: &str = "eu";
+
+/// Keys `key_1` to `key_3` and agents `agt_1` and `agt_2`, all working.
+async fn with_credentials(store: &Store) {
+    let mut tx = store.begin_write().await.unwrap();
+    for number in 1..=3_u8 {
+        let (id, display_name) = (format!("key_{number}"), format!("Key {number}"));
+        let key = v1::ApiKey { id, display_name, role: v1::Role::PlatformAdmin.into(), ..Default::default() };
+        api_keys::create(&mut tx, &key, &[number; 32]).await.unwrap();
+    }
+    for number in 1..=2_u8 {
+        let agent = agents::NewAgent {
+            id: format!("agt_{number}"),
+            region: REGION.to_owned(),
+            build: "1".to_owned(),
+            credential_hash: [number; 32],
+            tenant_id: None,
+            certificate_expire_time: None,
+        };
+        agents::create_agent(&mut tx, &agent, clock::now()).await.unwrap();
+    }
+    tx.commit().await.unwrap();
+}
+
+fn ids(credentials: &[Credential]) -> Vec<&str> {
+    credentials.iter().map(|credential| credential.id.as_str()).collect()
+}
+
+/// Whoever was revoked or deleted after the backup stays out when the database that was in use is there to tell, which
+/// is on record; without it the list of those that get in says who they are. A database that cannot be read, or that
+/// is of another store, is told apart.
+#[tokio::test]
+async fn revocations_after_the_backup_are_kept() {
+    let source = source().await;
+    with_credentials(&source.store).await;
+    backup(&source.data_dir(), &source.backup_dir(), |_| {}).await.unwrap();
+    let revoke =
+        ["UPDATE agents SET revoke_time = 7 WHERE id = 'agt_1'", "DELETE FROM api_keys WHERE id = 'key_3'"];
+    for sql in revoke {
+        testing::execute(&source.data_dir(), sql).await;
+    }
+    let mut tx = source.store.begin_write().await.unwrap();
+    let found = api_keys::find(&mut tx, &TenantScope::All, "key_1").await.unwrap().unwrap();
+    let revoke_time = Some(prost_types::Timestamp { seconds: 7, nanos: 0 });
+    api_keys::update(&mut tx, &v1::ApiKey { revoke_time, ..found }).await.unwrap();
+    tx.commit().await.unwrap();
+
+    let to = |name: &str| source.directory.path().join(name);
+    let unseen = restore(&source.backup_dir(), &to("unseen"), None, |_| {}).await.unwrap().credentials;
+    assert_eq!(ids(&unseen.working), ["key_1", "key_2", "key_3", "agt_1", "agt_2"]);
+    assert!(
+        unseen.revoked.is_empty() && unseen.working[0].name == "Key 1" && unseen.working[3].name == REGION
+    );
+
+    let nowhere = restore(&source.backup_dir(), &to("none"), Some(&to("nowhere")), |_| {}).await.unwrap_err();
+    assert!(matches!(nowhere, BackupError::Previous { .. }), "{nowhere}");
+    assert!(fs::read_dir(to("none")).unwrap().next().is_none(), "nothing is restored unseen");
+
+    fs::create_dir(to("other")).unwrap();
+    Store::open(&to("other")).await.unwrap().close().await;
+    let other = restore(&source.backup_dir(), &to("stranger"), Some(&to("other")), |_| {}).await.unwrap();
+    assert_eq!(ids(&other.credentials.revoked), [""; 0], "another store says nothing of these");
+
+    let restored = source.restored_dir();
+    let kept = restore(&source.backup_dir(), &restored, Some(&source.data_dir()), |_| {}).await.unwrap();
+    assert_eq!(ids(&kept.credentials.revoked), ["key_1", "key_3", "agt_1"]);
+    assert_eq!(ids(&kept.credentials.working), ["key_2", "agt_2"]);
+    let root_keys = crate::sealing::RootKeys::of_data_dir(&source.data_dir());
+    let store = Store::open_sealed(&restored, &root_keys).await.unwrap();
+    let mut reader = store.reader().await.unwrap();
+    for (id, is_revoked) in [("key_1", true), ("key_2", false), ("key_3", true)] {
+        let key = api_keys::find(&mut reader, &TenantScope::All, id).await.unwrap().unwrap();
+        assert_eq!(key.revoke_time.is_some(), is_revoked, "{id}");
+    }
+    assert!(agents::is_revoked(&store, "agt_1").await.unwrap());
+    assert!(!agents::is_revoked(&store, "agt_2").await.unwrap());
+    let entries =
+        store::audit::list(&mut reader, &store::audit::AuditFilter::default(), None, 9).await.unwrap();
+    let mut entries: Vec<_> = entries
+        .iter()
+        .map(|(_, entry)| (entry.actor.as_str(), entry.method.as_str(), entry.resource_id.as_str()))
+        .collect();
+    entries.sort_unstable();
+    assert_eq!(
+        entries,
+        [("gateway", "Restore", "agt_1"), ("gateway", "Restore", "key_1"), ("gateway", "Restore", "key_3")]
+    );
 }

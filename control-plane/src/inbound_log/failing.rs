@@ -1,17 +1,15 @@
 //! Which webhook subscriptions have had nothing but failures, since when, and in how many attempts.
 //!
-//! Every attempt passes here, so it costs a look-up in memory. The table is written in the transaction of the
+//! Every attempt passes here, so it costs a look-up in memory. The store's table is written in the transaction of the
 //! reports, but only now and then for each subscription: what a crash forgets lets a subscription go on for
 //! longer, and never pauses it by mistake.
 
 use std::{collections::HashMap, time::Duration};
 
+use super::stage::StagedAttempt;
 use gateway_core::time;
 use gateway_proto::v1;
 use jiff::Timestamp;
-use sqlx::SqliteConnection;
-
-use super::{insert::RowInsert, stage::StagedAttempt};
 
 /// How long every attempt must have failed before a subscription is paused.
 pub const FAILING_MAX: Duration = Duration::from_secs(5 * 24 * 3_600);
@@ -28,7 +26,7 @@ const WRITE_WELL_INTERVAL: Duration = Duration::from_secs(3_600);
 /// crash must not bring an old row of failures back.
 const WRITE_RECOVERY_AFTER: Duration = Duration::from_secs(3_600);
 /// How long a subscription is remembered after it was last written. It must be longer than any agent is away.
-const FORGET_AFTER: Duration = Duration::from_secs(60 * 24 * 3_600);
+pub(super) const FORGET_AFTER: Duration = Duration::from_secs(60 * 24 * 3_600);
 /// How long to wait for a pause before it is asked for again.
 const TELL_AGAIN_AFTER: Duration = Duration::from_secs(60);
 
@@ -128,43 +126,44 @@ pub(super) struct Changed {
     due: Vec<Box<str>>,
 }
 
+/// What the store's table says of a subscription. Times are microseconds since 1970.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct StoredStreak {
+    /// The webhook subscription.
+    pub(super) subscription_id: Box<str>,
+    /// When the newest attempt that succeeded began, or when the failures were forgotten.
+    pub(super) good_until: Option<i64>,
+    /// When the first of the failed attempts began; None when there are none.
+    pub(super) failing_since: Option<i64>,
+    /// When the last of them began.
+    pub(super) last_failure: Option<i64>,
+    /// How many there are.
+    pub(super) failure_count: u64,
+    /// When this was written. Rows older than [`FORGET_AFTER`] are to be removed.
+    pub(super) write_time: i64,
+}
+
 /// All subscriptions. The writer owns it.
 pub(super) struct FailingSubscriptions {
     streaks: HashMap<Box<str>, Streak>,
-    insert: RowInsert,
 }
 
-type StoredRow = (String, Option<i64>, Option<i64>, Option<i64>, i64, i64);
-
 impl FailingSubscriptions {
-    /// Reads the table, and removes what is too old from it.
-    pub(super) async fn load(connection: &mut SqliteConnection, now: Timestamp) -> Result<Self, sqlx::Error> {
-        sqlx::query("DELETE FROM subscription_failures WHERE write_time < ?")
-            .bind(now.as_microsecond() - micros(FORGET_AFTER))
-            .execute(&mut *connection)
-            .await?;
-        let rows: Vec<StoredRow> = sqlx::query_as(
-            "SELECT subscription_id, good_until, failing_since, last_failure, failure_count, write_time \
-             FROM subscription_failures",
-        )
-        .fetch_all(&mut *connection)
-        .await?;
-        let streak = |(id, good_until, first, last, count, written): StoredRow| {
-            let failures = first.zip(last).map(|(first, last)| Failures {
+    /// As the table says.
+    pub(super) fn new(rows: impl IntoIterator<Item = StoredStreak>) -> Self {
+        let streak = |row: StoredStreak| {
+            let failures = row.failing_since.zip(row.last_failure).map(|(first, last)| Failures {
                 first,
                 last,
-                count: u64::try_from(count).unwrap_or(0),
+                count: row.failure_count,
             });
-            let written = Some((written, first));
-            (id.into(), Streak { good_until, failures, written, ..Streak::default() })
+            let written = Some((row.write_time, row.failing_since));
+            (
+                row.subscription_id,
+                Streak { good_until: row.good_until, failures, written, ..Streak::default() },
+            )
         };
-        let insert = RowInsert::new(
-            "INSERT OR REPLACE INTO subscription_failures (subscription_id, good_until, failing_since, last_failure, \
-             failure_count, write_time)",
-            6,
-            "",
-        );
-        Ok(Self { streaks: rows.into_iter().map(streak).collect(), insert })
+        Self { streaks: rows.into_iter().map(streak).collect() }
     }
 
     /// Works out what these attempts change. Nothing is changed before [`FailingSubscriptions::committed`].
@@ -200,36 +199,6 @@ impl FailingSubscriptions {
         changed
     }
 
-    /// Writes what is due, in the transaction of the attempts.
-    pub(super) async fn write(
-        &self,
-        connection: &mut SqliteConnection,
-        changed: &Changed,
-        now: Timestamp,
-    ) -> Result<(), sqlx::Error> {
-        let rows: Vec<_> =
-            changed.due.iter().filter_map(|id| Some((&**id, changed.streaks.get(id)?))).collect();
-        self.write_rows(connection, rows, now).await
-    }
-
-    async fn write_rows(
-        &self,
-        connection: &mut SqliteConnection,
-        rows: Vec<(&str, &Streak)>,
-        now: Timestamp,
-    ) -> Result<(), sqlx::Error> {
-        self.insert
-            .run(connection, rows, |(id, streak), row| {
-                row.bind(id)?;
-                row.bind(streak.good_until)?;
-                row.bind(streak.failures.map(|failures| failures.first))?;
-                row.bind(streak.failures.map(|failures| failures.last))?;
-                row.bind(streak.failures.map_or(0, |failures| failures.count.cast_signed()))?;
-                row.bind(now.as_microsecond())
-            })
-            .await
-    }
-
     /// Takes over what was committed, and says which subscriptions are to be paused.
     pub(super) fn committed(&mut self, changed: Changed, now: Timestamp) -> Vec<FailingSubscription> {
         let Changed { mut streaks, due } = changed;
@@ -257,53 +226,61 @@ impl FailingSubscriptions {
         failing
     }
 
-    /// Forgets what failed until `time`, here and in the table.
-    pub(super) async fn forget(
+    /// Forgets what failed until `time`, and gives the row to write, if any. When it cannot be written, it is
+    /// written with a later attempt.
+    pub(super) fn forget(
         &mut self,
-        connection: &mut SqliteConnection,
         subscription_id: &str,
         time: Timestamp,
         now: Timestamp,
-    ) -> Result<(), sqlx::Error> {
-        let Some(streak) = self.streaks.get_mut(subscription_id) else { return Ok(()) };
+    ) -> Option<StoredStreak> {
+        let streak = self.streaks.get_mut(subscription_id)?;
         let has_failed =
             streak.failures.is_some() || streak.written.is_some_and(|(_, since)| since.is_some());
         streak.forget(time.as_microsecond());
-        if !has_failed {
-            return Ok(());
-        }
-        let streak = streak.clone();
-        self.write_rows(connection, vec![(subscription_id, &streak)], now).await?;
+        has_failed.then(|| streak.row(subscription_id, now))
+    }
+
+    /// Takes note that the row of [`FailingSubscriptions::forget`] was written.
+    pub(super) fn forgotten(&mut self, subscription_id: &str, now: Timestamp) {
         if let Some(streak) = self.streaks.get_mut(subscription_id) {
             streak.mark_written(now);
         }
-        Ok(())
     }
 
-    /// Writes everything that is newer than the table; for the end of the process.
-    pub(super) async fn flush(
-        &self,
-        connection: &mut SqliteConnection,
-        now: Timestamp,
-    ) -> Result<(), sqlx::Error> {
-        let rows: Vec<_> = self
-            .streaks
-            .iter()
-            .filter(|(_, streak)| streak.is_dirty)
-            .map(|(id, streak)| (&**id, streak))
-            .collect();
-        self.write_rows(connection, rows, now).await
+    /// The rows of everything that is newer than the table; for the end of the process.
+    pub(super) fn unwritten(&self, now: Timestamp) -> Vec<StoredStreak> {
+        let unwritten = self.streaks.iter().filter(|(_, streak)| streak.is_dirty);
+        unwritten.map(|(id, streak)| streak.row(id, now)).collect()
+    }
+}
+
+impl Changed {
+    /// The rows to write, in the transaction of the attempts.
+    pub(super) fn rows(&self, now: Timestamp) -> Vec<StoredStreak> {
+        self.due.iter().filter_map(|id| Some(self.streaks.get(id)?.row(id, now))).collect()
     }
 }
 
 impl Streak {
+    fn row(&self, subscription_id: &str, now: Timestamp) -> StoredStreak {
+        StoredStreak {
+            subscription_id: subscription_id.into(),
+            good_until: self.good_until,
+            failing_since: self.failures.map(|failures| failures.first),
+            last_failure: self.failures.map(|failures| failures.last),
+            failure_count: self.failures.map_or(0, |failures| failures.count),
+            write_time: now.as_microsecond(),
+        }
+    }
+
     fn mark_written(&mut self, now: Timestamp) {
         self.is_dirty = false;
         self.written = Some((now.as_microsecond(), self.failures.map(|failures| failures.first)));
     }
 }
 
-fn micros(duration: Duration) -> i64 {
+pub(super) fn micros(duration: Duration) -> i64 {
     i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
 }
 

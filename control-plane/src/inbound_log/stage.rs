@@ -8,10 +8,22 @@ use jiff::Timestamp;
 use prost::Message as _;
 
 use super::{
-    Record,
-    changes::Change,
-    event_index::{EventKey, EventKeyMap, event_key},
+    Record, ReportBatch,
+    event_key::{EventKey, EventKeyMap, event_key},
 };
+
+mod merge;
+
+use merge::{Attempted, Merged, merge};
+
+/// One step of the watch stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Change {
+    pub(super) change_seq: i64,
+    pub(super) log_seq: i64,
+    /// The delivery that changed state; None when the log was recorded.
+    pub(super) subscription_id: Option<String>,
+}
 
 /// A log row, new or changed.
 #[derive(Debug)]
@@ -33,6 +45,23 @@ pub(super) struct StagedLog {
     pub(super) log: Box<v1::InboundLog>,
     /// The attempts that came in the group that records it, as [`FirstAttempts`].
     pub(super) first_attempts: Vec<u8>,
+    /// Ids of the stored attempts, when reports of this group may repeat some.
+    pub(super) stored_attempts: Vec<String>,
+    /// The newest of its attempts in [`Stage::attempts`].
+    last_attempt: Option<usize>,
+}
+
+impl StagedLog {
+    /// Whether an attempt can be one that was reported before. Every attempt that is stored has raised its
+    /// delivery's count to its number at least, so one with a higher number is new, and mostly nothing has to be
+    /// looked up.
+    fn may_be_known(&self, attempt: &v1::DeliveryAttempt) -> bool {
+        let delivery =
+            self.log.deliveries.iter().find(|delivery| delivery.subscription_id == attempt.subscription_id);
+        self.attempt_count > 0
+            && !attempt.attempt_id.is_empty()
+            && delivery.is_none_or(|delivery| attempt.attempt_number <= delivery.attempt_count)
+    }
 }
 
 /// Most bytes of the tag and the length before an attempt.
@@ -63,6 +92,8 @@ pub(super) struct StagedAttempt {
     /// Whether it is written with its log.
     pub(super) is_first: bool,
     pub(super) attempt: v1::DeliveryAttempt,
+    /// The one before it of the same log in [`Stage::attempts`].
+    pub(super) previous: Option<usize>,
 }
 
 /// Everything that a group changes.
@@ -126,32 +157,64 @@ impl Stage {
             repeats,
             log,
             first_attempts: Vec::new(),
+            stored_attempts: Vec::new(),
+            last_attempt: None,
         });
+    }
+
+    /// Loaded logs of which the batches bring attempts that may be stored, with their sequence: their ids are
+    /// to be put into [`StagedLog::stored_attempts`].
+    pub(super) fn may_repeat(&self, batches: &[ReportBatch]) -> Vec<(i64, usize)> {
+        let mut places: Vec<_> = batches
+            .iter()
+            .flat_map(|batch| &batch.records)
+            .filter_map(|record| {
+                let (event_id, attempts) = match &record.record {
+                    Record::Event(log, attempts) => (&log.event_id, attempts),
+                    Record::Attempts(report) => (&report.event_id, &report.attempts),
+                    Record::Duplicate(_) | Record::Unrouted(_) => return None,
+                };
+                let place = *self.by_key.get(&event_key(event_id))?;
+                let staged = &self.logs[place];
+                attempts.iter().any(|attempt| staged.may_be_known(attempt)).then_some((staged.seq, place))
+            })
+            .collect();
+        places.sort_unstable();
+        places.dedup();
+        places
     }
 
     /// Applies what `agent_id` recorded. An agent of `tenant_id` changes nothing of other tenants' events: to it
     /// they were never recorded.
+    ///
+    /// Whoever knows what an event's id is made of can report it first, as one of its own tenant. So the event of
+    /// another tenant is never merged into it, and of agents that did not record an event only deliveries count
+    /// that are known of it: nothing of the one tenant gets into the log of the other.
     pub(super) fn apply(&mut self, agent_id: &str, tenant_id: Option<&str>, record: Record) {
-        let event_id = match &record {
-            Record::Event(log, _) => &log.event_id,
-            Record::Attempts(report) => &report.event_id,
-            Record::Duplicate(report) => &report.event_id,
-            Record::Unrouted(_) => "",
+        let (event_id, event_tenant) = match &record {
+            Record::Event(log, _) => (&*log.event_id, Some(&*log.tenant_id)),
+            Record::Attempts(report) => (&*report.event_id, None),
+            Record::Duplicate(report) => (&*report.event_id, None),
+            Record::Unrouted(_) => ("", None),
         };
         let place = self.by_key.get(&event_key(event_id)).copied();
-        let is_others = |place: usize| tenant_id.is_some_and(|own| self.logs[place].log.tenant_id != own);
+        let is_others = |place: usize| {
+            let owner = Some(&*self.logs[place].log.tenant_id);
+            [tenant_id, event_tenant].iter().any(|tenant| tenant.is_some() && *tenant != owner)
+        };
         if place.is_some_and(is_others) {
             self.unknown_events += 1;
             return;
         }
         match (record, place) {
-            (Record::Event(log, attempts), place) => {
-                let place = self.event(agent_id, place, log, &attempts);
-                self.attempt(place, attempts);
+            (Record::Event(mut log, attempts), Some(place)) => {
+                self.duplicates(place, agent_id, log.duplicate_count);
+                self.report(place, std::mem::take(&mut log.deliveries), attempts);
             }
-            (Record::Attempts(report), Some(place)) => {
-                self.deliveries(place, report.deliveries, &report.attempts);
-                self.attempt(place, report.attempts);
+            (Record::Event(log, attempts), None) => self.event(log, attempts),
+            (Record::Attempts(mut report), Some(place)) => {
+                self.keep_known(place, agent_id, &mut report);
+                self.report(place, report.deliveries, report.attempts);
             }
             (Record::Duplicate(report), Some(place)) => {
                 self.duplicates(place, agent_id, report.duplicate_count);
@@ -161,19 +224,23 @@ impl Stage {
         }
     }
 
-    fn event(
-        &mut self,
-        agent_id: &str,
-        known: Option<usize>,
-        mut log: Box<v1::InboundLog>,
-        attempts: &[v1::DeliveryAttempt],
-    ) -> usize {
-        let key = event_key(&log.event_id);
-        if let Some(place) = known {
-            self.duplicates(place, agent_id, log.duplicate_count);
-            self.deliveries(place, log.deliveries, attempts);
-            return place;
+    /// Takes out what an agent that did not record the event says of deliveries that are not known of it.
+    fn keep_known(&mut self, place: usize, agent_id: &str, report: &mut v1::AttemptsReport) {
+        let log = &self.logs[place].log;
+        if log.agent_id == agent_id {
+            return;
         }
+        let is_known = |id: &str| log.deliveries.iter().any(|delivery| delivery.subscription_id == id);
+        let before = report.deliveries.len() + report.attempts.len();
+        report.deliveries.retain(|delivery| is_known(&delivery.subscription_id));
+        report.attempts.retain(|attempt| is_known(&attempt.subscription_id));
+        if report.deliveries.len() + report.attempts.len() < before {
+            self.unknown_events += 1;
+        }
+    }
+
+    fn event(&mut self, mut log: Box<v1::InboundLog>, attempts: Vec<v1::DeliveryAttempt>) {
+        let key = event_key(&log.event_id);
         log.record_time = Some(time::to_proto(self.now));
         let place = self.logs.len();
         let seq = self.next_seq;
@@ -193,9 +260,10 @@ impl Stage {
             repeats: Vec::new(),
             log,
             first_attempts: Vec::new(),
+            stored_attempts: Vec::new(),
+            last_attempt: None,
         });
-        self.deliveries(place, deliveries, attempts);
-        place
+        self.report(place, deliveries, attempts);
     }
 
     fn change(&mut self, log_seq: i64, subscription_id: Option<String>) -> i64 {
@@ -205,35 +273,69 @@ impl Stage {
         change_seq
     }
 
-    fn deliveries(&mut self, place: usize, reported: Vec<v1::Delivery>, attempts: &[v1::DeliveryAttempt]) {
-        for delivery in reported {
+    /// What an agent says of the deliveries of an event, and the attempts that it made.
+    fn report(
+        &mut self,
+        place: usize,
+        deliveries: Vec<v1::Delivery>,
+        mut attempts: Vec<v1::DeliveryAttempt>,
+    ) {
+        let mut known: Vec<v1::DeliveryAttempt> = Vec::new();
+        known.extend(attempts.extract_if(.., |attempt| self.is_known(place, attempt)));
+        let has = |attempts: &[v1::DeliveryAttempt], delivery: &v1::Delivery| {
+            attempts.iter().any(|attempt| attempt.subscription_id == delivery.subscription_id)
+        };
+        for delivery in deliveries {
+            let attempted = match () {
+                () if has(&attempts, &delivery) => Attempted::New,
+                () if has(&known, &delivery) => Attempted::Again,
+                () => Attempted::Not,
+            };
             let staged = &mut self.logs[place];
-            staged.is_changed = true;
             let seq = staged.seq;
             let subscription_id = delivery.subscription_id.clone();
-            let has_attempt = attempts.iter().any(|attempt| attempt.subscription_id == subscription_id);
-            if merge_delivery(&mut staged.log.deliveries, delivery, has_attempt) {
+            let merged = merge(&mut staged.log.deliveries, delivery, attempted);
+            staged.is_changed |= merged != Merged::Same;
+            if merged == Merged::Told {
                 self.change(seq, Some(subscription_id));
             }
         }
+        self.attempts(place, attempts);
     }
 
-    fn attempt(&mut self, place: usize, reported: Vec<v1::DeliveryAttempt>) {
+    /// Whether an attempt is stored or was staged before.
+    fn is_known(&self, place: usize, attempt: &v1::DeliveryAttempt) -> bool {
+        let staged = &self.logs[place];
+        if !staged.may_be_known(attempt) {
+            return false;
+        }
+        let mut before = std::iter::successors(staged.last_attempt, |last| self.attempts[*last].previous);
+        staged.stored_attempts.contains(&attempt.attempt_id)
+            || before.any(|place| self.attempts[place].attempt.attempt_id == attempt.attempt_id)
+    }
+
+    fn attempts(&mut self, place: usize, new: Vec<v1::DeliveryAttempt>) {
         let staged = &mut self.logs[place];
         if staged.is_new {
-            let bytes = reported.iter().map(|attempt| attempt.encoded_len() + FIELD_HEAD_BYTES);
+            let bytes = new.iter().map(|attempt| attempt.encoded_len() + FIELD_HEAD_BYTES);
             staged.first_attempts.reserve_exact(bytes.sum());
         }
-        for attempt in reported {
+        for attempt in new {
             staged.is_changed = true;
             if staged.is_new {
                 prost::encoding::message::encode(1, &attempt, &mut staged.first_attempts);
             }
+            let mut deliveries = staged.log.deliveries.iter_mut();
+            if let Some(delivery) = deliveries.find(|one| one.subscription_id == attempt.subscription_id) {
+                delivery.attempt_count = delivery.attempt_count.max(attempt.attempt_number);
+            }
+            let previous = staged.last_attempt.replace(self.attempts.len());
             self.attempts.push(StagedAttempt {
                 log_seq: staged.seq,
                 attempt_seq: staged.attempt_count,
                 is_first: staged.is_new,
                 attempt,
+                previous,
             });
             staged.attempt_count += 1;
         }
@@ -272,38 +374,7 @@ fn repeated_at(repeats: &mut Vec<AgentRepeats>, agent_id: &str, count: u32) -> u
     }
 }
 
-/// Merges what an agent says of a delivery into what is known; without an attempt the outcome of the last
-/// one stays. True when the delivery now is in another
-/// state, and that state is worth telling: anything but pending.
-fn merge_delivery(known: &mut Vec<v1::Delivery>, mut reported: v1::Delivery, has_attempt: bool) -> bool {
-    let is_told = |state: i32| {
-        state != v1::DeliveryState::Unspecified as i32 && state != v1::DeliveryState::Pending as i32
-    };
-    let delivered = v1::DeliveryState::Delivered as i32;
-    match known.iter_mut().find(|delivery| delivery.subscription_id == reported.subscription_id) {
-        None => {
-            let told = is_told(reported.state);
-            known.push(reported);
-            told
-        }
-        // Of two agents that took the same event, one delivered it: what the other still owes is moot.
-        Some(delivery) if delivery.state == delivered && reported.state != delivered => {
-            delivery.attempt_count = delivery.attempt_count.max(reported.attempt_count);
-            false
-        }
-        Some(delivery) => {
-            let told = delivery.state != reported.state && is_told(reported.state);
-            reported.attempt_count = reported.attempt_count.max(delivery.attempt_count);
-            if !has_attempt {
-                reported.last_status_code = delivery.last_status_code;
-                reported.last_error = std::mem::take(&mut delivery.last_error);
-            }
-            *delivery = reported;
-            told
-        }
-    }
-}
-
-fn microseconds(time: Option<&prost_types::Timestamp>, otherwise: Timestamp) -> i64 {
+/// Microseconds since 1970.
+pub(super) fn microseconds(time: Option<&prost_types::Timestamp>, otherwise: Timestamp) -> i64 {
     time.and_then(time::from_proto).unwrap_or(otherwise).as_microsecond()
 }

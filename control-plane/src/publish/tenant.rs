@@ -21,6 +21,13 @@ pub struct TenantFilter {
     left: Vec<v1::ConfigRemoval>,
 }
 
+/// Takes out the opt-outs that are not for agents of `tenant_id`; None for agents of the platform, which get all.
+pub fn keep_own_opt_outs(opt_outs: &mut Vec<v1::OptOut>, tenant_id: Option<&str>) {
+    if let Some(tenant_id) = tenant_id {
+        opt_outs.retain(|opt_out| opt_out.tenant_id == tenant_id);
+    }
+}
+
 impl TenantFilter {
     /// Reads what is `tenant_id`'s. To be read after the changes that it is used on, so that it knows their
     /// resources, and anew for each change.

@@ -2,13 +2,11 @@
 //! start.
 
 use std::{
-    fs::{self, File, OpenOptions},
-    io::{self, Write as _},
-    os::unix::fs::OpenOptionsExt as _,
+    fs, io,
     path::{Path, PathBuf},
 };
 
-use gateway_runtime::sealing::Key;
+use gateway_runtime::{private, sealing::Key};
 use tracing::info;
 use zeroize::Zeroizing;
 
@@ -50,6 +48,7 @@ impl RootKeys {
             Self::Given(keys) => return Ok(keys.clone()),
             Self::File(path) => path,
         };
+        private::warn_if_open(path);
         match (read(path), needed) {
             (Err(SealingError::ReadRootKey { source, .. }), needed)
                 if source.kind() == io::ErrorKind::NotFound =>
@@ -84,17 +83,6 @@ fn make(path: &Path) -> Result<Key, SealingError> {
     Ok(key)
 }
 
-/// Durable and whole before it has its name.
 fn write(path: &Path, key: &Key) -> io::Result<()> {
-    let unfinished = path.with_extension("key.new");
-    let mut file =
-        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&unfinished)?;
-    file.write_all(key.to_base64().as_bytes())?;
-    file.write_all(b"\n")?;
-    file.sync_all()?;
-    fs::rename(&unfinished, path)?;
-    match path.parent() {
-        Some(directory) => File::open(directory)?.sync_all(),
-        None => Ok(()),
-    }
+    private::write_file(path, Zeroizing::new(format!("{}\n", *key.to_base64())).as_bytes())
 }

@@ -86,21 +86,30 @@ pub(super) async fn insert(
     source_address: Option<SocketAddr>,
     audited: Audited,
 ) -> Result<(), StoreError> {
+    transaction.writes().insert_audit_row(&row(now, actor, source_address, audited)).await
+}
+
+/// The row of an entry.
+pub(super) fn row(
+    now: Timestamp,
+    actor: &str,
+    source_address: Option<SocketAddr>,
+    audited: Audited,
+) -> AuditRow {
     let body = v1::AuditEntry {
         source_address: source_address.map(|address| address.to_string()).unwrap_or_default(),
         method: audited.method.to_owned(),
         changes: audited.changes,
         ..Default::default()
     };
-    let row = AuditRow {
+    AuditRow {
         time: now.as_microsecond(),
         tenant_id: audited.tenant_id,
         actor: actor.to_owned(),
         resource_type: audited.resource_type.to_owned(),
         resource_id: audited.resource_id,
         body: body.encode_to_vec(),
-    };
-    transaction.writes().insert_audit_row(&row).await
+    }
 }
 
 /// Entries with their places, newest first, at most `limit`, older than `before`.

@@ -1,6 +1,8 @@
 //! Rows whose resource cannot be read: sealed bytes that do not open, or bytes that are no message. They do not keep
 //! the rows beside them from anybody, and they can be deleted.
 
+use tracing::error;
+
 use super::StoreError;
 
 /// A stored resource, readable or not.
@@ -32,4 +34,10 @@ pub(super) fn or_head<T>(
         Err(failure) if failure.is_damage() => Ok(Found::Damaged(head())),
         read => read.map(Found::Whole),
     }
+}
+
+/// Says that a list has a resource that cannot be read.
+pub(super) fn log(resource_type: &'static str, id: &str, failure: StoreError) {
+    let error = format!("{:#}", anyhow::Error::from(failure));
+    error!(resource_type, id, error, "failed to read a row: restore a backup, or delete the resource");
 }

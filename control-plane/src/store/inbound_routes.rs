@@ -157,7 +157,7 @@ pub async fn find_even_damaged(
     damaged::or_head(route, || found.row.head(connection.epoch())).map(Some)
 }
 
-/// Routes in the order of their ids, after `after`.
+/// Routes in the order of their ids, after `after`. One that cannot be read says so, and shows what is known.
 ///
 /// # Errors
 /// When the database cannot be read.
@@ -170,7 +170,20 @@ pub async fn list(
 ) -> Result<Vec<v1::InboundRoute>, StoreError> {
     let after = after.unwrap_or_default();
     let rows = connection.rows().inbound_routes(scope.only(), provider, after, limit).await?;
-    rows.iter().map(|found| decode(&found.body)).collect()
+    rows.iter().map(|row| listed(connection, row)).collect()
+}
+
+fn listed(connection: &dyn Connection, found: &InboundRouteRow) -> Result<v1::InboundRoute, StoreError> {
+    match read(connection.sealer(), found) {
+        Err(failure) if failure.is_damage() => {
+            damaged::log(TYPE, &found.row.id, failure);
+            let Head { id, tenant_id, etag } = found.row.head(connection.epoch());
+            let head = v1::InboundRoute { id, tenant_id, provider: found.provider, ..Default::default() };
+            // Only the secrets may be lost.
+            Ok(v1::InboundRoute { is_damaged: true, etag, ..decode(&found.body).unwrap_or(head) })
+        }
+        whole => whole.map(|stored| stored.route),
+    }
 }
 
 /// The ids of all routes within reach of a caller.

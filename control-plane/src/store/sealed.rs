@@ -2,7 +2,7 @@
 
 use tonic::async_trait;
 
-use super::{Connection as _, StoreError, WriteTx, inbound_routes, requests, webhook_subscriptions};
+use super::{Connection as _, StoreError, WriteTx, inbound_routes, requests, webhook_subscriptions, work};
 
 /// A table with a sealed column. Its rows have a tenant and a name of one or two parts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,11 +13,13 @@ pub enum SealedTable {
     WebhookSubscriptions,
     /// Answers to requests, by method and request id.
     Requests,
+    /// Queued work, by id.
+    Work,
 }
 
 /// Every table with a sealed column. One that is missing here loses its contents when data keys are renewed.
-pub const TABLES: [SealedTable; 3] =
-    [SealedTable::InboundRoutes, SealedTable::WebhookSubscriptions, SealedTable::Requests];
+pub const TABLES: [SealedTable; 4] =
+    [SealedTable::InboundRoutes, SealedTable::WebhookSubscriptions, SealedTable::Requests, SealedTable::Work];
 
 /// A sealed column of a row of a tenant.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,6 +68,7 @@ impl SealedTable {
             Self::InboundRoutes => inbound_routes::sealed_resource(first),
             Self::WebhookSubscriptions => webhook_subscriptions::sealed_resource(first),
             Self::Requests => requests::sealed_resource(first, second),
+            Self::Work => work::sealed_resource(first),
         }
     }
 

@@ -10,7 +10,7 @@ use zeroize::Zeroizing;
 
 use super::{
     Connection, StoreError, WriteTx,
-    damaged::{self, Found},
+    damaged::{self, Found, Head},
     inbound_routes::SealedRow,
     readable, tenants,
 };
@@ -144,7 +144,7 @@ pub async fn find_even_damaged(
     damaged::or_head(open(connection.sealer(), &row), || row.head(connection.epoch())).map(Some)
 }
 
-/// Subscriptions in the order of their ids, after `after`.
+/// Subscriptions in the order of their ids, after `after`. One that cannot be read says so, and shows what is known.
 ///
 /// # Errors
 /// When the database cannot be read.
@@ -157,9 +157,22 @@ pub async fn list(
 ) -> Result<Vec<v1::WebhookSubscription>, StoreError> {
     let after = after.unwrap_or_default();
     let rows = connection.rows().webhook_subscriptions(scope.only(), instance_id, after, limit).await?;
-    let subscription =
-        |config: v1::WebhookSubscriptionConfig| config.webhook_subscription.unwrap_or_default();
-    rows.iter().map(|found| open(connection.sealer(), &found.row).map(subscription)).collect()
+    rows.iter().map(|row| listed(connection, row)).collect()
+}
+
+fn listed(
+    connection: &dyn Connection,
+    found: &SubscriptionRow,
+) -> Result<v1::WebhookSubscription, StoreError> {
+    match open(connection.sealer(), &found.row) {
+        Err(failure) if failure.is_damage() => {
+            damaged::log(TYPE, &found.row.id, failure);
+            let Head { id, tenant_id, etag } = found.row.head(connection.epoch());
+            let (instance_id, is_damaged) = (found.instance_id.clone(), true);
+            Ok(v1::WebhookSubscription { id, tenant_id, instance_id, etag, is_damaged, ..Default::default() })
+        }
+        opened => opened.map(|config| config.webhook_subscription.unwrap_or_default()),
+    }
 }
 
 /// Whether an instance has a subscription, in whatever state.

@@ -1,127 +1,324 @@
-//! What agents are asked to do, until one of them has it on its own disk.
+//! What agents are asked to do, until one of them has it on its own disk. Bodies hold what people wrote, so they are
+//! sealed: under the key of the tenant that the work is about, or the platform's.
+
+use std::collections::HashMap;
 
 use gateway_proto::v1::{self, work::Work as Task};
+use gateway_runtime::clock;
 use jiff::Timestamp;
 use prost::Message as _;
 use tonic::async_trait;
 
-use super::{Connection as _, Store, StoreError, WriteTx, decode};
+use super::{Connection as _, Store, StoreError, WriteTx, open};
 
-/// Queued work and its place.
-#[derive(Debug, Clone)]
-pub struct QueuedWork {
+#[cfg(test)]
+mod tests;
+
+/// What kind of work there is, in the order in which it is given out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum WorkKind {
+    /// A test event to send.
+    TestEvent,
+    /// An opt-out to tell the customer of.
+    OptOut,
+    /// A callback whose number was claimed.
+    UnroutedCallback,
+    /// A delivery that another agent gave away.
+    DeliveryHandOver,
+}
+
+impl WorkKind {
+    /// All of them, the most urgent first.
+    pub const ALL: [Self; 4] =
+        [Self::TestEvent, Self::OptOut, Self::UnroutedCallback, Self::DeliveryHandOver];
+
+    /// As it is stored. The indexes know that deliveries are 4.
+    pub(super) const fn number(self) -> i64 {
+        match self {
+            Self::TestEvent => 1,
+            Self::OptOut => 2,
+            Self::UnroutedCallback => 3,
+            Self::DeliveryHandOver => 4,
+        }
+    }
+}
+
+/// Work to queue.
+pub struct NewWork {
+    /// The work; its id must be set, and what is to be done.
+    pub work: v1::Work,
+    /// The regions whose agents may do it; empty for any.
+    pub regions: Vec<String>,
+}
+
+/// How much work of a kind is queued.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WorkCount {
+    /// What kind.
+    pub kind: WorkKind,
+    /// Where deliveries wait; None for other kinds, of which this is the sum.
+    pub region: Option<String>,
+    /// Whose deliveries they are.
+    pub tenant_id: String,
+    /// How much there is.
+    pub count: i64,
+    /// When the oldest of it was queued.
+    pub oldest: Timestamp,
+}
+
+/// A piece of work to queue.
+#[derive(Debug, Clone, Copy)]
+pub struct NewRow<'a> {
+    /// Its id: unique.
+    pub id: &'a str,
+    /// What kind it is.
+    pub kind: WorkKind,
+    /// The regions whose agents may do it; empty for any. A delivery has one.
+    pub regions: &'a [String],
+    /// Whose key seals the body.
+    pub tenant_id: &'a str,
+    /// What it is about: a webhook subscription, an instance or an inbound route, as the kind has it.
+    pub subject: &'a str,
+    /// The configuration that an agent must use.
+    pub version: u64,
+    /// When it is queued.
+    pub create_time: Timestamp,
+    /// The work, sealed.
+    pub body: &'a [u8],
+}
+
+/// Queued work without its body.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Waiting {
     /// Its place in the queue.
     pub seq: i64,
-    /// The work, with its id.
-    pub work: v1::Work,
+    /// Its id.
+    pub id: String,
+    /// Size of the sealed body.
+    pub bytes: i64,
+    /// The configuration that an agent must use to be given it.
+    pub version: u64,
 }
 
-/// What a piece of work is about.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Subject<'a> {
-    /// An inbound route.
-    InboundRoute(&'a str),
-    /// An instance.
-    Instance(&'a str),
-    /// A webhook subscription.
-    WebhookSubscription(&'a str),
+/// The body of queued work.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SealedWork {
+    /// Its place in the queue.
+    pub seq: i64,
+    /// Whose key seals it.
+    pub tenant_id: String,
+    /// Its id.
+    pub id: String,
+    /// The work, sealed.
+    pub body: Vec<u8>,
 }
 
-/// Reads the queue.
+/// Reads the queue. A place is a number that grows with every piece of work and is never given twice.
 #[async_trait]
 pub trait WorkReads: Send {
-    /// Place and body of the work for agents of `region`, in the order in which it was queued, after the place
-    /// `after` (0: from the start), at most `limit`.
-    async fn work(&mut self, region: &str, after: i64, limit: i64)
-    -> Result<Vec<(i64, Vec<u8>)>, StoreError>;
+    /// Work of a kind for agents of `region` and, unless None, of a tenant, after the place `after` (0: from the
+    /// start), in the order in which it was queued, at most `limit`. A tenant's is what concerns its own inbound
+    /// routes, instances on them, and webhook subscriptions of these. A delivery to a webhook subscription that is gone
+    /// is for nobody.
+    async fn waiting_work(
+        &mut self,
+        kind: WorkKind,
+        region: &str,
+        tenant_id: Option<&str>,
+        after: i64,
+        limit: i64,
+    ) -> Result<Vec<Waiting>, StoreError>;
 
-    /// Whether agents of a tenant may do what a subject is about: an inbound route of the tenant; an instance of
-    /// the tenant on such a route; a webhook subscription of such an instance. Never for an empty `tenant_id`.
-    async fn is_work_of_tenant(&mut self, subject: Subject<'_>, tenant_id: &str) -> Result<bool, StoreError>;
+    /// Deliveries to webhook subscriptions that are gone, after the place `after`, by place, at most `limit`.
+    async fn orphaned_work(&mut self, after: i64, limit: i64) -> Result<Vec<Waiting>, StoreError>;
+
+    /// The work at these places that is still there, by place.
+    async fn work_at(&mut self, seqs: &[i64]) -> Result<Vec<SealedWork>, StoreError>;
+
+    /// How much work of a kind there is: deliveries by region and tenant, all other work in one sum, whose `tenant_id`
+    /// is empty. Nothing where there is none.
+    async fn work_counts(&mut self, kind: WorkKind) -> Result<Vec<WorkCount>, StoreError>;
+
+    /// Whose what work is about is, of those that are there.
+    async fn work_owner(&mut self, kind: WorkKind, subject: &str) -> Result<Option<String>, StoreError>;
+
+    /// Up to which sequence of an agent's buffer deliveries were taken over; 0 when none was.
+    async fn hand_over_position(&mut self, agent_id: &str, buffer_id: &str) -> Result<u64, StoreError>;
 }
 
 /// Changes the queue.
 #[async_trait]
 pub trait WorkWrites: Send {
-    /// Queues work for agents of `regions` (empty: of any), after all that was ever queued: no place is given twice.
-    /// Nothing when work with this id is in the queue.
-    async fn insert_work(
-        &mut self,
-        id: &str,
-        regions: &[String],
-        create_time: Timestamp,
-        body: &[u8],
-    ) -> Result<(), StoreError>;
+    /// Queues work after all that was ever queued. Nothing when work with this id is in the queue.
+    async fn insert_work(&mut self, row: NewRow<'_>) -> Result<(), StoreError>;
 
     /// Removes work. Nothing when it is not there.
     async fn delete_work(&mut self, id: &str) -> Result<(), StoreError>;
+
+    /// Notes up to which sequence of an agent's buffer deliveries were taken over, in place of an earlier note.
+    async fn set_hand_over_position(
+        &mut self,
+        agent_id: &str,
+        buffer_id: &str,
+        sequence: u64,
+    ) -> Result<(), StoreError>;
 }
 
-/// Queues work for an agent of one of `regions` (empty: of any), inside the caller's transaction. Its id
-/// must be set; when work with that id is in the queue, this one is it, and nothing changes.
+/// What a piece of work is, and the id of what it is about.
+pub(super) fn about(task: &Task) -> (WorkKind, &str) {
+    match task {
+        Task::TestEvent(event) => (WorkKind::TestEvent, &event.subscription_id),
+        Task::OptOut(opt_out) => (WorkKind::OptOut, &opt_out.instance_id),
+        Task::UnroutedCallback(callback) => (WorkKind::UnroutedCallback, &callback.inbound_route_id),
+        Task::DeliveryHandOver(hand_over) => {
+            let subject = hand_over.delivery.as_ref().map(|delivery| delivery.subscription_id.as_str());
+            (WorkKind::DeliveryHandOver, subject.unwrap_or_default())
+        }
+    }
+}
+
+/// What a sealed body is bound to, beside its tenant.
+pub(super) fn sealed_resource(id: &str) -> String {
+    format!("work/{id}")
+}
+
+/// Queues work inside the caller's transaction, for agents that use the newest configuration where that matters.
+/// Work whose id is in the queue is skipped.
 ///
 /// # Errors
 /// When the database cannot be written.
-pub async fn insert(
-    transaction: &mut WriteTx,
-    regions: &[String],
-    work: &v1::Work,
-    create_time: Timestamp,
-) -> Result<(), StoreError> {
-    transaction.writes().insert_work(&work.id, regions, create_time, &work.encode_to_vec()).await
+pub async fn insert(tx: &mut WriteTx, all: &[NewWork]) -> Result<(), StoreError> {
+    let newest = tx.rows().version().await?;
+    let create_time = clock::now();
+    let mut owners: HashMap<(WorkKind, &str), String> = HashMap::new();
+    for NewWork { work, regions } in all {
+        let Some(task) = &work.work else { continue };
+        let (kind, subject) = about(task);
+        let tenant_id = match owners.get(&(kind, subject)) {
+            Some(tenant_id) => tenant_id.clone(),
+            None => {
+                let owner = tx.rows().work_owner(kind, subject).await?.unwrap_or_default();
+                owners.insert((kind, subject), owner.clone());
+                owner
+            }
+        };
+        let body = tx.seal(&tenant_id, &sealed_resource(&work.id), &work.encode_to_vec()).await?;
+        let row = NewRow {
+            id: &work.id,
+            kind,
+            regions,
+            tenant_id: &tenant_id,
+            subject,
+            version: version_for(kind, newest),
+            create_time,
+            body: &body,
+        };
+        tx.writes().insert_work(row).await?;
+    }
+    Ok(())
 }
 
-/// At most `limit` pieces of work for agents of `region` after the place `after`, oldest first.
+/// The configuration that an agent must use to be given work of a kind. With an older one it would not know the
+/// webhook subscription, and record an event without deliveries or hold a delivery for nothing; and one that has none
+/// is given nothing of that. For the other kinds agents wait themselves.
+pub(super) fn version_for(kind: WorkKind, newest: u64) -> u64 {
+    match kind {
+        WorkKind::TestEvent | WorkKind::OptOut => 0,
+        WorkKind::UnroutedCallback | WorkKind::DeliveryHandOver => newest.max(1),
+    }
+}
+
+/// At most `limit` pieces of work of a kind for agents of `region` after the place `after`, oldest first. For agents
+/// of a tenant, what concerns an instance on an inbound route of that tenant: what comes in on a platform route
+/// is not theirs, whosever the instance is.
 ///
 /// # Errors
 /// When the database cannot be read.
-pub async fn list(
+pub async fn waiting(
     store: &Store,
-    region: &str,
+    kind: WorkKind,
+    (region, tenant_id): (&str, Option<&str>),
     after: i64,
     limit: i64,
-) -> Result<Vec<QueuedWork>, StoreError> {
-    let rows = store.reader().await?.rows().work(region, after, limit).await?;
-    rows.into_iter().map(|(seq, body)| Ok(QueuedWork { seq, work: decode(&body)? })).collect()
+) -> Result<Vec<Waiting>, StoreError> {
+    store.reader().await?.rows().waiting_work(kind, region, tenant_id, after, limit).await
 }
 
-/// Keeps of `rows` what agents of one tenant may do: what concerns an instance on an inbound route of that tenant.
-/// What comes in on a platform route is not theirs, whosever the instance is.
+/// At most `limit` deliveries to webhook subscriptions that are gone, after the place `after`.
 ///
 /// # Errors
 /// When the database cannot be read.
-pub async fn of_tenant(
+pub async fn orphans(store: &Store, after: i64, limit: i64) -> Result<Vec<Waiting>, StoreError> {
+    store.reader().await?.rows().orphaned_work(after, limit).await
+}
+
+/// The work at these places, in their order; what is gone is left out. Work that cannot be opened comes as the error.
+///
+/// # Errors
+/// When the database cannot be read.
+pub async fn read(
     store: &Store,
-    tenant_id: &str,
-    rows: Vec<QueuedWork>,
-) -> Result<Vec<QueuedWork>, StoreError> {
+    seqs: &[i64],
+) -> Result<Vec<(i64, Result<v1::Work, StoreError>)>, StoreError> {
     let mut connection = store.reader().await?;
-    let mut kept = Vec::new();
-    for row in rows {
-        let subject = match &row.work.work {
-            Some(Task::TestEvent(event)) => Subject::WebhookSubscription(&event.subscription_id),
-            Some(Task::UnroutedCallback(callback)) => Subject::InboundRoute(&callback.inbound_route_id),
-            Some(Task::OptOut(opt_out)) => Subject::Instance(&opt_out.instance_id),
-            Some(Task::DeliveryHandOver(delivery)) => match &delivery.inbound_log {
-                Some(log) => Subject::Instance(&log.instance_id),
-                None => continue,
-            },
-            None => continue,
-        };
-        if connection.rows().is_work_of_tenant(subject, tenant_id).await? {
-            kept.push(row);
-        }
+    let rows = connection.rows().work_at(seqs).await?;
+    let opened = |row: SealedWork| {
+        (row.seq, open(connection.sealer(), &row.tenant_id, &sealed_resource(&row.id), &row.body))
+    };
+    Ok(rows.into_iter().map(opened).collect())
+}
+
+/// How much is queued.
+///
+/// # Errors
+/// When the database cannot be read.
+pub async fn counts(store: &Store) -> Result<Vec<WorkCount>, StoreError> {
+    let mut connection = store.reader().await?;
+    let mut counts = Vec::new();
+    for kind in WorkKind::ALL {
+        counts.extend(connection.rows().work_counts(kind).await?);
     }
-    Ok(kept)
+    Ok(counts)
+}
+
+/// Whose a webhook subscription is; None when it is gone.
+///
+/// # Errors
+/// When the database cannot be read.
+pub async fn subscription_owner(store: &Store, id: &str) -> Result<Option<String>, StoreError> {
+    store.reader().await?.rows().work_owner(WorkKind::DeliveryHandOver, id).await
 }
 
 /// Removes work that is durable on an agent. Work that is gone already is skipped.
 ///
 /// # Errors
 /// When the database cannot be written.
-pub async fn delete(transaction: &mut WriteTx, ids: &[String]) -> Result<(), StoreError> {
+pub async fn delete(tx: &mut WriteTx, ids: &[String]) -> Result<(), StoreError> {
     for id in ids {
-        transaction.writes().delete_work(id).await?;
+        tx.writes().delete_work(id).await?;
     }
     Ok(())
+}
+
+/// Queues what an agent gives away, each with its sequence in the agent's buffer, and notes how far that got, so
+/// that a report that comes again brings no delivery back that was taken over meanwhile. `tell` is called once they
+/// are queued.
+///
+/// # Errors
+/// When the database cannot be written; then nothing is queued.
+pub async fn hand_over(
+    store: &Store,
+    (agent_id, buffer_id): (&str, &str),
+    given: Vec<(u64, NewWork)>,
+    tell: impl FnOnce() + Send + 'static,
+) -> Result<(), StoreError> {
+    let mut tx = store.begin_write().await?;
+    let position = tx.rows().hand_over_position(agent_id, buffer_id).await?;
+    let new: Vec<_> = given.into_iter().filter(|(sequence, _)| *sequence > position).collect();
+    let Some(last) = new.iter().map(|(sequence, _)| *sequence).max() else { return Ok(()) };
+    let new: Vec<NewWork> = new.into_iter().map(|(_, work)| work).collect();
+    insert(&mut tx, &new).await?;
+    tx.writes().set_hand_over_position(agent_id, buffer_id, last).await?;
+    tx.after_commit(tell);
+    tx.commit().await
 }

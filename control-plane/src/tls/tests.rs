@@ -29,12 +29,15 @@ impl Drop for Port {
 }
 
 async fn port() -> Port {
-    let directory = tempfile::tempdir().unwrap();
+    port_of(tempfile::tempdir().unwrap()).await
+}
+
+async fn port_of(directory: tempfile::TempDir) -> Port {
     let authority = Arc::new(Authority::open(directory.path(), clock::now()).unwrap());
     let stop = CancellationToken::new();
     let supervisor = Supervisor::new(stop.clone());
     let tls = Tls::OwnCa { names: vec!["localhost".into()] };
-    let acceptor = tls.acceptor(&authority, &supervisor).unwrap();
+    let acceptor = tls.acceptor(&authority, &supervisor, &Metrics::new()).unwrap();
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let address = listener.local_addr().unwrap();
     Port {
@@ -128,6 +131,37 @@ async fn certificates_name_agents() {
     let elsewhere = tempfile::tempdir().unwrap();
     let stranger = Authority::open(elsewhere.path(), now).unwrap();
     assert!(port.peer(Some(certificate(&stranger, now))).await.is_none());
+}
+
+/// After the authority was replaced, certificates of the one before it still name their agents, for as long as its own
+/// certificate is kept beside the new one.
+#[tokio::test]
+async fn certificates_of_an_earlier_authority_count_while_it_is_kept() {
+    let directory = tempfile::tempdir().unwrap();
+    let now = clock::now();
+    let (file, earlier) =
+        (|name| directory.path().join(name), Authority::open(directory.path(), now).unwrap());
+    std::fs::rename(file("ca.pem"), file("ca-previous.pem")).unwrap();
+    std::fs::remove_file(file("ca.key")).unwrap();
+    let again = Authority::open(directory.path(), now).unwrap();
+    assert_ne!(again.certificate(), earlier.certificate());
+    let mut port = port_of(directory).await;
+    assert_eq!(port.authority.certificate(), again.certificate());
+    for authority in [&earlier, &again] {
+        assert_eq!(
+            port.peer(Some(certificate(authority, now))).await.unwrap().certified.unwrap().agent_id,
+            "agt_1"
+        );
+    }
+    let previous = port._directory.path().join("ca-previous.pem");
+    std::fs::write(&previous, "no certificate").unwrap();
+    let damaged = Authority::open(port._directory.path(), now).err().unwrap();
+    assert!(matches!(damaged, ca::AuthorityError::Previous(_)), "{damaged}");
+    let elsewhere = tempfile::tempdir().unwrap();
+    std::fs::copy(port._directory.path().join("ca.key"), elsewhere.path().join("ca.key")).unwrap();
+    let mut port = port_of(elsewhere).await;
+    assert_eq!(port.authority.certificate(), again.certificate());
+    assert!(port.peer(Some(certificate(&earlier, now))).await.is_none(), "the earlier one is not kept");
 }
 
 /// Clients that never finish their handshake, or speak no TLS, hold nobody up.

@@ -1,6 +1,10 @@
 //! From the messages of the config stream to what agents use, with every bad field named.
 
-use std::{num::NonZeroU32, sync::Arc, time::Duration};
+use std::{
+    num::NonZeroU32,
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
 
 use gateway_proto::v1;
 use jiff::Timestamp;
@@ -167,7 +171,9 @@ fn retry_schedule(
     subscription: &v1::WebhookSubscription,
     violations: &mut FieldViolations,
 ) -> Arc<[Duration]> {
-    let Some(policy) = &subscription.retry_policy else { return retry::SCHEDULE.into() };
+    // Nearly all have the same, and an agent may have 100,000 of them.
+    static DEFAULT: LazyLock<Arc<[Duration]>> = LazyLock::new(|| retry::SCHEDULE.into());
+    let Some(policy) = &subscription.retry_policy else { return Arc::clone(&DEFAULT) };
     let delays = policy.delays.iter().enumerate().map(|(index, delay)| {
         duration_from_proto(delay).unwrap_or_else(|| {
             violations.add(format!("retry_policy.delays[{index}]"), "must not be negative");

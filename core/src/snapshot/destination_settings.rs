@@ -45,7 +45,7 @@ pub enum Authentication {
         token: Box<str>,
     },
     /// `authorization: Bearer …` with a token that an OAuth 2.0 server gives.
-    OAuth2(OAuth2),
+    OAuth2(Box<OAuth2>),
 }
 
 /// Client credentials of an OAuth 2.0 server (RFC 6749, 4.4).
@@ -127,12 +127,12 @@ pub(super) fn authentication(
             password: basic.password.as_str().into(),
         },
         Method::Bearer(bearer) => Authentication::Bearer { token: bearer.token.as_str().into() },
-        Method::Oauth2(oauth2) => Authentication::OAuth2(OAuth2 {
+        Method::Oauth2(oauth2) => Authentication::OAuth2(Box::new(OAuth2 {
             token_url: parsed(&oauth2.token_url, "authentication.oauth2.token_url", violations)?,
             client_id: oauth2.client_id.as_str().into(),
             client_secret: oauth2.client_secret.as_str().into(),
             scopes: oauth2.scopes.iter().map(|scope| scope.as_str().into()).collect(),
-        }),
+        })),
     })
 }
 

@@ -125,12 +125,12 @@ fn read_oauth2(
             }
         }
     }
-    Some(Authentication::OAuth2(OAuth2 {
+    Some(Authentication::OAuth2(Box::new(OAuth2 {
         token_url: token_url.ok()?.url().clone(),
         client_id: oauth2.client_id.as_str().into(),
         client_secret: oauth2.client_secret.as_str().into(),
         scopes: oauth2.scopes.iter().map(|scope| scope.as_str().into()).collect(),
-    }))
+    })))
 }
 
 fn check_visible(violations: &mut FieldViolations, field: &str, text: &str, max: usize, spaces: bool) {

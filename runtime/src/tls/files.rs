@@ -2,6 +2,7 @@
 
 use std::{fs, path::PathBuf, time::Duration};
 
+use jiff::Timestamp;
 use rustls::{
     pki_types::{PrivateKeyDer, pem::PemObject as _},
     sign::CertifiedKey,
@@ -9,7 +10,8 @@ use rustls::{
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::{CurrentCertificate, TlsFileError, certified_key, parse_certificates};
+use super::{CurrentCertificate, TlsFileError, Validity, certified_key, parse_certificates, validity};
+use crate::{clock, private};
 
 /// How often the files are looked at.
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
@@ -48,7 +50,8 @@ impl CertificateFiles {
 }
 
 /// A certificate that follows its files. Files that cannot be used change nothing: the last good certificate is
-/// shown further on.
+/// shown further on. So does a renewed certificate that has expired, or is not valid yet, as long as the last one
+/// is valid; one that becomes valid is used from then on.
 pub struct FileCertificate {
     files: CertificateFiles,
     current: CurrentCertificate,
@@ -78,8 +81,18 @@ impl FileCertificate {
     /// When they cannot be used.
     pub fn load(files: CertificateFiles) -> Result<Self, TlsFileError> {
         let good = files.read()?;
-        let current = CurrentCertificate::new(files.parse(&good)?);
-        Ok(Self { files, current, good, bad: None })
+        let parsed = files.parse(&good)?;
+        private::warn_if_open_to_the_world(&files.key);
+        if let Some(validity) = validity(&parsed).filter(|validity| !validity.contains(clock::now())) {
+            warn!(
+                certificate = %files.certificate.display(),
+                not_before = %validity.not_before,
+                not_after = %validity.not_after,
+                "the TLS certificate is not valid now, so that nobody will trust it; renew the files, they are \
+                 read again without a restart"
+            );
+        }
+        Ok(Self { files, current: CurrentCertificate::new(parsed), good, bad: None })
     }
 
     /// What to show in handshakes; it changes with the files.
@@ -107,29 +120,48 @@ impl FileCertificate {
 
     fn note(&mut self) {
         let certificate = self.files.certificate.display().to_string();
-        match self.look() {
+        let look = self.look(clock::now());
+        let not_after = self.current.validity().map(|validity| validity.not_after.to_string());
+        match look {
             Look::Unchanged | Look::Broken => {}
-            Look::Replaced => info!(certificate, "using the renewed TLS certificate"),
+            Look::Replaced => {
+                private::warn_if_open_to_the_world(&self.files.key);
+                info!(certificate, not_after, "using the renewed TLS certificate");
+            }
             Look::StaysBroken(error) => {
                 let error = format!("{:#}", anyhow::Error::from(error));
                 warn!(
                     certificate,
-                    error, "failed to read the renewed TLS certificate; the one before stays in use"
+                    error,
+                    used_not_after = not_after,
+                    "failed to read the renewed TLS certificate; the one before stays in use"
                 );
             }
         }
     }
 
+    /// `renewed`, unless the one in use serves better: callers refuse a certificate before and after its time.
+    fn better(&self, renewed: CertifiedKey, now: Timestamp) -> Result<CertifiedKey, TlsFileError> {
+        let is_valid = |validity: &Validity| validity.contains(now);
+        match (validity(&renewed), self.current.validity()) {
+            (Some(validity), Some(used)) if !is_valid(&validity) && is_valid(&used) => {
+                let certificate = self.files.certificate.display().to_string();
+                Err(TlsFileError::NotValidNow { certificate, validity })
+            }
+            _ => Ok(renewed),
+        }
+    }
+
     /// Reads the files again. The certificate and its key are two files, so that something in between may be
     /// found once; only when the same is found twice is it a fault.
-    pub(super) fn look(&mut self) -> Look {
+    pub(super) fn look(&mut self, now: Timestamp) -> Look {
         let (contents, outcome) = match self.files.read() {
             Ok(contents) if contents == self.good => {
                 self.bad = None;
                 return Look::Unchanged;
             }
             Ok(contents) => {
-                let parsed = self.files.parse(&contents);
+                let parsed = self.files.parse(&contents).and_then(|parsed| self.better(parsed, now));
                 (Some(contents), parsed)
             }
             Err(error) => (None, Err(error)),

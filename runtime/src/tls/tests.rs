@@ -5,6 +5,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsConnector;
 
 use super::{files::Look, *};
+use crate::clock;
 
 struct Files {
     directory: tempfile::TempDir,
@@ -27,10 +28,19 @@ impl Files {
 
     /// Writes a new certificate and key, and returns the certificate.
     fn renew(&self) -> CertificateDer<'static> {
-        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-        fs::write(self.path("tls.pem"), pem("CERTIFICATE", made.cert.der())).unwrap();
-        fs::write(self.path("tls.key"), pem("PRIVATE KEY", made.signing_key.serialized_der())).unwrap();
-        made.cert.der().clone()
+        self.renew_for(1975, 4096)
+    }
+
+    /// The same with a certificate that is valid from the begin of one year to the begin of another.
+    fn renew_for(&self, from: i32, until: i32) -> CertificateDer<'static> {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::new(["localhost".to_owned()]).unwrap();
+        (params.not_before, params.not_after) =
+            (rcgen::date_time_ymd(from, 1, 1), rcgen::date_time_ymd(until, 1, 1));
+        let made = params.self_signed(&key).unwrap();
+        fs::write(self.path("tls.pem"), pem("CERTIFICATE", made.der())).unwrap();
+        fs::write(self.path("tls.key"), pem("PRIVATE KEY", &key.serialize_der())).unwrap();
+        made.der().clone()
     }
 }
 
@@ -82,7 +92,7 @@ async fn renewed_files_are_used_and_broken_ones_are_not() {
     let mut certificate = FileCertificate::load(files.paths()).unwrap();
     let current = certificate.current();
     let renewed = files.renew();
-    assert!(matches!(certificate.look(), Look::Replaced));
+    assert!(matches!(certificate.look(clock::now()), Look::Replaced));
     assert_eq!(shown(&current, &renewed).await, renewed.to_vec());
 
     let good_key = fs::read(files.path("tls.key")).unwrap();
@@ -94,16 +104,53 @@ async fn renewed_files_are_used_and_broken_ones_are_not() {
     ];
     for breakage in breakages {
         breakage();
-        assert!(matches!(certificate.look(), Look::Broken));
-        assert!(matches!(certificate.look(), Look::StaysBroken(_)));
-        assert!(matches!(certificate.look(), Look::Unchanged));
+        assert!(matches!(certificate.look(clock::now()), Look::Broken));
+        assert!(matches!(certificate.look(clock::now()), Look::StaysBroken(_)));
+        assert!(matches!(certificate.look(clock::now()), Look::Unchanged));
         assert_eq!(shown(&current, &renewed).await, renewed.to_vec());
     }
     fs::write(files.path("tls.key"), good_key).unwrap();
-    assert!(matches!(certificate.look(), Look::Unchanged));
+    assert!(matches!(certificate.look(clock::now()), Look::Unchanged));
     let again = files.renew();
-    assert!(matches!(certificate.look(), Look::Replaced));
+    assert!(matches!(certificate.look(clock::now()), Look::Replaced));
     assert_eq!(shown(&current, &again).await, again.to_vec());
+}
+
+/// A renewed certificate that has expired, or is not valid yet, does not replace one that is valid; a person hears
+/// of its dates once. It is used when its time comes, or when the one in use has expired as well. The metric says
+/// when the one in use expires.
+#[test]
+fn certificates_out_of_their_time_are_not_used() {
+    let at = |year: i16| jiff::civil::date(year, 7, 1).to_zoned(jiff::tz::TimeZone::UTC).unwrap().timestamp();
+    let files = Files::new();
+    let good = files.renew_for(2020, 2022);
+    let mut certificate = FileCertificate::load(files.paths()).unwrap();
+    let current = certificate.current();
+    let is_shown = |expected: &CertificateDer<'_>| current.load().unwrap().cert[0] == *expected;
+    for (from, until) in [(2010, 2012), (2040, 2042)] {
+        files.renew_for(from, until);
+        assert!(matches!(certificate.look(at(2021)), Look::Broken));
+        let Look::StaysBroken(error) = certificate.look(at(2021)) else { panic!("nobody hears of it") };
+        let dates = [from, until].map(|year| format!("{year}-01-01T00:00:00Z"));
+        assert!(dates.iter().all(|date| error.to_string().contains(date)), "{error}");
+        assert!(matches!(certificate.look(at(2021)), Look::Unchanged));
+        assert!(is_shown(&good));
+    }
+    let later = files.renew_for(2021, 2030);
+    assert!(matches!(certificate.look(at(2020)), Look::Broken) && is_shown(&good));
+    assert!(matches!(certificate.look(at(2021)), Look::Replaced) && is_shown(&later));
+    let mut registry = prometheus_client::registry::Registry::with_prefix("gateway");
+    ExpiryMetric::register(&mut registry).add("grpc", current.clone());
+    let shown = || {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        text
+    };
+    let line = r#"gateway_tls_certificate_expire_time_seconds{certificate="grpc"} 1893456000"#;
+    assert!(shown().contains(line), "{}", shown());
+    let expired = files.renew_for(2010, 2012);
+    assert!(matches!(certificate.look(at(2031)), Look::Replaced) && is_shown(&expired));
+    assert!(!shown().contains(line), "{}", shown());
 }
 
 /// A start with files that cannot be used fails and names the file.

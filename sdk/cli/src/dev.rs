@@ -22,7 +22,6 @@ use gateway_runtime::{
     supervise,
     telemetry::{self, LogFormat},
 };
-use gateway_sdk::Client;
 use tokio::sync::mpsc;
 
 use crate::{
@@ -42,7 +41,11 @@ const LINES_MAX: usize = 256;
 
 /// Settings of `gateway dev`.
 #[derive(Args)]
-#[command(after_help = "The environment variable GATEWAY_CONTROL_PLANE_ADMIN_KEY sets the admin key.")]
+#[command(after_help = "\
+Once it runs it prints addresses, ids, secrets and lines to copy, and then a line for each webhook that the built-in \
+receiver takes. Ctrl-C stops it.
+
+The environment variable GATEWAY_CONTROL_PLANE_ADMIN_KEY sets the admin key.")]
 pub struct DevArgs {
     /// Keep everything in DIR, and find it there at the next start; without it a temporary directory is used
     /// and removed at the end
@@ -63,6 +66,9 @@ pub struct DevArgs {
     /// Where the built-in receiver takes webhooks and shows them
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8099")]
     receiver_listen: SocketAddr,
+    /// Serve gRPC with TLS, with a certificate of the control plane's own authority
+    #[arg(long)]
+    tls: bool,
     /// Which log lines of control plane and agent go to standard error, as `info` or `gateway_agent=debug`
     #[arg(long, env = "GATEWAY_DEV_LOG_FILTER", value_name = "FILTER", default_value = "warn")]
     log_filter: String,
@@ -163,11 +169,17 @@ impl Dev {
     }
 }
 
+/// For those who run in another directory.
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
+
 fn session(programs: &Programs, standing: &Standing, receiver: &Receiver, data_dir: &Path) -> Session {
     Session {
         process: std::process::id(),
-        data_dir: std::path::absolute(data_dir).unwrap_or_else(|_| data_dir.to_owned()),
+        data_dir: absolute(data_dir),
         control_plane_url: programs.control_plane_url(),
+        control_plane_ca: programs.control_plane_ca().map(absolute),
         api_key: programs.admin_key().to_owned(),
         callback_url: format!("http://{}{}", programs.callback_addr(), standing.callback_path),
         app_secret: standing.secrets.app_secret.clone(),
@@ -176,11 +188,6 @@ fn session(programs: &Programs, standing: &Standing, receiver: &Receiver, data_d
         provider_number_id: standing.demo.provider_number_id.to_owned(),
         phone_number: PHONE_NUMBER.to_owned(),
     }
-}
-
-/// The SDK client of a control plane on this machine.
-async fn connect(url: &str, admin_key: &str) -> anyhow::Result<Client> {
-    Ok(Client::connect(gateway_sdk::ClientOptions::new(url, admin_key)).await?)
 }
 
 /// Progress goes to standard error, so that standard output can be piped.

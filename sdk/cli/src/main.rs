@@ -8,6 +8,7 @@
 mod output;
 mod json;
 mod session;
+mod control_plane;
 mod demo;
 mod dev;
 mod trigger;
@@ -23,13 +24,15 @@ use gateway_runtime::config::EXIT_BAD_CONFIG;
 
 use output::Output;
 
-const EXIT_CODES: &str = "\
+const AFTER_HELP: &str = "\
+First steps: `gateway dev` in one terminal, `gateway trigger message.received` in another.
+
 Exit codes: 0 done; 1 it did not work, standard error says why and what to do; \
 64 wrong usage or configuration.";
 
 /// WhatsApp Gateway: callbacks of WhatsApp providers in, signed webhooks out.
 #[derive(Parser)]
-#[command(name = "gateway", version, after_help = EXIT_CODES)]
+#[command(name = "gateway", version, after_help = AFTER_HELP)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

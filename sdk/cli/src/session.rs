@@ -3,12 +3,11 @@
 
 use std::{
     fs, io,
-    io::Write as _,
-    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
 };
 
 use anyhow::Context as _;
+use gateway_runtime::private;
 use serde::{Deserialize, Serialize};
 
 /// What others on this machine need to use a running `gateway dev`.
@@ -20,6 +19,9 @@ pub struct Session {
     pub data_dir: PathBuf,
     /// gRPC of the control plane.
     pub control_plane_url: String,
+    /// The authority of its certificate, when it speaks TLS.
+    #[serde(default)]
+    pub control_plane_ca: Option<PathBuf>,
     /// The admin key.
     pub api_key: String,
     /// Where the provider would call.
@@ -57,7 +59,8 @@ impl SessionFile {
     /// Writes the session file; the newest `gateway dev` of a user is the one that is found.
     pub fn write(session: &Session) -> anyhow::Result<Self> {
         let path = path();
-        write_private(&path, &serde_json::to_vec_pretty(session)?)
+        // Two that start at the same time both write it.
+        private::write_shared_file(&path, &serde_json::to_vec_pretty(session)?)
             .with_context(|| format!("write session file `{}`", path.display()))?;
         Ok(Self { path })
     }
@@ -88,35 +91,4 @@ pub fn find() -> anyhow::Result<Option<Session>> {
 
 fn load(path: &Path) -> io::Result<Session> {
     serde_json::from_slice(&fs::read(path)?).map_err(io::Error::from)
-}
-
-/// Writes a file that only its owner can read, whole before it has its name.
-pub fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let unfinished = path.with_extension(format!("{}.new", std::process::id()));
-    match fs::remove_file(&unfinished) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&unfinished)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&unfinished, path)
-}
-
-#[cfg(test)]
-mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
-
-    use super::*;
-
-    /// Only the owner can read what is written, also where a file with wider access was before.
-    #[test]
-    fn private_files_are_private() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("session.json");
-        fs::write(&path, "before").unwrap();
-        write_private(&path, b"after").unwrap();
-        assert_eq!(fs::read(&path).unwrap(), b"after");
-        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-    }
 }

@@ -145,6 +145,18 @@ async fn a_second_start_finds_everything() {
     assert_eq!(second.interrupt().await, Some(0));
 }
 
+/// With `--tls` the control plane is called over TLS, and `gateway trigger` finds its authority by itself.
+#[tokio::test]
+async fn tls_needs_nothing_else() {
+    let directory = tempfile::tempdir().unwrap();
+    let dev = Dev::start(directory.path(), &["--tls"]).await;
+    assert!(dev.fact("control plane").ends_with("(gRPC, TLS)"), "{:?}", dev.welcome);
+    assert!(dev.welcome.iter().any(|line| line.contains("grpcurl -cacert /")), "{:?}", dev.welcome);
+    let report = trigger(directory.path(), &["message.received"]).await;
+    assert_eq!(events(&report), ["message.received"]);
+    assert_eq!(dev.interrupt().await, Some(0));
+}
+
 /// A taken port is named together with the flag that chooses another one.
 #[tokio::test]
 async fn a_taken_port_is_named() {
@@ -162,6 +174,29 @@ async fn a_taken_port_is_named() {
         assert_eq!(output.status.code(), Some(1), "{errors}");
         assert!(errors.contains(&address) && errors.contains(listen), "{errors}");
     }
+}
+
+/// A data directory that another one uses, or that cannot be made, is named, with what to do; the one that runs goes on.
+#[tokio::test]
+async fn unusable_data_directories_are_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let (data, file) = (directory.path().join("data"), directory.path().join("file"));
+    std::fs::write(&file, "").unwrap();
+    let first = Dev::start(directory.path(), &["--data-dir", data.to_str().unwrap()]).await;
+    for (path, words) in [(&data, "another control plane (process "), (&file, "may write")] {
+        let mut command = gateway(directory.path());
+        command.args(["dev", "--data-dir"]).arg(path);
+        for listen in LISTENS {
+            command.args([listen, "127.0.0.1:0"]);
+        }
+        let output = run(&mut command).await;
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{errors}");
+        let all = [path.to_str().unwrap(), words, "--data-dir"];
+        assert!(all.iter().all(|text| errors.contains(text)), "{errors}");
+    }
+    trigger(directory.path(), &["message.received"]).await;
+    assert_eq!(first.interrupt().await, Some(0));
 }
 
 /// Without a running `gateway dev`, a wrong secret or a public address, the message says what to do.

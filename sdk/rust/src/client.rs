@@ -8,6 +8,7 @@
 
 pub mod connection;
 pub mod error;
+mod fault;
 pub mod page;
 pub mod watch;
 
@@ -68,7 +69,8 @@ impl ClientOptions {
         self
     }
 
-    /// Trusts this certificate authority (PEM) beside those of the system; only for `https`.
+    /// Trusts this certificate authority (PEM; there may be several) instead of those of the system; only for `https`.
+    /// A control plane with an authority of its own keeps it as `ca.pem` in its data directory.
     #[must_use]
     pub fn with_ca_certificate(mut self, pem: impl Into<String>) -> Self {
         self.ca_certificate_pem = Some(pem.into());
@@ -101,12 +103,15 @@ impl Client {
     /// Connects.
     ///
     /// # Errors
-    /// When the options are malformed, or nothing answers at the endpoint within five seconds.
+    /// When the options are malformed, nothing answers at the endpoint within five seconds, or the server there is
+    /// not trusted, or one side speaks TLS and the other does not.
     pub async fn connect(options: ClientOptions) -> Result<Self, Error> {
-        let channel = endpoint(&options)?
-            .connect()
-            .await
-            .map_err(|source| Error::Connect { endpoint: options.endpoint.clone(), source })?;
+        let endpoint = endpoint(&options)?;
+        let channel =
+            endpoint.connect().await.map_err(|source| fault::of_connect(&options.endpoint, source))?;
+        if fault::wants_tls(endpoint.uri()).await {
+            return Err(Error::WantsTls { endpoint: options.endpoint });
+        }
         Self::over(channel, &options)
     }
 
@@ -198,13 +203,16 @@ fn endpoint(options: &ClientOptions) -> Result<Endpoint, Error> {
         .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)
         .keep_alive_while_idle(true);
-    if endpoint.uri().scheme_str() != Some("https") {
-        return Ok(endpoint);
-    }
-    let mut tls = ClientTlsConfig::new().with_native_roots();
-    if let Some(pem) = &options.ca_certificate_pem {
-        tls = tls.ca_certificate(Certificate::from_pem(pem));
-    }
+    let is_tls = endpoint.uri().scheme_str() == Some("https");
+    let tls = match &options.ca_certificate_pem {
+        Some(_) if !is_tls => return Err(Error::CaWithoutTls { endpoint: options.endpoint.clone() }),
+        Some(pem) if fault::has_certificates(pem) => {
+            ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem))
+        }
+        Some(_) => return Err(Error::CaCertificate),
+        None if is_tls => ClientTlsConfig::new().with_native_roots(),
+        None => return Ok(endpoint),
+    };
     endpoint.tls_config(tls).map_err(wrap)
 }
 

@@ -19,7 +19,7 @@ const AGENT_BYTES_MAX: usize = 8 << 20;
 const FRAME_BYTES: usize = 1_024;
 
 fn assert_too_large(status: &Status, limit: usize) {
-    assert!(matches!(status.code(), Code::OutOfRange | Code::ResourceExhausted), "{status:?}");
+    assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
     assert!(status.message().contains(&limit.to_string()), "{status:?}");
     let info = status.get_error_details().error_info().cloned();
     assert!(
@@ -124,7 +124,7 @@ async fn deadlines_are_honoured() {
     let took = began.elapsed();
     let code = answer.headers().get("grpc-status").and_then(|code| code.to_str().ok()?.parse::<i32>().ok());
     let code = code.map(Code::from);
-    assert!(matches!(code, Some(Code::DeadlineExceeded | Code::Cancelled)), "{answer:?}");
+    assert_eq!(code, Some(Code::DeadlineExceeded), "{answer:?}");
     assert!(took >= Duration::from_millis(250) && took < Duration::from_secs(3), "{took:?}");
     lock.release().await.unwrap();
     // What was given up on has not wedged the writer.

@@ -10,7 +10,7 @@ use super::{
     journal::{
         Counters, Journal,
         files::RealFiles,
-        format::{self, Kind},
+        format::{self, FIRST_VERSION, Kind},
     },
     record::{self, EventHeader, Mark},
     view::View,
@@ -44,7 +44,7 @@ impl BenchJournal {
     /// # Errors
     /// When the disk refuses.
     pub fn append(&mut self, records: &[u8]) -> Result<(), Box<dyn Error>> {
-        self.journal.prepare(&self.counters)?;
+        self.journal.prepare(&self.counters, FIRST_VERSION)?;
         self.journal.append(records)?;
         if self.journal.oldest().is_some() {
             self.journal.remove_oldest()?;

@@ -13,7 +13,10 @@ use crate::metrics::Metrics;
 
 use super::{
     AppendError, Config, Entry, Outcome, Receipt,
-    journal::{Counters, Journal, JournalError, Place, format::Kind},
+    journal::{
+        Counters, Journal, JournalError, Place,
+        format::{FIRST_VERSION, HAND_OVERS, Kind},
+    },
     keeper::{KeeperInbox, Note, Reading},
     lock::DirectoryLock,
     open::damage_report,
@@ -168,12 +171,20 @@ impl Engine {
         Lane::ALL.iter().map(|lane| self.shared.lane(*lane).bytes()).sum()
     }
 
+    /// What the records of this work need, and those of what may move.
+    fn version(&self, work: &Work) -> u8 {
+        if work.outcomes.iter().any(|outcome| outcome.state.is_handing_over()) {
+            return HAND_OVERS;
+        }
+        self.shared.index.read().unwrap_or_else(PoisonError::into_inner).version()
+    }
+
     fn round(&mut self, mut work: Work) {
         work.notes = self.hear(work.notes);
         if self.is_failing {
             return self.refuse(work);
         }
-        let place = match self.journal.prepare(&self.counters) {
+        let place = match self.journal.prepare(&self.counters, self.version(&work)) {
             Ok(place) => place,
             Err(failure) => {
                 self.fail(&failure);
@@ -354,7 +365,7 @@ impl Engine {
     pub(super) fn try_again(&mut self) {
         let health = self.shared.health();
         self.is_failing = false;
-        let proof = self.journal.prepare(&self.counters).and_then(|_| {
+        let proof = self.journal.prepare(&self.counters, FIRST_VERSION).and_then(|_| {
             let mut plan = Plan::default();
             let acked = self.shared.lane(Lane::Logs).acked;
             plan.put(Kind::Acked, 0, |out| record::put_acked(out, Lane::Logs, acked));
@@ -435,7 +446,9 @@ fn take(queue: &mut Queue) -> Work {
 
 /// About how much of the commit an entry takes.
 fn size_of(entry: &Entry) -> usize {
-    let events: usize = entry.events.iter().map(|event| event.log.payload_json.len()).sum();
+    let logs = entry.events.iter().map(|event| &event.log);
+    let logs = logs.chain(entry.taken_over.iter().map(|taken| &taken.log));
+    let events: usize = logs.map(|log| log.payload_json.len()).sum();
     let unrouted: usize = entry.unrouted.iter().map(|unrouted| unrouted.callback.payload_json.len()).sum();
     events + unrouted
 }

@@ -7,7 +7,7 @@ use tracing::warn;
 use uuid::Uuid;
 
 use super::{
-    journal::{Counters, Journal},
+    journal::{Counters, Journal, format::FIRST_VERSION},
     lane::LaneState,
     recover::Recovered,
 };
@@ -50,7 +50,7 @@ fn try_settle_in(
             recovered.take_buffer_ids(buffer_ids);
             // They are in the journal before the directory counts as known, or a crash between would bring the
             // old ones back.
-            journal.prepare(&recovered.counters)?;
+            journal.prepare(&recovered.counters, FIRST_VERSION)?;
         }
     }
     private::write_file(&buffer.join(HOME_FILE), mark.as_bytes())?;

@@ -9,7 +9,13 @@ use gateway_core::{delivery::DeliveryState, id::WebhookSubscriptionId};
 use gateway_proto::v1;
 use prost::Message as _;
 
-use super::journal::Place;
+use super::{
+    journal::{
+        Place,
+        format::{FIRST_VERSION, HAND_OVERS},
+    },
+    record::LogIn,
+};
 
 /// One event owed to one subscription.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,8 +77,23 @@ impl Deliveries {
         deliveries.find(|(_, delivery)| delivery.subscription == subscription)
     }
 
-    pub(super) fn are_settled(&self) -> bool {
-        self.as_slice().iter().all(|delivery| delivery.state.is_settled())
+    /// Whether all are settled, and those that were handed over are the control plane's.
+    pub(super) fn are_done(&self) -> bool {
+        let is_done = |delivery: &Delivery| delivery.state.is_settled() && !delivery.state.is_handing_over();
+        self.as_slice().iter().all(is_done)
+    }
+
+    fn given_away(&self) -> u64 {
+        self.as_slice().iter().filter(|delivery| delivery.state.is_given_away()).count() as u64
+    }
+
+    /// The control plane answers for the delivery at this place, if it is still the one that was given away.
+    pub(super) fn handed_over(&mut self, place: u16) {
+        if let Some(delivery) = self.as_mut_slice().get_mut(usize::from(place))
+            && delivery.state.is_handing_over()
+        {
+            delivery.state = DeliveryState::HandedOver;
+        }
     }
 }
 
@@ -88,7 +109,7 @@ pub(super) enum Reported {
     Acked = 2,
 }
 
-/// An open event: not settled, or its report not acked.
+/// An open event: not settled, or one of its reports that carry its log not acked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Slot {
     pub(super) receive_ms: i64,
@@ -103,9 +124,18 @@ pub(super) struct Slot {
 }
 
 impl Slot {
+    /// The control plane has a report that carries the event's log.
+    pub(super) fn acked(&mut self, report: LogIn) {
+        match report {
+            LogIn::Nothing => {}
+            LogIn::Event => self.reported = Reported::Acked,
+            LogIn::HandOver(place) => self.deliveries.handed_over(place),
+        }
+    }
+
     /// Whether nothing keeps it any more.
     pub(super) fn is_done(&self) -> bool {
-        self.reported == Reported::Acked && self.deliveries.are_settled()
+        self.reported == Reported::Acked && self.deliveries.are_done()
     }
 }
 
@@ -128,6 +158,8 @@ pub(super) struct Index {
     bytes: u64,
     /// Bytes on disk of the events that each subscription, by its number, is owed.
     owed: Vec<u64>,
+    /// Deliveries of open events that were given away.
+    given_away: u64,
 }
 
 const fn place(event: u64) -> (u64, usize) {
@@ -153,6 +185,7 @@ impl Index {
             self.owed[subscription] += bytes;
         }
         self.bytes += bytes;
+        self.given_away += slot.deliveries.given_away();
         let chunk = self
             .chunks
             .entry(chunk)
@@ -186,9 +219,15 @@ impl Index {
     fn discount(&mut self, before: &Slot) {
         let bytes = u64::from(before.place.bytes);
         self.bytes -= bytes;
+        self.given_away -= before.deliveries.given_away();
         for delivery in before.deliveries.as_slice().iter().filter(|delivery| !delivery.state.is_settled()) {
             self.owed[delivery.subscription as usize] -= bytes;
         }
+    }
+
+    /// What the records of what is open need.
+    pub(super) const fn version(&self) -> u8 {
+        if self.given_away > 0 { HAND_OVERS } else { FIRST_VERSION }
     }
 
     /// Bytes on disk of open events.

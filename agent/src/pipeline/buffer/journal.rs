@@ -85,6 +85,7 @@ pub(super) struct Segment {
 
 struct Active {
     number: u32,
+    version: u8,
     file: Box<dyn Writable>,
     end: u64,
 }
@@ -140,22 +141,24 @@ impl Journal {
         self.files.space(&self.directory)
     }
 
-    /// Makes sure that there is a segment to write to, and returns the place where the next bytes go.
+    /// Makes sure that there is a segment to write to, of this version or a later one, and returns the place where
+    /// the next bytes go.
     ///
     /// # Errors
     /// When a new segment is needed and cannot be made.
-    pub(super) fn prepare(&mut self, counters: &Counters) -> Result<(u32, u32), JournalError> {
-        if let Some(active) = self.active.take_if(|active| active.end >= self.segment_bytes) {
+    pub(super) fn prepare(&mut self, counters: &Counters, version: u8) -> Result<(u32, u32), JournalError> {
+        let is_over = |active: &mut Active| active.end >= self.segment_bytes || active.version < version;
+        if let Some(active) = self.active.take_if(is_over) {
             self.last = (active.number, active.end);
         }
         if self.active.is_none() {
-            self.active = Some(self.begin(counters)?);
+            self.active = Some(self.begin(counters, version)?);
         }
         let active = self.active.as_ref().expect("it was just made");
         Ok((active.number, u32::try_from(active.end).expect("a segment is below 4 GiB")))
     }
 
-    fn begin(&mut self, counters: &Counters) -> Result<Active, JournalError> {
+    fn begin(&mut self, counters: &Counters, version: u8) -> Result<Active, JournalError> {
         let (last, last_end) = self.last;
         let number = last + 1;
         let path = segment_path(&self.directory, number);
@@ -165,6 +168,7 @@ impl Journal {
             _ => {}
         }
         let header = Header {
+            version,
             number,
             journal: self.id.into_bytes(),
             previous_end: u32::try_from(last_end).ok().filter(|end| *end > 0),
@@ -180,7 +184,7 @@ impl Journal {
         let first_event = counters.event;
         self.segments.insert(number, Segment { bytes: end, first_event, ..Segment::default() });
         self.reader.set_end(number, end);
-        Ok(Active { number, file, end })
+        Ok(Active { number, version, file, end })
     }
 
     /// Appends where [`Self::prepare`] said; it is on disk when it returns. Blocks for a disk sync. After a

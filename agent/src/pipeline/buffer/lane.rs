@@ -14,7 +14,8 @@ use tracing::error;
 use super::{
     ReadError, ReportBatch, ReportLimits,
     journal::format::Kind,
-    record::{self, Lane, ReportPlace, ReportRecord},
+    keeper::Note,
+    record::{self, Lane, LogIn, ReportPlace, ReportRecord},
     shared::Shared,
 };
 
@@ -60,6 +61,11 @@ impl LaneState {
 
     pub(super) fn is_empty(&self) -> bool {
         self.places.is_empty()
+    }
+
+    /// How many reports are not acked.
+    pub(super) fn len(&self) -> usize {
+        self.places.len()
     }
 
     /// Bytes on disk of reports that are not acked.
@@ -161,14 +167,14 @@ pub(super) async fn next_reports(
 fn assemble(shared: &Shared, records: &[ReportRecord], after: u64, limits: ReportLimits) -> ReportBatch {
     let mut batch = ReportBatch { last: after, ..ReportBatch::default() };
     for record in records {
-        let log = match record.log_of {
-            0 => None,
-            event => match shared.cached_log(event) {
+        let log = match record.log {
+            LogIn::Nothing => None,
+            LogIn::Event | LogIn::HandOver(_) => match shared.cached_log(record.event) {
                 Some(log) => Some(log),
                 None => break,
             },
         };
-        let log = log.as_deref().map_or(Log::None, Log::Message);
+        let log = log.as_deref().map(|log| (record.log, Log::Message(log)));
         if !batch.push(record.sequence, &record.report, log, limits) {
             break;
         }
@@ -198,6 +204,18 @@ mod field {
     pub(super) const REPORTS_OF_REQUEST: u32 = 2;
     pub(super) const EVENT_OF_REPORT: u32 = 2;
     pub(super) const LOG_OF_EVENT: u32 = 1;
+    pub(super) const HAND_OVER_OF_REPORT: u32 = 9;
+    pub(super) const LOG_OF_HAND_OVER: u32 = 2;
+
+    use super::LogIn;
+
+    /// The part of a report that gets the log, and where in it.
+    pub(super) const fn of_log(log: LogIn) -> (u32, u32) {
+        match log {
+            LogIn::Nothing | LogIn::Event => (EVENT_OF_REPORT, LOG_OF_EVENT),
+            LogIn::HandOver(_) => (HAND_OVER_OF_REPORT, LOG_OF_HAND_OVER),
+        }
+    }
 }
 
 /// Length of a field with a payload of so many bytes; all field numbers here take one byte.
@@ -213,23 +231,20 @@ fn put_key(out: &mut BytesMut, field: u32, payload: usize) {
 /// The log that goes into a report.
 #[derive(Clone, Copy)]
 enum Log<'a> {
-    None,
     Encoded(&'a [u8]),
     Message(&'a v1::InboundLog),
 }
 
 impl Log<'_> {
-    fn encoded_len(self) -> Option<usize> {
+    fn encoded_len(self) -> usize {
         match self {
-            Self::None => None,
-            Self::Encoded(bytes) => Some(bytes.len()),
-            Self::Message(log) => Some(log.encoded_len()),
+            Self::Encoded(bytes) => bytes.len(),
+            Self::Message(log) => log.encoded_len(),
         }
     }
 
     fn put(self, out: &mut BytesMut) {
         match self {
-            Self::None => {}
             Self::Encoded(bytes) => out.put_slice(bytes),
             Self::Message(log) => log.encode_raw(out),
         }
@@ -256,6 +271,10 @@ impl ReportBatch {
                 Err(_) if !is_there() => return Ok(true),
                 Err(ReadError::Damaged) => {
                     error!(sequence, "failed to read a report from the buffer: it is damaged, and left out");
+                    if matches!(place.log, LogIn::HandOver(_)) {
+                        // Nobody else will come across the event.
+                        shared.inbox.note(Note::EventUnreadable);
+                    }
                     self.last = sequence;
                 }
                 // What was read before goes first.
@@ -270,29 +289,35 @@ impl ReportBatch {
     fn read(&mut self, shared: &Shared, place: ReportPlace, limits: ReportLimits) -> Result<bool, ReadError> {
         let payload = shared.journal.read(place.place, Kind::Report)?;
         let (header, report) = record::read_report(&payload).ok_or(ReadError::Damaged)?;
-        if !header.has_log {
-            return Ok(self.push(place.sequence, report, Log::None, limits));
+        if header.log == LogIn::Nothing {
+            return Ok(self.push(place.sequence, report, None, limits));
         }
         // Its event is open as long as the report is.
         let log = shared.read_log_bytes(header.event)?.ok_or(ReadError::Damaged)?;
-        Ok(self.push(place.sequence, report, Log::Encoded(&log), limits))
+        Ok(self.push(place.sequence, report, Some((header.log, Log::Encoded(&log))), limits))
     }
 
-    /// Adds a report, if there is room. A log is merged into the report's event: in protobuf, the parts of a
+    /// Adds a report, if there is room. A log is merged into a part of the report: in protobuf, the parts of a
     /// message that comes twice are joined (<https://protobuf.dev/programming-guides/encoding/#last-one-wins>).
-    fn push(&mut self, sequence: u64, report: &[u8], log: Log<'_>, limits: ReportLimits) -> bool {
-        let log_len = log.encoded_len();
-        let event_len = log_len.map_or(0, field_len);
-        let report_len = report.len() + log_len.map_or(0, |_| field_len(event_len));
+    fn push(
+        &mut self,
+        sequence: u64,
+        report: &[u8],
+        log: Option<(LogIn, Log<'_>)>,
+        limits: ReportLimits,
+    ) -> bool {
+        let part_len = log.map(|(_, log)| field_len(log.encoded_len()));
+        let report_len = report.len() + part_len.map_or(0, field_len);
         if self.count > 0 && self.encoded.len() + report_len > limits.bytes {
             return false;
         }
         self.encoded.reserve(field_len(report_len));
         put_key(&mut self.encoded, field::REPORTS_OF_REQUEST, report_len);
         self.encoded.put_slice(report);
-        if let Some(log_len) = log_len {
-            put_key(&mut self.encoded, field::EVENT_OF_REPORT, event_len);
-            put_key(&mut self.encoded, field::LOG_OF_EVENT, log_len);
+        if let (Some(part_len), Some((part, log))) = (part_len, log) {
+            let (part_field, log_field) = field::of_log(part);
+            put_key(&mut self.encoded, part_field, part_len);
+            put_key(&mut self.encoded, log_field, log.encoded_len());
             log.put(&mut self.encoded);
         }
         self.last = sequence;

@@ -27,6 +27,8 @@ impl Engine {
         self.look_after_budget(stats.bytes);
         self.look_after_shares();
         self.clean();
+        #[cfg(test)]
+        self.shared.ticks.fetch_add(1, std::sync::atomic::Ordering::AcqRel);
     }
 
     fn look_after_space(&mut self) {

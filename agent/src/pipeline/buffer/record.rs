@@ -3,7 +3,7 @@
 //! | kind | payload |
 //! |---|---|
 //! | event | [`EventHeader`], then its `InboundLog` |
-//! | report | [`ReportHeader`], then the `Report`, without the log of the event it refers to |
+//! | report | [`ReportHeader`], then the `Report`, without the log of the event it refers to ([`LogIn`]) |
 //! | outcome | event number, one [`StateChange`], then its `DeliveryAttempt` |
 //! | mark | event id, [`Mark`] |
 //! | opt-out | `OptOut` |
@@ -127,7 +127,7 @@ impl StateChange {
     fn put(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(&self.delivery.to_be_bytes());
         out.extend_from_slice(&self.attempts.to_be_bytes());
-        out.push(self.state.to_proto() as u8);
+        out.push(code(self.state));
         out.extend_from_slice(&self.due_ms.to_be_bytes());
     }
 
@@ -135,9 +135,36 @@ impl StateChange {
         let delivery = u16::from_be_bytes(rest.array()?);
         let attempts = u16::from_be_bytes(rest.array()?);
         let [state] = rest.array()?;
-        let state = v1::DeliveryState::try_from(i32::from(state)).unwrap_or(v1::DeliveryState::Pending);
         let due_ms = i64::from_be_bytes(rest.array()?);
-        Some(Self { delivery, attempts, state: DeliveryState::from_proto(state), due_ms })
+        Some(Self { delivery, attempts, state: state_of(state), due_ms })
+    }
+}
+
+/// States that are the agent's own. They come in journals of version
+/// [`HAND_OVERS`](super::journal::format::HAND_OVERS) only.
+const HANDING_OVER: u8 = 64;
+const HANDING_OVER_HELD: u8 = 65;
+const HANDED_OVER: u8 = 66;
+
+/// A state in one byte: its number in protobuf, if it has one.
+const fn code(state: DeliveryState) -> u8 {
+    match state {
+        DeliveryState::HandingOver { was_held: false } => HANDING_OVER,
+        DeliveryState::HandingOver { was_held: true } => HANDING_OVER_HELD,
+        DeliveryState::HandedOver => HANDED_OVER,
+        state => state.to_proto() as u8,
+    }
+}
+
+fn state_of(code: u8) -> DeliveryState {
+    match code {
+        HANDING_OVER => DeliveryState::HandingOver { was_held: false },
+        HANDING_OVER_HELD => DeliveryState::HandingOver { was_held: true },
+        HANDED_OVER => DeliveryState::HandedOver,
+        code => {
+            let state = v1::DeliveryState::try_from(i32::from(code));
+            DeliveryState::from_proto(state.unwrap_or(v1::DeliveryState::Pending))
+        }
     }
 }
 
@@ -152,6 +179,41 @@ fn read_changes(rest: &mut Reader<'_>) -> Option<Vec<StateChange>> {
     (0..count).map(|_| StateChange::read(rest)).collect()
 }
 
+/// Whether the log of its event goes into a report, and into which part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum LogIn {
+    /// It does not.
+    Nothing,
+    /// Into an `EventReport`: the event's own.
+    Event,
+    /// Into a `DeliveryHandOver`, of the delivery at this place among those of the event. It comes in journals of
+    /// version [`HAND_OVERS`](super::journal::format::HAND_OVERS) only.
+    HandOver(u16),
+}
+
+impl LogIn {
+    fn put(self, out: &mut Vec<u8>) {
+        match self {
+            Self::Nothing => out.push(0),
+            Self::Event => out.push(1),
+            Self::HandOver(delivery) => {
+                out.push(2);
+                out.extend_from_slice(&delivery.to_be_bytes());
+            }
+        }
+    }
+
+    fn read(rest: &mut Reader<'_>) -> Option<Self> {
+        let [part] = rest.array()?;
+        match part {
+            0 => Some(Self::Nothing),
+            1 => Some(Self::Event),
+            2 => Some(Self::HandOver(u16::from_be_bytes(rest.array()?))),
+            _ => None,
+        }
+    }
+}
+
 /// What the buffer itself needs to know of a report.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ReportHeader {
@@ -160,8 +222,8 @@ pub(super) struct ReportHeader {
     pub(super) time_ms: i64,
     /// The event it is about; 0 for none.
     pub(super) event: u64,
-    /// Whether the event's log goes into the report.
-    pub(super) has_log: bool,
+    /// Where the event's log goes into the report.
+    pub(super) log: LogIn,
     /// The event's deliveries as they are now, those that changed.
     pub(super) changes: Vec<StateChange>,
 }
@@ -172,7 +234,7 @@ pub(super) fn put_report(out: &mut Vec<u8>, header: &ReportHeader, report: &[u8]
     out.push(header.lane as u8);
     out.extend_from_slice(&header.sequence.to_be_bytes());
     out.extend_from_slice(&header.time_ms.to_be_bytes());
-    out.push(u8::from(header.has_log));
+    header.log.put(out);
     put_changes(out, &header.changes);
     out.extend_from_slice(report);
 }
@@ -185,17 +247,19 @@ pub(super) fn read_report(payload: &[u8]) -> Option<(ReportHeader, &[u8])> {
     let lane = Lane::of(lane)?;
     let sequence = u64::from_be_bytes(rest.array()?);
     let time_ms = i64::from_be_bytes(rest.array()?);
-    let [has_log] = rest.array()?;
+    let log = LogIn::read(&mut rest)?;
     let changes = read_changes(&mut rest)?;
-    Some((ReportHeader { lane, sequence, time_ms, event, has_log: has_log != 0, changes }, rest.0))
+    Some((ReportHeader { lane, sequence, time_ms, event, log, changes }, rest.0))
 }
 
 /// A report that is not acked yet, in memory. An event's log is not repeated in it: it refers to the event.
 #[derive(Debug, Clone)]
 pub(super) struct ReportRecord {
     pub(super) sequence: u64,
-    /// The event whose log goes into the report; 0 for reports that are whole.
-    pub(super) log_of: u64,
+    /// The event it is about; 0 for none.
+    pub(super) event: u64,
+    /// Where that event's log goes into the report.
+    pub(super) log: LogIn,
     /// The `Report`.
     pub(super) report: Bytes,
 }
@@ -329,7 +393,7 @@ pub(super) struct ReportPlace {
     pub(super) place: Place,
     /// When it was written, in seconds since 1970.
     pub(super) time_s: u32,
-    pub(super) has_log: bool,
+    pub(super) log: LogIn,
 }
 
 /// Whether the time of a report fits; it does until 2106.

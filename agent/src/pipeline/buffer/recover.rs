@@ -26,7 +26,7 @@ use super::{
     },
     keeper::mark_of,
     lane::LaneState,
-    record::{self, Lane, Mark, ReportPlace, StateChange},
+    record::{self, Lane, LogIn, Mark, ReportPlace, StateChange},
     round::Young,
     view::Position,
 };
@@ -382,9 +382,10 @@ impl Replay {
     fn report(&mut self, place: Place, payload: &[u8]) -> Option<()> {
         let (header, _) = record::read_report(payload)?;
         self.newest_ms = self.newest_ms.max(header.time_ms);
-        let reported = header.has_log.then_some(Reported::Queued);
+        let is_of_event = header.log == LogIn::Event;
+        let reported = is_of_event.then_some(Reported::Queued);
         self.change(place.segment, header.event, &header.changes, reported);
-        if header.has_log {
+        if is_of_event {
             self.young.remove(&header.event);
         }
         let report = ReportPlace {
@@ -392,7 +393,7 @@ impl Replay {
             event: header.event,
             place,
             time_s: record::seconds(header.time_ms),
-            has_log: header.has_log,
+            log: header.log,
         };
         self.lanes[header.lane as usize].insert(header.sequence, report);
         Some(())
@@ -422,9 +423,7 @@ impl Replay {
         let (lane, sequence) = record::read_acked(payload)?;
         let left = self.lanes[lane as usize].split_off(&(sequence + 1));
         for report in std::mem::replace(&mut self.lanes[lane as usize], left).into_values() {
-            if report.has_log {
-                self.change(0, report.event, &[], Some(Reported::Acked));
-            }
+            self.log_acked(report.event, report.log);
         }
         self.note_sequence(lane, sequence);
         Some(())

@@ -18,7 +18,7 @@ use super::{
         Counters, Place,
         format::{self, CONTINUES, Kind},
     },
-    record::{self, EventHeader, Lane, Mark, ReportHeader, ReportPlace, ReportRecord, StateChange},
+    record::{self, EventHeader, Lane, LogIn, Mark, ReportHeader, ReportPlace, ReportRecord, StateChange},
     shared::{Reply, Shared},
 };
 
@@ -50,6 +50,10 @@ pub(super) struct Plan {
     pub(super) young: HashMap<u64, (Vec<Arc<Outcome>>, usize)>,
     /// Old segments that were read to their end.
     pub(super) segments_read: Vec<u32>,
+    /// Deliveries that are given away.
+    pub(super) handed_over: u64,
+    /// Deliveries that were taken over.
+    pub(super) taken_over: u64,
 }
 
 impl Plan {
@@ -132,6 +136,13 @@ impl Round<'_> {
                 self.append_event(event);
             }
         }
+        for taken in entry.taken_over {
+            if self.take_over(taken) {
+                receipt.stored += 1;
+            } else {
+                receipt.duplicates += 1;
+            }
+        }
         for unrouted in entry.unrouted {
             if self.is_duplicate(&unrouted.mark) {
                 receipt.duplicates += 1;
@@ -162,7 +173,8 @@ impl Round<'_> {
             return Ok(());
         }
         let mut numbers = self.shared.subscriptions.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut subscriptions = entry.events.iter().flat_map(|event| &event.subscriptions);
+        let of_events = entry.events.iter().flat_map(|event| &event.subscriptions);
+        let mut subscriptions = of_events.chain(entry.taken_over.iter().map(|taken| &taken.subscription));
         if subscriptions.any(|id| self.index.owed(numbers.number(id)) >= share_bytes_max) {
             return Err(AppendError::DestinationFull);
         }
@@ -175,10 +187,14 @@ impl Round<'_> {
         self.report(Lane::Urgent, v1::report::Report::OptOut(opt_out));
     }
 
+    /// The mark of what was seen before.
+    pub(super) fn seen(&self, id: &EventId) -> Option<Mark> {
+        self.plan.marks.get(id).copied().or_else(|| self.shared.marks.get(id))
+    }
+
     /// Whether the event was seen before; then it is counted.
     fn is_duplicate(&mut self, id: &EventId) -> bool {
-        let seen = self.plan.marks.get(id).copied().or_else(|| self.shared.marks.get(id));
-        let Some(mut mark) = seen else { return false };
+        let Some(mut mark) = self.seen(id) else { return false };
         mark.duplicates = mark.duplicates.saturating_add(1);
         self.put_mark(*id, mark);
         if mark.event != 0 {
@@ -192,7 +208,7 @@ impl Round<'_> {
         true
     }
 
-    fn put_mark(&mut self, id: EventId, mark: Mark) {
+    pub(super) fn put_mark(&mut self, id: EventId, mark: Mark) {
         self.plan.put(Kind::Mark, 0, |out| record::put_mark(out, &id, mark));
         self.plan.marks.insert(id, mark);
     }
@@ -234,7 +250,7 @@ impl Round<'_> {
 
     /// Plans a report that is not about the deliveries of an event.
     pub(super) fn report(&mut self, lane: Lane, report: v1::report::Report) {
-        self.report_about(lane, 0, false, Vec::new(), report);
+        self.report_about(lane, 0, LogIn::Nothing, Vec::new(), report);
     }
 
     /// Plans a report about an event, with its deliveries that changed.
@@ -242,7 +258,7 @@ impl Round<'_> {
         &mut self,
         lane: Lane,
         event: u64,
-        has_log: bool,
+        log: LogIn,
         changes: Vec<StateChange>,
         report: v1::report::Report,
     ) {
@@ -250,14 +266,13 @@ impl Round<'_> {
         let sequence = *next;
         *next += 1;
         let report = v1::Report { sequence, report: Some(report) }.encode_to_vec();
-        let header = ReportHeader { lane, sequence, time_ms: self.now_ms, event, has_log, changes };
+        let header = ReportHeader { lane, sequence, time_ms: self.now_ms, event, log, changes };
         let place = self.plan.put(Kind::Report, 0, |out| record::put_report(out, &header, &report));
         self.plan.bytes_added += u64::from(place.bytes);
-        let log_of = if has_log { event } else { 0 };
         let time_s = record::seconds(self.now_ms);
         self.plan.reports[lane as usize].push((
-            ReportPlace { sequence, event, place, time_s, has_log },
-            ReportRecord { sequence, log_of, report: Bytes::from(report) },
+            ReportPlace { sequence, event, place, time_s, log },
+            ReportRecord { sequence, event, log, report: Bytes::from(report) },
         ));
     }
 }

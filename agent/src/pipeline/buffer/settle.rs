@@ -13,7 +13,7 @@ use super::{
     Outcome,
     index::{Delivery, Reported},
     journal::format::Kind,
-    record::{self, Lane, StateChange},
+    record::{self, Lane, LogIn, StateChange},
     round::Round,
 };
 
@@ -24,12 +24,23 @@ impl Round<'_> {
         if let Some(gone) = &outcome.gone {
             self.report(Lane::Urgent, v1::report::Report::DestinationGone(gone.clone()));
         }
-        let Some(mut slot) = self.slot(outcome.event) else { return };
-        let Some((place, delivery)) = slot.deliveries.find(outcome.subscription) else { return };
-        if delivery.state.is_settled() {
-            return;
+        let Some(slot) = self.slot(outcome.event) else { return };
+        match slot.deliveries.find(outcome.subscription) {
+            Some((place, delivery)) if !delivery.state.is_settled() => {
+                if outcome.state.is_handing_over() {
+                    self.hand_over(outcome, place, delivery.state);
+                } else {
+                    self.change(outcome, place);
+                }
+            }
+            _ => {}
         }
-        let mut delivery = *delivery;
+    }
+
+    /// Changes the delivery at this place of its event.
+    pub(super) fn change(&mut self, outcome: &Arc<Outcome>, place: usize) {
+        let Some(mut slot) = self.slot(outcome.event) else { return };
+        let mut delivery = slot.deliveries.as_slice()[place];
         delivery.state = outcome.state;
         if let Some(attempt) = &outcome.attempt {
             delivery.attempts = u16::try_from(attempt.attempt_number).unwrap_or(u16::MAX);
@@ -44,12 +55,16 @@ impl Round<'_> {
             return;
         }
         let report = v1::AttemptsReport {
-            event_id: self.event_id(outcome),
+            event_id: match &outcome.attempt {
+                Some(attempt) => attempt.event_id.clone(),
+                None => self.event_id(outcome.event).unwrap_or_default(),
+            },
             deliveries: vec![self.delivery_to_proto(&delivery, Some(outcome))],
             attempts: outcome.attempt.iter().cloned().collect(),
         };
         let changes = vec![StateChange::of(place, &delivery)];
-        self.report_about(Lane::Logs, outcome.event, false, changes, v1::report::Report::Attempts(report));
+        let report = v1::report::Report::Attempts(report);
+        self.report_about(Lane::Logs, outcome.event, LogIn::Nothing, changes, report);
     }
 
     fn young_outcomes(&mut self, event: u64) -> &mut Vec<Arc<Outcome>> {
@@ -62,20 +77,20 @@ impl Round<'_> {
         outcomes
     }
 
-    fn event_id(&self, outcome: &Outcome) -> String {
-        if let Some(attempt) = &outcome.attempt {
-            return attempt.event_id.clone();
+    /// The id of an open event, if it can be read.
+    pub(super) fn event_id(&self, event: u64) -> Option<String> {
+        if let Some((_, log)) = self.plan.new_events.iter().find(|(new, _)| *new == event) {
+            return Some(log.event_id.clone());
         }
-        if let Some(log) = self.shared.cached_log(outcome.event) {
-            return log.event_id.clone();
+        if let Some(log) = self.shared.cached_log(event) {
+            return Some(log.event_id.clone());
         }
-        let place = self.slot(outcome.event).map(|slot| slot.place);
-        let payload = place.and_then(|place| self.shared.journal.read(place, Kind::Event).ok());
-        let header = payload.as_deref().and_then(record::read_event);
-        header.map(|(header, _)| header.id.to_string()).unwrap_or_default()
+        let payload = self.shared.journal.read(self.slot(event)?.place, Kind::Event).ok()?;
+        let (header, _) = record::read_event(&payload)?;
+        Some(header.id.to_string())
     }
 
-    fn delivery_to_proto(&self, delivery: &Delivery, last: Option<&Outcome>) -> v1::Delivery {
+    pub(super) fn delivery_to_proto(&self, delivery: &Delivery, last: Option<&Outcome>) -> v1::Delivery {
         let attempt = last.and_then(|outcome| outcome.attempt.as_ref());
         let is_due = delivery.state == DeliveryState::Pending;
         let next_attempt_time = Timestamp::from_millisecond(delivery.due_ms).ok().filter(|_| is_due);
@@ -108,25 +123,27 @@ impl Round<'_> {
         };
         let touched = deliveries.iter().enumerate().filter(|(_, delivery)| delivery.is_touched());
         let changes = touched.map(|(place, delivery)| StateChange::of(place, delivery)).collect();
-        self.report_about(Lane::Logs, event, true, changes, v1::report::Report::Event(report));
+        let report = v1::report::Report::Event(report);
+        self.report_about(Lane::Logs, event, LogIn::Event, changes, report);
         slot.reported = Reported::Queued;
         self.plan.touched.insert(event, slot);
     }
 
     /// Frees reports that are acked, and events that nothing keeps any more.
     pub(super) fn acked(&mut self, lane: Lane, sequence: u64) {
-        let events: Vec<u64> = {
+        let events: Vec<(u64, LogIn)> = {
             let state = self.shared.lane(lane);
             if sequence <= state.acked {
                 return;
             }
-            state.up_to(sequence).filter(|report| report.has_log).map(|report| report.event).collect()
+            let with_log = state.up_to(sequence).filter(|report| report.log != LogIn::Nothing);
+            with_log.map(|report| (report.event, report.log)).collect()
         };
         self.plan.put(Kind::Acked, 0, |out| record::put_acked(out, lane, sequence));
         self.plan.acked[lane as usize] = Some(sequence);
-        for event in events {
+        for (event, log) in events {
             if let Some(mut slot) = self.slot(event) {
-                slot.reported = Reported::Acked;
+                slot.acked(log);
                 self.plan.touched.insert(event, slot);
             }
         }

@@ -69,6 +69,8 @@ pub(super) struct Shared {
     pub(super) fresh: Mutex<Fresh>,
     pub(super) fresh_added: Notify,
     pub(super) reports_added: Notify,
+    /// For whoever waits for room to hand over.
+    pub(super) reports_freed: Notify,
     /// Events whose report is not written yet.
     pub(super) reports_planned: AtomicUsize,
     /// Attempts whose outcome waits for the disk, by event and subscription. Bounded as outcomes are.
@@ -80,6 +82,9 @@ pub(super) struct Shared {
     /// Subscriptions that are owed more than their share of the budget, as of the last look.
     pub(super) over_share: Mutex<Vec<u32>>,
     health: AtomicU8,
+    /// How often the disk was looked after.
+    #[cfg(test)]
+    pub(super) ticks: AtomicUsize,
 }
 
 impl Shared {
@@ -101,6 +106,7 @@ impl Shared {
             fresh: Mutex::default(),
             fresh_added: Notify::new(),
             reports_added: Notify::new(),
+            reports_freed: Notify::new(),
             reports_planned: AtomicUsize::new(0),
             attempts_ahead: Mutex::default(),
             ended: CancellationToken::new(),
@@ -108,6 +114,8 @@ impl Shared {
             marks,
             over_share: Mutex::default(),
             health: AtomicU8::new(Health::Good as u8),
+            #[cfg(test)]
+            ticks: AtomicUsize::new(0),
         }
     }
 

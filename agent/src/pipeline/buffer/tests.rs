@@ -13,6 +13,7 @@ use super::*;
 mod model;
 mod faults;
 mod reports;
+mod hand_over;
 mod copies;
 mod damage;
 mod space;
@@ -42,7 +43,7 @@ pub(in crate::pipeline) fn event_id(number: u32) -> EventId {
     EventId::derive(&["event", &number.to_string()])
 }
 
-pub(in crate::pipeline) fn event(number: u32, subscriptions: &[&str]) -> NewEvent {
+pub(crate) fn event(number: u32, subscriptions: &[&str]) -> NewEvent {
     let id = event_id(number);
     NewEvent {
         id,

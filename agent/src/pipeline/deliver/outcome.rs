@@ -129,7 +129,7 @@ pub(super) fn due_ms(now: Timestamp, delay: Duration, had_quick: bool) -> i64 {
 
 /// Whether a delivery had its quick retry, by its due time. An event that was not attempted has any due time.
 pub(super) const fn had_quick(delivery: &OpenDelivery) -> bool {
-    delivery.attempts > 0 && delivery.due_ms & 1 == 1
+    delivery.had_quick_retry()
 }
 
 /// How long a delivery of the buffer has to wait. From here on only a clock that does not jump counts. The wall

@@ -9,6 +9,8 @@
 //!     └─────────────────────────────────────────────┘ failed
 //! ```
 //!
+//! What another agent is to make leaves from anywhere but from `running` ([`give`]).
+//!
 //! What was held while the subscription was paused goes out at a limited rate once it is not, in turns with what
 //! is new, so that neither a destination that has just come back is flooded nor a new event has to wait for
 //! the backlog. A subscription with a rate of its own drains at that rate.
@@ -21,6 +23,10 @@ use std::{
 };
 
 use super::{breaker::Breaker, order::Order, rate::Rate};
+
+mod give;
+
+use give::Patience;
 
 /// An attempt that takes longer than this is slow: it may be about to hang.
 pub(super) const SLOW_MS: u64 = 1_000;
@@ -60,12 +66,17 @@ pub(super) struct Tuning {
     pub(super) probe_interval: Duration,
     /// How many held deliveries begin per second, for a subscription without a rate of its own.
     pub(super) resume_per_second: NonZeroU32,
+    /// How long what is due may wait for its turn before it is given away, and up to as much more.
+    pub(super) give_patience: Duration,
 }
+
+/// So long something else may stand in the way of a due delivery: a rate, a breaker, those before it.
+const GIVE_PATIENCE: Duration = Duration::from_secs(10);
 
 impl Default for Tuning {
     fn default() -> Self {
         let resume_per_second = NonZeroU32::new(50).expect("50 is not 0");
-        Self { probe_interval: Duration::from_secs(30), resume_per_second }
+        Self { probe_interval: Duration::from_secs(30), resume_per_second, give_patience: GIVE_PATIENCE }
     }
 }
 
@@ -126,6 +137,8 @@ pub(super) struct Queue {
     progress: u64,
     /// Whether the last attempt that ended was not slow; none before the first.
     was_quick: Option<bool>,
+    /// While deliveries are given away.
+    patience: Option<Patience>,
 }
 
 impl Queue {
@@ -145,6 +158,7 @@ impl Queue {
             is_turn_of_held: false,
             progress: now,
             was_quick: None,
+            patience: None,
         }
     }
 
@@ -344,6 +358,9 @@ impl Queue {
             let may_resume = !self.held.is_empty() && self.resume.free_at(now) <= now;
             let from_held = may_resume && (self.is_turn_of_held || self.ready.is_empty());
             let entry = pop(if from_held { &mut self.held } else { &mut self.ready })?;
+            if let Some(patience) = &mut self.patience {
+                patience.started(from_held);
+            }
             if !self.admit(entry) {
                 continue;
             }

@@ -187,6 +187,7 @@ impl Runner {
 
         let number = made.attempt.attempt_number;
         let schedule = &settings.retry_schedule;
+        let gives_away = self.gives_away();
         let decision = outcome::decide(&made.verdict, number, entry.had_quick, schedule, rand::random());
         let health = health(&made.verdict);
         let next = match decision {
@@ -201,15 +202,24 @@ impl Runner {
             }
             Decision::Again { delay, is_quick } => {
                 entry.had_quick |= is_quick;
-                Next::Wait(delay)
+                if gives_away { Next::Settled } else { Next::Wait(delay) }
             }
         };
         entry.attempts = u16::try_from(number).unwrap_or(u16::MAX);
         entry.is_held = false;
-        if let Some(outcome) = outcome::outcome(decision, made, subscription, entry, &settings, self.wall()) {
+        let outcome = outcome::outcome(decision, made, subscription, entry, &settings, self.wall());
+        if let Some(mut outcome) = outcome {
+            if matches!(next, Next::Settled) {
+                outcome.state = outcome.state.given_away();
+            }
             self.buffer.settle(outcome).await;
         }
         (entry, Done { next, health, took })
+    }
+
+    /// Whether what fails goes to another agent: this one drains, and few enough hand-overs are on their way.
+    pub(super) fn gives_away(&self) -> bool {
+        self.snapshot.drain().hands_over() && self.buffer.may_hand_over()
     }
 
     /// The newest settings for an attempt that is about to begin; none when it may not begin any more.

@@ -271,6 +271,17 @@ impl Schedule {
         }
     }
 
+    /// Takes out what another agent is to make now, so many at most: subscription and delivery. Others may have become
+    /// due by it: see [`Self::needs_waking`].
+    pub(super) fn give_away(&mut self, max: usize, now: u64) -> Vec<(u32, Entry)> {
+        self.turns.give_away(max, now)
+    }
+
+    /// Nothing is given away any more.
+    pub(super) fn keep(&mut self) {
+        self.turns.keep();
+    }
+
     /// Until when whoever looks at the timers may sleep, unless [`Self::needs_waking`]; none for ever.
     pub(super) fn fall_asleep(&mut self) -> Option<u64> {
         let next_due = self.turns.next_due();
@@ -328,7 +339,7 @@ fn to_record(subscription: u32, events: Vec<u64>, state: DeliveryState) -> Optio
     (!events.is_empty()).then_some(ToRecord { subscription, events, state })
 }
 
-fn millis(duration: Duration) -> u64 {
+pub(super) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 

@@ -25,6 +25,7 @@ mod pauses;
 mod pace;
 mod order;
 mod clocks;
+mod hand_over;
 
 use receiver::{Receiver, Reply, Script, ok};
 
@@ -164,6 +165,10 @@ impl World {
                     (log.event_id, log.deliveries, event.attempts)
                 }
                 v1::report::Report::Attempts(report) => (report.event_id, report.deliveries, report.attempts),
+                v1::report::Report::DeliveryHandOver(hand_over) => {
+                    reported.hand_overs.push(hand_over);
+                    continue;
+                }
                 other => panic!("unexpected report {other:?}"),
             };
             for delivery in deliveries {
@@ -210,6 +215,7 @@ impl World {
 struct Reported {
     deliveries: BTreeMap<(String, String), v1::Delivery>,
     attempts: Vec<v1::DeliveryAttempt>,
+    hand_overs: Vec<v1::DeliveryHandOver>,
 }
 
 /// The request is exactly what is documented, and a receiver with the new or the old secret accepts it.

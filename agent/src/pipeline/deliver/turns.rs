@@ -199,6 +199,29 @@ impl Turns {
         }
     }
 
+    /// Takes out what another agent is to make, so many at most, with whose it is.
+    pub(super) fn give_away(&mut self, max: usize, now: u64) -> Vec<(u32, Entry)> {
+        let (mut given, mut of_one, mut changed) = (Vec::new(), Vec::new(), Vec::new());
+        for (subscription, place) in &mut self.places {
+            place.queue.give_away(max - given.len(), now, &mut of_one);
+            if !of_one.is_empty() {
+                place.was_used = true;
+                changed.push(*subscription);
+                given.extend(of_one.drain(..).map(|entry| (*subscription, entry)));
+            }
+            if given.len() >= max {
+                break;
+            }
+        }
+        changed.into_iter().for_each(|subscription| self.refresh(subscription, now));
+        given
+    }
+
+    /// Nothing is given away any more.
+    pub(super) fn keep(&mut self) {
+        self.places.values_mut().for_each(|place| place.queue.keep());
+    }
+
     /// Drops the queues that were not used for a while and have nothing to remember. Returns whose.
     pub(super) fn sweep(&mut self, now: u64) -> Vec<u32> {
         if now < self.sweep_at {

@@ -23,6 +23,7 @@ pub fn load(data_dir: &Path, given: Option<&Key>) -> Result<Key, ConfigLogError>
         return Ok(key.clone());
     }
     let path = data_dir.join(FILE);
+    private::warn_if_open(&path);
     match fs::read_to_string(&path).map(Zeroizing::new) {
         Ok(text) => {
             Key::parse(&text).map_err(|source| ConfigLogError::BadKeyFile { path: path.clone(), source })

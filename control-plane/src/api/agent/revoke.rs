@@ -12,7 +12,7 @@ use super::{
     },
     AgentApi,
 };
-use crate::{admission::Admissions, audit::Audited, store::agents};
+use crate::{audit::Audited, store::agents};
 
 /// Between the secret of a join token and the SHA-256 of the authority's certificate.
 const PIN_SEPARATOR: char = '.';
@@ -20,19 +20,6 @@ const PIN_SEPARATOR: char = '.';
 /// The secret of a join token. An agent that sends the whole token is understood as well.
 pub(in crate::api) fn join_secret(join_token: &str) -> &str {
     join_token.split(PIN_SEPARATOR).next().unwrap_or_default()
-}
-
-/// Ends the streams of an agent when dropped, so that a caller who goes away in mid-commit, which may still
-/// take effect, leaves none open.
-struct Cut<'a> {
-    admissions: &'a Admissions,
-    agent_id: &'a str,
-}
-
-impl Drop for Cut<'_> {
-    fn drop(&mut self) {
-        self.admissions.revoke(self.agent_id);
-    }
 }
 
 impl AgentApi {
@@ -49,9 +36,9 @@ impl AgentApi {
         let revoke_time = before.revoke_time.or_else(|| Some(time::to_proto(now)));
         let after = v1::Agent { revoke_time, ..before.clone() };
         tx.audit(&caller, Audited::changed("AgentService/RevokeAgent", &before, &after)).await?;
-        let cut = Cut { admissions: &self.state.admissions, agent_id: &id };
+        let (admissions, agent_id) = (self.state.admissions.clone(), id.clone());
+        tx.after_commit(move || admissions.revoke(&agent_id));
         tx.commit().await?;
-        drop(cut);
         tracing::info!(gateway.agent.id = id, "an agent was revoked");
         Ok(Response::new(v1::RevokeAgentResponse { agent: Some(self.one_agent(&id).await?) }))
     }

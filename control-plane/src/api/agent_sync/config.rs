@@ -14,7 +14,7 @@ use crate::{
     api::authorize::AgentIdentity,
     app::State,
     fleet::{Connection, ResourceKey, SILENCE_MAX},
-    publish::{Part, Parts, Publisher, TenantFilter},
+    publish::{Part, Parts, Publisher, TenantFilter, keep_own_opt_outs},
     store::{agents, fleet},
 };
 
@@ -317,9 +317,7 @@ impl ConnectedAgent {
         self.opt_out_cursors.mark_unchanged();
         let since = self.opt_out_cursor;
         let (mut opt_outs, cursor) = self.state.store.opt_outs_since(since, OPT_OUTS_PAGE).await?;
-        if let Some(tenant_id) = &self.tenant_id {
-            opt_outs.retain(|opt_out| opt_out.tenant_id == *tenant_id);
-        }
+        keep_own_opt_outs(&mut opt_outs, self.tenant_id.as_deref());
         if cursor == self.opt_out_cursor {
             self.may_have_opt_outs = false;
             return Ok(None);
@@ -340,6 +338,7 @@ impl ConnectedAgent {
             opt_out_cursor: self.opt_out_cursor,
             opt_out_cursor_newest: *self.opt_out_cursors.borrow(),
             drain: Some(self.is_to_drain),
+            takes_hand_overs: true,
             time: Some(time::to_proto(clock::now())),
             ..Default::default()
         }

@@ -63,6 +63,7 @@ impl AgentSyncApi {
             let description = format!("the join token is for region `{}`", token.region);
             return Err(status::invalid_field("region", description));
         }
+        check_tenant(request.tenant_id.as_deref(), token.tenant_id.as_deref())?;
         let id = new_id("agt_");
         let asked = request.certificate_signing_request;
         let certificate = if asked.is_empty() { None } else { Some(self.certificate(&asked, &id, now)?) };
@@ -159,6 +160,19 @@ impl AgentSyncApi {
         }
         Ok((identity, admitted))
     }
+}
+
+/// An agent that has served from a snapshot export has callbacks of the export's tenants.
+fn check_tenant(served: Option<&str>, of_token: Option<&str>) -> Result<(), Status> {
+    let of_token = of_token.unwrap_or_default();
+    if served.is_none_or(|served| served == of_token) {
+        return Ok(());
+    }
+    let description = match of_token {
+        "" => "the join token is for an agent of the platform".to_owned(),
+        tenant_id => format!("the join token is for an agent of tenant `{tenant_id}`"),
+    };
+    Err(status::invalid_field("tenant_id", description))
 }
 
 fn bad_token() -> Status {

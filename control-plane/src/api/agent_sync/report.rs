@@ -1,5 +1,5 @@
 //! `ReportLogs`: what agents recorded. A message is acknowledged after its opt-outs and then its logs are
-//! committed; the next messages are read meanwhile.
+//! committed, and the deliveries that it gives away are queued; the next messages are read meanwhile.
 
 use std::{collections::HashMap, net::SocketAddr};
 
@@ -16,11 +16,14 @@ use crate::{
     audit::AuditedBy,
     inbound_log::{LogStoreError, Record, ReportBatch, SequencedRecord},
     store::{Store, agents, tenants},
+    work::GivenAway,
 };
 
 mod guard;
+mod hand_over;
 
 use guard::Guard;
+use hand_over::HandOvers;
 
 /// Messages of one stream on their way to disk. When there are as many, the next one is not read.
 const UNCOMMITTED_MAX: usize = 8;
@@ -35,7 +38,15 @@ const DAMAGE_TEXT_CHARS_MAX: usize = 300;
 /// Why a subscription is paused whose destination answered 410.
 const GONE_REASON: &str = "destination answered 410 Gone";
 
-type Committing = BoxFuture<'static, (String, Result<u64, LogStoreError>)>;
+type Committing = BoxFuture<'static, Committed>;
+
+/// What became of a message's records.
+struct Committed {
+    buffer_id: String,
+    outcome: Result<u64, LogStoreError>,
+    /// What the message gave away: to be queued now, before it is acknowledged.
+    given: Vec<GivenAway>,
+}
 
 /// One agent's reports.
 pub(super) struct ReportStream {
@@ -53,7 +64,7 @@ pub(super) struct ReportStream {
 
 enum Woken {
     Message(Option<Result<v1::ReportLogsRequest, Status>>),
-    Committed((String, Result<u64, LogStoreError>)),
+    Committed(Committed),
     Stop,
 }
 
@@ -95,10 +106,17 @@ impl ReportStream {
                 return end.map(Err);
             }
             match self.wait().await {
-                Woken::Committed((buffer_id, Ok(acked_sequence))) => {
+                Woken::Committed(Committed { buffer_id, outcome, given }) => {
+                    let acked_sequence = match outcome {
+                        Ok(acked_sequence) => acked_sequence,
+                        Err(error) => return Some(Err(refusal(error))),
+                    };
+                    // In the order of the messages, since how far it got is remembered.
+                    if let Err(status) = self.queue(&buffer_id, given).await {
+                        return Some(Err(status));
+                    }
                     return Some(Ok(v1::ReportLogsResponse { buffer_id, acked_sequence }));
                 }
-                Woken::Committed((_, Err(error))) => return Some(Err(refusal(error))),
                 Woken::Stop => self.end = Some(None),
                 Woken::Message(None) => self.end = Some(None),
                 Woken::Message(Some(Err(status))) => self.end = Some(too_large(&status)),
@@ -133,6 +151,7 @@ impl ReportStream {
             last_sequence: 0,
         };
         let (mut opt_outs, mut gone, mut damages) = (Vec::new(), Vec::new(), Vec::new());
+        let mut hand_overs = HandOvers::default();
         for v1::Report { sequence, report } in message.reports {
             batch.last_sequence = batch.last_sequence.max(sequence);
             let report = match report {
@@ -168,8 +187,13 @@ impl ReportStream {
                     damages.push(damage);
                     None
                 }
+                Some(Reported::DeliveryHandOver(hand_over)) => {
+                    let told = self.given_away(sequence, hand_over, &mut hand_overs).await?;
+                    batch.records.extend(told);
+                    None
+                }
                 // A newer agent's report. Refusing it would hold up everything behind it.
-                Some(Reported::DeliveryHandOver(_)) | None => {
+                None => {
                     warn!(gateway.agent.id = self.identity.agent_id, "skipped a report of an unknown kind");
                     None
                 }
@@ -181,8 +205,10 @@ impl ReportStream {
             record_damage(&self.state.store, &self.identity.agent_id, damage).await?;
         }
         let submitted = self.state.logs.submit(batch).await?;
-        let buffer_id = message.buffer_id;
-        self.committing.push_back(Box::pin(async move { (buffer_id, submitted.committed().await) }));
+        let (buffer_id, given) = (message.buffer_id, hand_overs.given);
+        self.committing.push_back(Box::pin(async move {
+            Committed { buffer_id, outcome: submitted.committed().await, given }
+        }));
         Ok(())
     }
 

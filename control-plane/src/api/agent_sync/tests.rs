@@ -29,7 +29,9 @@ use crate::{
 mod config;
 mod fleet;
 mod enroll;
+mod export;
 mod report;
+mod hand_over;
 mod tenant;
 
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -163,9 +165,19 @@ impl ControlPlane {
         tokio::time::timeout(DEADLINE, look).await.unwrap()
     }
 
+    fn data_dir(&self) -> &std::path::Path {
+        self._dir.path()
+    }
+
     async fn stop(self) {
+        self.stop_and_keep().await;
+    }
+
+    /// Stops it, and keeps what it leaves behind.
+    async fn stop_and_keep(self) -> TempDir {
         self.stop.cancel();
         self.running.wait().await.unwrap();
+        self._dir
     }
 }
 

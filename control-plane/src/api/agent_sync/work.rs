@@ -1,6 +1,6 @@
 //! `StreamWork`: work down, acknowledgements up.
 
-use futures_util::{Stream, StreamExt as _, stream};
+use futures_util::{FutureExt as _, Stream, StreamExt as _, stream};
 use gateway_proto::v1;
 use prost::Message as _;
 use std::collections::VecDeque;
@@ -11,6 +11,9 @@ use crate::{api::authorize::AgentIdentity, app::State, fleet::Fleet, work::WorkS
 
 /// Work of one response ends at this size; a single larger one goes alone.
 const RESPONSE_BYTES_MAX: usize = 1_024 * 1_024;
+/// Acknowledgements that are written in one transaction. Agents acknowledge one by one; what comes while one
+/// transaction is on its way to disk goes into the next.
+const ACKED_TOGETHER_MAX: usize = 1_024;
 
 /// One agent's work.
 pub(super) struct WorkResponses {
@@ -21,6 +24,8 @@ pub(super) struct WorkResponses {
     stop: CancellationToken,
     /// Leased and not sent yet.
     leased: VecDeque<v1::Work>,
+    /// Whether the agent has said something.
+    is_heard: bool,
 }
 
 enum Woken {
@@ -35,7 +40,7 @@ impl WorkResponses {
         identity: &AgentIdentity,
         inbound: Streaming<v1::StreamWorkRequest>,
     ) -> Self {
-        let work = state.work.open(&identity.region, identity.tenant_id.as_deref());
+        let work = state.work.open(&identity.agent_id, &identity.region, identity.tenant_id.as_deref());
         Self {
             work,
             fleet: state.fleet.clone(),
@@ -43,6 +48,7 @@ impl WorkResponses {
             inbound,
             stop: state.stop.clone(),
             leased: VecDeque::new(),
+            is_heard: false,
         }
     }
 
@@ -59,8 +65,13 @@ impl WorkResponses {
     /// The next work; waits for some. None at the end of the stream.
     async fn next(&mut self) -> Option<Result<v1::StreamWorkResponse, Status>> {
         loop {
-            // A draining agent is to have nothing left; others of its region do the work.
-            if self.leased.is_empty() && !self.fleet.is_to_drain(&self.agent_id) {
+            if self.fleet.is_to_drain(&self.agent_id) {
+                // A draining agent is to have nothing left; others of its region do the work.
+                let ids: Vec<String> = self.leased.drain(..).map(|work| work.id).collect();
+                if !ids.is_empty() {
+                    self.work.give_back(&ids);
+                }
+            } else if self.leased.is_empty() {
                 let applied_version = self.fleet.applied_version(&self.agent_id);
                 match self.work.lease(applied_version).await {
                     Ok(work) => self.leased.extend(work),
@@ -74,7 +85,8 @@ impl WorkResponses {
                 Woken::Available => {}
                 Woken::Stop | Woken::Message(None | Some(Err(_))) => return None,
                 Woken::Message(Some(Ok(message))) => {
-                    if let Err(error) = self.work.acknowledge(&message.acked_work_ids).await {
+                    let acked = self.heard(message);
+                    if let Err(error) = self.work.acknowledge(acked).await {
                         return Some(Err(error.into()));
                     }
                 }
@@ -88,6 +100,21 @@ impl WorkResponses {
             () = self.work.available() => Woken::Available,
             () = self.stop.cancelled() => Woken::Stop,
         }
+    }
+
+    /// What is acknowledged by a message and by those that have come after it. The first says what the agent knows.
+    fn heard(&mut self, message: v1::StreamWorkRequest) -> Vec<String> {
+        if !self.is_heard && message.takes_hand_overs {
+            self.work.takes_hand_overs();
+        }
+        self.is_heard = true;
+        let mut acked = message.acked_work_ids;
+        while acked.len() < ACKED_TOGETHER_MAX {
+            // The end of the stream comes again with the next wait.
+            let Some(Some(Ok(message))) = self.inbound.next().now_or_never() else { break };
+            acked.extend(message.acked_work_ids);
+        }
+        acked
     }
 
     fn response(&mut self) -> v1::StreamWorkResponse {

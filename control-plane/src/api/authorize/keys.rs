@@ -17,8 +17,13 @@ use gateway_runtime::{
 use jiff::{SignedDuration, Timestamp};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
+use tonic::Status;
 use tracing::warn;
 
+use super::{
+    Caller,
+    streams::{OpenStream, Streams},
+};
 use crate::store::{Store, StoreError, api_keys};
 
 /// How often the keys of open calls are looked at, beside at once when one is revoked here. Revocation works
@@ -38,6 +43,7 @@ pub struct KeyRing {
 #[derive(Default)]
 struct Inner {
     uses: Mutex<HashMap<String, Use>>,
+    streams: Streams,
     look: Notify,
 }
 
@@ -80,6 +86,14 @@ impl KeyRing {
         entry.open += 1;
         entry.last = entry.last.max(now);
         OpenCall { ring: self.clone(), id: key.id.clone(), ended: entry.ended.clone() }
+    }
+
+    /// A caller opens a stream that goes on until one of the two ends it.
+    ///
+    /// # Errors
+    /// RESOURCE_EXHAUSTED when the key, or the keys of its tenant, hold too many.
+    pub fn open_stream(&self, caller: &Caller) -> Result<OpenStream, Status> {
+        self.inner.streams.open(caller)
     }
 
     /// Looks at the keys of open calls now: one was revoked or deleted.

@@ -5,10 +5,11 @@ use tonic_reflection::pb::{v1 as reflection, v1alpha as reflection_alpha};
 
 use super::*;
 
-mod world;
+pub(super) mod world;
 mod roles;
 mod isolation;
 mod keys;
+mod created_keys;
 mod tenants;
 mod platform_routes;
 

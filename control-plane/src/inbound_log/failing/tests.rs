@@ -1,18 +1,15 @@
 //! Only a subscription that really had nothing but failures is found, whatever is reported when.
 
-use sqlx::Connection as _;
-use tempfile::TempDir;
+use std::collections::BTreeMap;
 
 use super::*;
-use crate::inbound_log::schema;
 
 const HOUR: i64 = 3_600;
 const DAY: i64 = 24 * HOUR;
 
 /// A table and what is in memory of it.
 struct World {
-    dir: TempDir,
-    connection: SqliteConnection,
+    table: BTreeMap<Box<str>, StoredStreak>,
     failing: FailingSubscriptions,
 }
 
@@ -28,7 +25,7 @@ fn attempt(start: i64, failure: v1::AttemptFailure) -> StagedAttempt {
         failure: failure.into(),
         ..Default::default()
     };
-    StagedAttempt { log_seq: 1, attempt_seq: 0, is_first: true, attempt }
+    StagedAttempt { log_seq: 1, attempt_seq: 0, is_first: true, attempt, previous: None }
 }
 
 fn failed(starts: impl IntoIterator<Item = i64>) -> Vec<StagedAttempt> {
@@ -45,51 +42,46 @@ fn spread(first: i64, last: i64, count: i64) -> impl Iterator<Item = i64> {
 }
 
 impl World {
-    async fn new() -> Self {
-        let dir = TempDir::new().unwrap();
-        let mut connection = schema::open_writer(&dir.path().join("logs.db")).await.unwrap();
-        let failing = FailingSubscriptions::load(&mut connection, at(0)).await.unwrap();
-        Self { dir, connection, failing }
+    fn new() -> Self {
+        Self { table: BTreeMap::new(), failing: FailingSubscriptions::new([]) }
+    }
+
+    fn write(&mut self, rows: Vec<StoredStreak>) {
+        self.table.extend(rows.into_iter().map(|row| (row.subscription_id.clone(), row)));
     }
 
     /// Reports attempts at `now`, as the writer does, and gives what is to be paused.
-    async fn report(&mut self, now: i64, attempts: &[StagedAttempt]) -> Option<FailingSubscription> {
+    fn report(&mut self, now: i64, attempts: &[StagedAttempt]) -> Option<FailingSubscription> {
         let changed = self.failing.changed(attempts, at(now));
-        self.failing.write(&mut self.connection, &changed, at(now)).await.unwrap();
+        self.write(changed.rows(at(now)));
         self.failing.committed(changed, at(now)).pop()
     }
 
     /// Reports each attempt when it was made.
-    async fn live(&mut self, attempts: Vec<StagedAttempt>) -> Option<FailingSubscription> {
+    fn live(&mut self, attempts: Vec<StagedAttempt>) -> Option<FailingSubscription> {
         let mut found = None;
         for attempt in attempts {
             let start = time::from_proto(attempt.attempt.start_time.as_ref().unwrap()).unwrap();
             let now = start.as_second() - at(0).as_second();
-            found = self.report(now, &[attempt]).await.or(found);
+            found = self.report(now, &[attempt]).or(found);
         }
         found
     }
 
-    /// What is in memory is lost.
-    async fn crash(self, now: i64) -> Self {
-        let Self { dir, connection, .. } = self;
-        connection.close().await.unwrap();
-        let mut connection = schema::open_writer(&dir.path().join("logs.db")).await.unwrap();
-        let failing = FailingSubscriptions::load(&mut connection, at(now)).await.unwrap();
-        Self { dir, connection, failing }
+    /// What is in memory is lost, and what is too old leaves the table.
+    fn crash(mut self, now: i64) -> Self {
+        self.table.retain(|_, row| row.write_time >= at(now).as_microsecond() - micros(FORGET_AFTER));
+        Self { failing: FailingSubscriptions::new(self.table.values().cloned()), table: self.table }
     }
 
-    async fn written(&mut self) -> Option<(Option<i64>, i64)> {
-        sqlx::query_as("SELECT failing_since, failure_count FROM subscription_failures")
-            .fetch_optional(&mut self.connection)
-            .await
-            .unwrap()
+    fn written(&self) -> Option<(Option<i64>, u64)> {
+        self.table.values().next().map(|row| (row.failing_since, row.failure_count))
     }
 }
 
 /// Five days and twelve attempts are needed, both; the first and the number of the failures are told.
-#[tokio::test]
-async fn five_days_and_twelve_attempts_are_needed() {
+#[test]
+fn five_days_and_twelve_attempts_are_needed() {
     for (last, count, is_found) in [
         (6 * DAY, 11, false),
         (5 * DAY - 1, 12, false),
@@ -97,8 +89,8 @@ async fn five_days_and_twelve_attempts_are_needed() {
         (5 * DAY, 12, true),
         (9 * DAY, 72, true),
     ] {
-        let mut world = World::new().await;
-        let found = world.report(last, &failed(spread(0, last, count))).await;
+        let mut world = World::new();
+        let found = world.report(last, &failed(spread(0, last, count)));
         let expected = FailingSubscription {
             subscription_id: "sub_1".into(),
             since: at(0),
@@ -110,118 +102,118 @@ async fn five_days_and_twelve_attempts_are_needed() {
 }
 
 /// A success begins the count anew, and failures that are the gateway's own do not count.
-#[tokio::test]
-async fn a_success_resets() {
-    let mut world = World::new().await;
-    assert_eq!(world.live(failed(spread(0, 5 * DAY - 60, 50))).await, None);
-    assert_eq!(world.live(delivered(5 * DAY - 30)).await, None);
-    assert_eq!(world.live(failed(spread(5 * DAY, 10 * DAY - 60, 50))).await, None);
+#[test]
+fn a_success_resets() {
+    let mut world = World::new();
+    assert_eq!(world.live(failed(spread(0, 5 * DAY - 60, 50))), None);
+    assert_eq!(world.live(delivered(5 * DAY - 30)), None);
+    assert_eq!(world.live(failed(spread(5 * DAY, 10 * DAY - 60, 50))), None);
     let ours = attempt(10 * DAY + 5, v1::AttemptFailure::Gateway);
-    assert_eq!(world.live(vec![ours]).await, None);
-    let found = world.live(failed([10 * DAY])).await.unwrap();
+    assert_eq!(world.live(vec![ours]), None);
+    let found = world.live(failed([10 * DAY])).unwrap();
     assert_eq!((found.since, found.attempt_count), (at(5 * DAY), 51));
 }
 
 /// Attempts of an agent that was away do not count against a success that came after them, even when they
 /// are reported later and span many days.
-#[tokio::test]
-async fn late_failures_do_not_outvote_a_newer_success() {
-    let mut world = World::new().await;
-    assert_eq!(world.live(delivered(6 * DAY)).await, None);
-    assert_eq!(world.report(6 * DAY + 60, &failed(spread(0, 6 * DAY, 100))).await, None);
-    assert_eq!(world.report(6 * DAY + 60, &failed([6 * DAY + 10])).await, None);
-    let mut world = world.crash(6 * DAY + 60).await;
-    assert_eq!(world.report(6 * DAY + 90, &failed(spread(0, 6 * DAY, 100))).await, None);
-    let found = world.live(failed(spread(7 * DAY, 12 * DAY, 12))).await.unwrap();
+#[test]
+fn late_failures_do_not_outvote_a_newer_success() {
+    let mut world = World::new();
+    assert_eq!(world.live(delivered(6 * DAY)), None);
+    assert_eq!(world.report(6 * DAY + 60, &failed(spread(0, 6 * DAY, 100))), None);
+    assert_eq!(world.report(6 * DAY + 60, &failed([6 * DAY + 10])), None);
+    let mut world = world.crash(6 * DAY + 60);
+    assert_eq!(world.report(6 * DAY + 90, &failed(spread(0, 6 * DAY, 100))), None);
+    let found = world.live(failed(spread(7 * DAY, 12 * DAY, 12))).unwrap();
     assert!(found.since >= at(6 * DAY + 10), "{found:?}");
 }
 
 /// A success reported late counts from when it was made: what failed after it goes on, from the last failure
 /// that is known to be after it.
-#[tokio::test]
-async fn late_successes_count_from_their_time() {
-    let mut world = World::new().await;
-    world.live(failed(spread(0, 4 * DAY, 100))).await;
-    assert_eq!(world.report(4 * DAY, &delivered(3 * DAY)).await, None);
-    assert_eq!(world.live(failed(spread(4 * DAY + 1, 8 * DAY, 100))).await, None);
-    let found = world.live(failed([9 * DAY])).await.unwrap();
+#[test]
+fn late_successes_count_from_their_time() {
+    let mut world = World::new();
+    world.live(failed(spread(0, 4 * DAY, 100)));
+    assert_eq!(world.report(4 * DAY, &delivered(3 * DAY)), None);
+    assert_eq!(world.live(failed(spread(4 * DAY + 1, 8 * DAY, 100))), None);
+    let found = world.live(failed([9 * DAY])).unwrap();
     assert_eq!(found.since, at(4 * DAY));
-    let mut world = World::new().await;
-    world.live(failed(spread(DAY, 4 * DAY, 20))).await;
-    assert_eq!(world.report(4 * DAY, &delivered(0)).await, None, "a success before the failures");
-    assert_eq!(world.live(failed([6 * DAY])).await.unwrap().since, at(DAY));
+    let mut world = World::new();
+    world.live(failed(spread(DAY, 4 * DAY, 20)));
+    assert_eq!(world.report(4 * DAY, &delivered(0)), None, "a success before the failures");
+    assert_eq!(world.live(failed([6 * DAY])).unwrap().since, at(DAY));
 }
 
 /// An agent whose clock is days ahead cannot make days of minutes.
-#[tokio::test]
-async fn clocks_ahead_are_not_believed() {
-    let mut world = World::new().await;
-    assert_eq!(world.live(failed(spread(0, 60, 20))).await, None);
-    assert_eq!(world.report(120, &failed(spread(0, 30 * DAY, 20))).await, None);
+#[test]
+fn clocks_ahead_are_not_believed() {
+    let mut world = World::new();
+    assert_eq!(world.live(failed(spread(0, 60, 20))), None);
+    assert_eq!(world.report(120, &failed(spread(0, 30 * DAY, 20))), None);
     let mut unset = failed([0]);
     unset[0].attempt.start_time = None;
-    assert_eq!(world.report(180, &unset).await, None);
+    assert_eq!(world.report(180, &unset), None);
 }
 
 /// Days of failures survive crashes; so does the success that ends them, however quickly the crash follows.
-#[tokio::test]
-async fn crashes_forget_neither_failures_nor_their_end() {
-    let mut world = World::new().await;
+#[test]
+fn crashes_forget_neither_failures_nor_their_end() {
+    let mut world = World::new();
     for day in 0..5 {
-        assert_eq!(world.live(failed(spread(day * DAY, (day + 1) * DAY - HOUR, 10))).await, None);
-        world = world.crash((day + 1) * DAY).await;
+        assert_eq!(world.live(failed(spread(day * DAY, (day + 1) * DAY - HOUR, 10))), None);
+        world = world.crash((day + 1) * DAY);
     }
-    let found = world.live(failed([5 * DAY + 60])).await.unwrap();
+    let found = world.live(failed([5 * DAY + 60])).unwrap();
     assert_eq!((found.since, found.attempt_count), (at(0), 51));
-    world.live(failed([5 * DAY + 61])).await;
-    assert_eq!(world.live(delivered(5 * DAY + 62)).await, None);
-    let mut world = world.crash(5 * DAY + 63).await;
-    assert_eq!(world.live(failed(spread(5 * DAY + 64, 10 * DAY, 100))).await, None);
+    world.live(failed([5 * DAY + 61]));
+    assert_eq!(world.live(delivered(5 * DAY + 62)), None);
+    let mut world = world.crash(5 * DAY + 63);
+    assert_eq!(world.live(failed(spread(5 * DAY + 64, 10 * DAY, 100))), None);
 }
 
 /// Forgetting, as a resume does, begins the count anew, also after a crash, and also for attempts that began
 /// before it and are reported after it.
-#[tokio::test]
-async fn forgotten_failures_count_no_more() {
-    let mut world = World::new().await;
-    assert!(world.live(failed(spread(0, 5 * DAY, 20))).await.is_some());
-    let World { connection, failing, .. } = &mut world;
-    failing.forget(connection, "sub_1", at(5 * DAY + 60), at(5 * DAY + 60)).await.unwrap();
-    failing.forget(connection, "sub_unknown", at(5 * DAY), at(5 * DAY)).await.unwrap();
-    let mut world = world.crash(5 * DAY + 61).await;
-    assert_eq!(world.report(5 * DAY + 70, &failed(spread(0, 5 * DAY + 60, 20))).await, None);
-    assert_eq!(world.live(failed(spread(5 * DAY + 100, 10 * DAY, 20))).await, None);
-    let found = world.live(failed([10 * DAY + 100])).await.unwrap();
+#[test]
+fn forgotten_failures_count_no_more() {
+    let mut world = World::new();
+    assert!(world.live(failed(spread(0, 5 * DAY, 20))).is_some());
+    let row = world.failing.forget("sub_1", at(5 * DAY + 60), at(5 * DAY + 60)).unwrap();
+    world.write(vec![row]);
+    assert_eq!(world.failing.forget("sub_unknown", at(5 * DAY), at(5 * DAY)), None);
+    let mut world = world.crash(5 * DAY + 61);
+    assert_eq!(world.report(5 * DAY + 70, &failed(spread(0, 5 * DAY + 60, 20))), None);
+    assert_eq!(world.live(failed(spread(5 * DAY + 100, 10 * DAY, 20))), None);
+    let found = world.live(failed([10 * DAY + 100])).unwrap();
     assert_eq!((found.since, found.attempt_count), (at(5 * DAY + 100), 21));
 }
 
 /// A pause is asked for once, and again after a minute for as long as it is not in effect.
-#[tokio::test]
-async fn a_pause_is_asked_for_again() {
-    let mut world = World::new().await;
-    assert!(world.live(failed(spread(0, 5 * DAY, 20))).await.is_some());
-    assert_eq!(world.live(failed([5 * DAY + 1, 5 * DAY + 59])).await, None);
-    assert!(world.live(failed([5 * DAY + 60])).await.is_some());
+#[test]
+fn a_pause_is_asked_for_again() {
+    let mut world = World::new();
+    assert!(world.live(failed(spread(0, 5 * DAY, 20))).is_some());
+    assert_eq!(world.live(failed([5 * DAY + 1, 5 * DAY + 59])), None);
+    assert!(world.live(failed([5 * DAY + 60])).is_some());
 }
 
 /// The table is written now and then only, and at the end of the process; a flapping destination costs as
 /// little as a dead one.
-#[tokio::test]
-async fn the_table_is_written_rarely() {
-    let mut world = World::new().await;
-    world.live(delivered(0)).await;
-    assert_eq!(world.written().await, Some((None, 0)));
+#[test]
+fn the_table_is_written_rarely() {
+    let mut world = World::new();
+    world.live(delivered(0));
+    assert_eq!(world.written(), Some((None, 0)));
     for second in 1..600 {
         let flapping: Vec<_> = failed([second]).into_iter().chain(delivered(second)).collect();
         assert!(world.failing.changed(&flapping, at(second)).due.is_empty(), "{second}");
-        world.report(second, &flapping).await;
+        world.report(second, &flapping);
     }
-    world.live(failed([600])).await;
-    assert_eq!(world.written().await, Some((Some(at(600).as_microsecond()), 1)));
-    world.live(failed(601..1_199)).await;
-    assert_eq!(world.written().await, Some((Some(at(600).as_microsecond()), 1)));
-    world.failing.flush(&mut world.connection, at(1_199)).await.unwrap();
-    assert_eq!(world.written().await, Some((Some(at(600).as_microsecond()), 599)));
-    let mut world = world.crash(61 * DAY).await;
-    assert_eq!(world.written().await, None, "subscriptions without attempts are forgotten in the end");
+    world.live(failed([600]));
+    assert_eq!(world.written(), Some((Some(at(600).as_microsecond()), 1)));
+    world.live(failed(601..1_199));
+    assert_eq!(world.written(), Some((Some(at(600).as_microsecond()), 1)));
+    world.write(world.failing.unwritten(at(1_199)));
+    assert_eq!(world.written(), Some((Some(at(600).as_microsecond()), 599)));
+    let world = world.crash(61 * DAY);
+    assert_eq!(world.written(), None, "subscriptions without attempts are forgotten in the end");
 }

@@ -3,7 +3,10 @@
 use gateway_proto::v1::{self, work::Work as Task};
 
 use super::{Factory, fixtures::*};
-use crate::store::{Store, work};
+use crate::store::{
+    Store,
+    work::{self, NewWork, WorkKind},
+};
 
 fn test_event(id: &str, subscription_id: &str) -> v1::Work {
     let event = v1::TestEventWork { subscription_id: subscription_id.into(), ..Default::default() };
@@ -13,9 +16,9 @@ fn test_event(id: &str, subscription_id: &str) -> v1::Work {
 async fn queue(store: &Store, regions: &[&str], all: &[v1::Work]) {
     let regions: Vec<String> = regions.iter().map(|region| (*region).to_owned()).collect();
     let mut transaction = store.begin_write().await.unwrap();
-    for one in all {
-        work::insert(&mut transaction, &regions, one, at(1)).await.unwrap();
-    }
+    let all: Vec<_> =
+        all.iter().map(|work| NewWork { work: work.clone(), regions: regions.clone() }).collect();
+    work::insert(&mut transaction, &all).await.unwrap();
     transaction.commit().await.unwrap();
 }
 
@@ -26,15 +29,19 @@ async fn remove(store: &Store, ids: &[&str]) {
     transaction.commit().await.unwrap();
 }
 
-async fn queued(store: &Store, region: &str) -> Vec<String> {
+async fn of_kind(store: &Store, kind: WorkKind, region: &str, tenant_id: Option<&str>) -> Vec<String> {
     let (mut all, mut after) = (Vec::new(), 0);
     loop {
-        let page = work::list(store, region, after, 2).await.unwrap();
+        let page = work::waiting(store, kind, (region, tenant_id), after, 2).await.unwrap();
         let Some(last) = page.last() else { return all };
         assert!(page.is_sorted_by(|one, next| one.seq < next.seq) && page[0].seq > after);
         after = last.seq;
-        all.extend(page.into_iter().map(|one| one.work.id));
+        all.extend(page.into_iter().map(|one| one.id));
     }
+}
+
+async fn queued(store: &Store, region: &str) -> Vec<String> {
+    of_kind(store, WorkKind::TestEvent, region, None).await
 }
 
 /// Work comes in the order in which it was queued, whatever its ids, again and again until it is deleted; also after a
@@ -64,8 +71,9 @@ pub(super) async fn work_is_queued_once_by_id(factory: &impl Factory) {
     queue(&store, &["us"], &[test_event("work_1", "sub_9"), test_event("work_3", "sub_1")]).await;
     assert_eq!(queued(&store, "eu").await, ["work_1", "work_2"]);
     assert_eq!(queued(&store, "us").await, ["work_3"]);
-    let first = work::list(&store, "eu", 0, 1).await.unwrap().remove(0).work;
-    assert_eq!(first, test_event("work_1", "sub_1"));
+    let first = work::waiting(&store, WorkKind::TestEvent, ("eu", None), 0, 1).await.unwrap()[0].seq;
+    let (_, first) = work::read(&store, &[first]).await.unwrap().remove(0);
+    assert_eq!(first.unwrap(), test_event("work_1", "sub_1"));
     remove(&store, &["work_1"]).await;
     queue(&store, &["eu"], &[test_event("work_1", "sub_9")]).await;
     assert_eq!(queued(&store, "eu").await, ["work_2", "work_1"]);
@@ -80,8 +88,8 @@ pub(super) async fn places_are_never_given_again(factory: &impl Factory) {
         for number in 0..3 {
             let id = format!("work_{round}_{number}");
             queue(&store, &[], &[test_event(&id, "sub_1")]).await;
-            let found = work::list(&store, "eu", newest, 10).await.unwrap();
-            assert_eq!(found.iter().map(|one| &one.work.id).collect::<Vec<_>>(), [&id]);
+            let found = work::waiting(&store, WorkKind::TestEvent, ("eu", None), newest, 10).await.unwrap();
+            assert_eq!(found.iter().map(|one| &one.id).collect::<Vec<_>>(), [&id]);
             newest = found[0].seq;
             remove(&store, &[&id]).await;
         }
@@ -128,12 +136,15 @@ pub(super) async fn work_is_of_tenants(factory: &impl Factory) {
         all.push(v1::Work { id: format!("callback_{id}"), work: Some(Task::UnroutedCallback(callback)) });
     }
     queue(&store, &[], &all).await;
-    let of = async |tenant_id: &str| -> Vec<String> {
-        let rows = work::list(&store, "eu", 0, 100).await.unwrap();
-        let kept = work::of_tenant(&store, tenant_id, rows).await.unwrap();
-        kept.into_iter().map(|one| one.work.id).collect()
+    let of = async |tenant_id: &str| {
+        let mut own = Vec::new();
+        for kind in [WorkKind::TestEvent, WorkKind::OptOut, WorkKind::UnroutedCallback] {
+            own.extend(of_kind(&store, kind, "eu", Some(tenant_id)).await);
+        }
+        own
     };
     assert_eq!(of("acme").await, ["test_own", "opt_out_own", "callback_acme"]);
     assert_eq!(of("other").await, ["test_other", "opt_out_other", "callback_other"]);
     assert!(of("").await.is_empty() && of("nobody").await.is_empty());
+    assert_eq!(queued(&store, "eu").await.len(), 4, "the platform's agents are given all");
 }

@@ -32,15 +32,19 @@ pub(super) async fn dropped_transactions_change_nothing(factory: &impl Factory) 
     instances::put(&mut dropped, &mut instance("inst_2", "route_1"), "2").await.unwrap();
     crate::store::webhook_subscriptions::delete(&mut dropped, "sub_1").await.unwrap();
     opt_outs::record_reported(&mut dropped, &opt_out("+966500000001", 100)).await.unwrap();
-    let queued = v1::Work { id: "work_1".into(), ..Default::default() };
-    work::insert(&mut dropped, &[], &queued, at(1)).await.unwrap();
+    let task = v1::work::Work::TestEvent(v1::TestEventWork::default());
+    let queued = v1::Work { id: "work_1".into(), work: Some(task) };
+    let queued = work::NewWork { work: queued, regions: Vec::new() };
+    work::insert(&mut dropped, &[queued]).await.unwrap();
     dropped.audit(AuditedBy::GATEWAY, Audited::default()).await.unwrap();
     drop(dropped);
     for store in [store.clone(), factory.open().await] {
         assert_eq!(store.changes_since(0).await.unwrap(), before);
         assert!(store.changes_since(before.version).await.unwrap().removals.is_empty());
         assert_eq!(store.opt_outs_since(0, 10).await.unwrap(), (vec![], 0));
-        assert!(work::list(&store, "eu", 0, 10).await.unwrap().is_empty());
+        assert!(
+            work::waiting(&store, work::WorkKind::TestEvent, ("eu", None), 0, 10).await.unwrap().is_empty()
+        );
         let mut reader = store.reader().await.unwrap();
         assert!(audit::list(&mut reader, &AuditFilter::default(), None, 10).await.unwrap().is_empty());
     }

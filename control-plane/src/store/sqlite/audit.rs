@@ -2,7 +2,7 @@
 //!
 //! SQLite itself refuses UPDATE and DELETE on the table, and an INSERT that would replace an entry.
 
-use sqlx::{QueryBuilder, Sqlite};
+use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
 use tonic::async_trait;
 
 use super::{Rows, StoreError};
@@ -57,20 +57,25 @@ impl AuditReads for Rows {
 #[async_trait]
 impl AuditWrites for Rows {
     async fn insert_audit_row(&mut self, row: &AuditRow) -> Result<(), StoreError> {
-        sqlx::query(
-            "INSERT INTO audit_entries (time, tenant_id, actor, resource_type, resource_id, body)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-        )
-        .bind(row.time)
-        .bind(&row.tenant_id)
-        .bind(&row.actor)
-        .bind(&row.resource_type)
-        .bind(&row.resource_id)
-        .bind(&row.body)
-        .execute(self.connection())
-        .await?;
-        Ok(())
+        insert(self.connection(), row).await
     }
+}
+
+/// Adds a row.
+pub(super) async fn insert(connection: &mut SqliteConnection, row: &AuditRow) -> Result<(), StoreError> {
+    sqlx::query(
+        "INSERT INTO audit_entries (time, tenant_id, actor, resource_type, resource_id, body)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+    )
+    .bind(row.time)
+    .bind(&row.tenant_id)
+    .bind(&row.actor)
+    .bind(&row.resource_type)
+    .bind(&row.resource_id)
+    .bind(&row.body)
+    .execute(connection)
+    .await?;
+    Ok(())
 }
 
 fn query(filter: &AuditFilter, before: Option<AuditPlace>, limit: i64) -> QueryBuilder<Sqlite> {

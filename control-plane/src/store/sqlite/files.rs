@@ -2,12 +2,14 @@
 
 use std::{path::Path, time::Duration};
 
+use jiff::Timestamp;
 use sqlx::{
-    ConnectOptions as _, Connection as _, SqliteConnection,
+    ConnectOptions as _, Connection as _, Sqlite, SqliteConnection, Transaction,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous},
 };
 
-use super::from_sql;
+use super::{StoreError, from_sql};
+use crate::{audit::Audited, store::audit::row};
 
 /// Opens a database that others may use meanwhile, to copy it.
 ///
@@ -103,4 +105,93 @@ pub(crate) async fn epoch_and_version(
     .fetch_one(connection)
     .await?;
     Ok((epoch, from_sql(version)))
+}
+
+/// A connection to a file.
+pub(crate) type Connected = SqliteConnection;
+
+/// Opens a database that may be in use, to read it.
+///
+/// # Errors
+/// When it cannot be opened.
+pub(crate) async fn open_previous(path: &Path, busy_timeout: Duration) -> Result<Connected, sqlx::Error> {
+    let options = SqliteConnectOptions::new().filename(path).read_only(true).busy_timeout(busy_timeout);
+    SqliteConnection::connect_with(&options).await
+}
+
+/// Begins a transaction; dropped without `commit`, it changes nothing.
+///
+/// # Errors
+/// When the database cannot be written.
+pub(crate) async fn begin(connection: &mut Connected) -> Result<Transaction<'_, Sqlite>, sqlx::Error> {
+    connection.begin().await
+}
+
+/// The bodies of all API keys of a configuration database, by id.
+///
+/// # Errors
+/// When they cannot be read.
+pub(crate) async fn api_keys(connection: &mut Connected) -> Result<Vec<Vec<u8>>, sqlx::Error> {
+    sqlx::query_scalar("SELECT body FROM api_keys ORDER BY id").fetch_all(connection).await
+}
+
+/// Id, region and tenant (empty: the platform) of all agents that are not revoked, by id.
+///
+/// # Errors
+/// When they cannot be read.
+pub(crate) async fn working_agents(
+    connection: &mut Connected,
+) -> Result<Vec<(String, String, String)>, sqlx::Error> {
+    let agents =
+        "SELECT id, region, coalesce(tenant_id, '') FROM agents WHERE revoke_time IS NULL ORDER BY id";
+    sqlx::query_as(agents).fetch_all(connection).await
+}
+
+/// The ids of all agents, each with whether it is revoked.
+///
+/// # Errors
+/// When they cannot be read.
+pub(crate) async fn revoked_agents(connection: &mut Connected) -> Result<Vec<(String, bool)>, sqlx::Error> {
+    sqlx::query_as("SELECT id, revoke_time IS NOT NULL FROM agents").fetch_all(connection).await
+}
+
+/// Changes the body of an API key.
+///
+/// # Errors
+/// When it cannot be written.
+pub(crate) async fn update_api_key(
+    connection: &mut Connected,
+    id: &str,
+    body: &[u8],
+) -> Result<(), StoreError> {
+    let update = sqlx::query("UPDATE api_keys SET body = ?2 WHERE id = ?1").bind(id).bind(body);
+    update.execute(connection).await?;
+    Ok(())
+}
+
+/// Revokes an agent.
+///
+/// # Errors
+/// When it cannot be written.
+pub(crate) async fn revoke_agent(
+    connection: &mut Connected,
+    id: &str,
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    let update = sqlx::query("UPDATE agents SET revoke_time = ?2 WHERE id = ?1");
+    update.bind(id).bind(now.as_microsecond()).execute(connection).await?;
+    Ok(())
+}
+
+/// Adds an entry of the audit log, made by `actor`.
+///
+/// # Errors
+/// When it cannot be written.
+pub(crate) async fn audit(
+    connection: &mut Connected,
+    now: Timestamp,
+    actor: &str,
+    audited: Audited,
+) -> Result<(), StoreError> {
+    super::audit::insert(connection, &row(now, actor, None, audited)).await
 }

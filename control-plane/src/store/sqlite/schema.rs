@@ -90,6 +90,7 @@ pub(super) async fn prepare(pool: &SqlitePool, root_keys: &RootKeys) -> Result<S
             .execute(&mut *transaction)
             .await?;
     }
+    work::seal_readable(&mut transaction, &sealer).await?;
     transaction.commit().await?;
     sealed::wipe_if_due(pool).await?;
     Ok(sealer)

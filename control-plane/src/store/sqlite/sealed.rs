@@ -41,6 +41,13 @@ const fn statements(table: SealedTable) -> Statements {
             update: "UPDATE requests SET response = ?1, request_hash = x''
                      WHERE tenant_id = ?2 AND method = ?3 AND request_id = ?4",
         },
+        SealedTable::Work => Statements {
+            // No program without sealing has written to it.
+            select_all: "SELECT tenant_id, id, '', x'', body FROM queued_work WHERE FALSE",
+            select_older: "SELECT id, '', body FROM queued_work
+                           WHERE tenant_id = ?1 AND substr(body, 2, 8) <> ?2 LIMIT ?3",
+            update: "UPDATE queued_work SET body = ?1 WHERE tenant_id = ?2 AND id = ?3 AND ?4 = ''",
+        },
     }
 }
 
@@ -115,7 +122,7 @@ pub(super) async fn seal_all(connection: &mut SqliteConnection, sealer: &Sealer)
     note_wipe(connection).await
 }
 
-async fn note_wipe(connection: &mut SqliteConnection) -> Result<(), StoreError> {
+pub(super) async fn note_wipe(connection: &mut SqliteConnection) -> Result<(), StoreError> {
     sqlx::query("INSERT INTO meta (name, number) VALUES ('wipe_due', 1) ON CONFLICT (name) DO NOTHING")
         .execute(connection)
         .await?;

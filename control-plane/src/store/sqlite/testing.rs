@@ -15,7 +15,9 @@ pub(crate) async fn connect(data_dir: &Path) -> SqliteConnection {
 /// Executes statements on the database in `data_dir`.
 pub(crate) async fn execute(data_dir: &Path, sql: impl Into<String>) {
     let sql = sqlx::AssertSqlSafe(sql.into());
-    sqlx::raw_sql(sql).execute(&mut connect(data_dir).await).await.unwrap();
+    let mut connection = connect(data_dir).await;
+    sqlx::raw_sql(sql).execute(&mut connection).await.unwrap();
+    connection.close().await.unwrap();
 }
 
 /// The one value that a query finds in the database in `data_dir`.

@@ -102,7 +102,7 @@ fn authentication_arrives() {
             Method::Bearer(v1::BearerAuthentication { token: "planted".into() }),
             Authentication::Bearer { token: "planted".into() },
         ),
-        (Method::Oauth2(oauth2), Authentication::OAuth2(expected_oauth2)),
+        (Method::Oauth2(oauth2), Authentication::OAuth2(Box::new(expected_oauth2))),
     ] {
         let method = Some(method);
         let config = with(|subscription| {

@@ -4,10 +4,9 @@ use std::{fs, io, path::Path};
 
 use anyhow::Context as _;
 use gateway_core::{event::Provider, inbound_route::RouteSecretKind};
+use gateway_runtime::private;
 use rand::RngExt as _;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-
-use crate::session::write_private;
 
 const META_FILE: &str = "dev.json";
 /// Hex digits of a Meta app secret and a Twilio auth token.
@@ -62,7 +61,7 @@ fn ensure<T: Serialize + DeserializeOwned>(path: &Path, make: impl FnOnce() -> T
         }),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let secrets = make();
-            write_private(path, &serde_json::to_vec_pretty(&secrets)?)
+            private::write_file(path, &serde_json::to_vec_pretty(&secrets)?)
                 .with_context(|| format!("write `{}`", path.display()))?;
             Ok(secrets)
         }

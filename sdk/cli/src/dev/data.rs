@@ -23,7 +23,12 @@ impl DataDir {
         match given {
             Some(path) => {
                 let created = fs::DirBuilder::new().recursive(true).mode(0o700).create(&path);
-                created.with_context(|| format!("create data directory `{}`", path.display()))?;
+                created.with_context(|| {
+                    format!(
+                        "create data directory `{}`; give another one, where you may write, with --data-dir",
+                        path.display()
+                    )
+                })?;
                 Ok(Self::Kept(path))
             }
             None => {

@@ -2,22 +2,19 @@
 
 use std::{
     net::{SocketAddr, TcpListener},
-    path::Path,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
 use anyhow::Context as _;
 use futures_util::TryStreamExt as _;
+use gateway_runtime::private;
 use gateway_sdk::{Client, v1};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::{DevArgs, connect};
-use crate::{
-    BadConfig,
-    demo::is_in_use,
-    session::{self, write_private},
-};
+use super::DevArgs;
+use crate::{BadConfig, control_plane::connect_here, demo::is_in_use, session};
 
 /// The region of the one agent.
 const REGION: &str = "default";
@@ -57,6 +54,8 @@ fn loopback_networks<T: std::str::FromStr<Err: std::fmt::Debug>>() -> Vec<T> {
 /// A running control plane.
 pub struct ControlPlane {
     running: gateway_control_plane::app::Running,
+    /// The authority of its certificate, with TLS.
+    ca: Option<PathBuf>,
     stop: CancellationToken,
 }
 
@@ -67,9 +66,12 @@ impl ControlPlane {
             app,
             config::{ADMIN_KEY_ENV, Config, Settings},
         };
+        let data_dir = data_dir.join("control-plane");
+        let ca = args.tls.then(|| data_dir.join(gateway_control_plane::ca::CERTIFICATE_FILE));
         let settings = Settings {
             grpc_listen: Some(args.grpc_listen),
-            data_dir: Some(data_dir.join("control-plane")),
+            tls_own_ca: Some(args.tls),
+            data_dir: Some(data_dir),
             admin_listen: Some(args.control_plane_admin_listen),
             allow_destination_cidr: loopback_networks(),
             ..Settings::default()
@@ -77,18 +79,21 @@ impl ControlPlane {
         let admin_key = std::env::var(ADMIN_KEY_ENV).ok();
         let config =
             Config::resolve(settings, admin_key.as_deref()).map_err(|error| BadConfig(error.to_string()))?;
-        let stop = CancellationToken::new();
-        let running = app::start(config, stop.clone()).await.context("start the control plane")?;
-        Ok(Self { running, stop })
+        let (stop, place) = (CancellationToken::new(), config.data_dir.display().to_string());
+        let running = app::start(config, stop.clone()).await.with_context(|| {
+            format!("start the control plane in `{place}` (another --data-dir, or none, starts afresh)")
+        })?;
+        Ok(Self { running, ca, stop })
     }
 
     fn url(&self) -> String {
-        format!("http://{}", self.running.grpc_addr)
+        let scheme = if self.ca.is_some() { "https" } else { "http" };
+        format!("{scheme}://{}", self.running.grpc_addr)
     }
 
     /// A client with the admin key.
     pub async fn client(&self) -> anyhow::Result<Client> {
-        connect(&self.url(), self.running.admin_key.reveal()).await
+        connect_here(&self.url(), self.running.admin_key.reveal(), self.ca.as_deref()).await
     }
 
     /// Starts an agent in `<data_dir>/agent` beside it, and waits until the agent uses the configuration.
@@ -110,7 +115,7 @@ impl ControlPlane {
             .await
             .map_err(gateway_sdk::Error::from)
             .context("create a join token")?;
-        write_private(&join_token_file, token.into_inner().join_token.as_bytes())
+        private::write_file(&join_token_file, token.into_inner().join_token.as_bytes())
             .with_context(|| format!("write join token to `{}`", join_token_file.display()))?;
         let settings = Settings {
             callback_listen: Some(args.callback_listen),
@@ -168,6 +173,11 @@ impl Programs {
     /// The same as a URL.
     pub fn control_plane_url(&self) -> String {
         self.control_plane.url()
+    }
+
+    /// The file of the authority that its certificate comes from, with TLS.
+    pub fn control_plane_ca(&self) -> Option<&Path> {
+        self.control_plane.ca.as_deref()
     }
 
     /// Where the control plane serves metrics.

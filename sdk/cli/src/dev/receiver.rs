@@ -1,6 +1,7 @@
 //! The built-in receiver: verifies every webhook, remembers the newest, and shows them as JSON.
 
 mod kept;
+mod secrets;
 
 use std::{
     collections::BTreeMap, fmt, net::SocketAddr, sync::Arc, sync::Mutex, sync::PoisonError, time::Duration,
@@ -28,13 +29,11 @@ use tokio_util::sync::CancellationToken;
 use super::programs::all;
 use crate::json;
 use kept::{Kept, Shown, Webhook};
+use secrets::Secrets;
 
 const PATH: &str = "/webhooks";
 /// Largest webhook taken; a larger one is answered 413.
 const BODY_BYTES_MAX: usize = 4 * 1024 * 1024;
-/// How often the signing secrets are asked for again when a webhook does not verify. Short, because the first
-/// webhook of a new subscription must not wait for its second attempt.
-const SECRETS_EVERY: Duration = Duration::from_millis(50);
 const STOP_GRACE: Duration = Duration::from_secs(5);
 
 /// One webhook that came, for standard output. Nothing of what people wrote is in it.
@@ -74,15 +73,9 @@ pub struct Receiver {
 struct Shared {
     client: Client,
     url: String,
-    secrets: tokio::sync::Mutex<Secrets>,
+    secrets: tokio::sync::Mutex<Secrets<WebhookVerifier>>,
     kept: Mutex<Kept>,
     lines: mpsc::Sender<Line>,
-}
-
-#[derive(Default)]
-struct Secrets {
-    verifier: Option<WebhookVerifier>,
-    asked: Option<Instant>,
 }
 
 /// Binds the receiver's address.
@@ -175,21 +168,14 @@ fn shown<T: Serialize>(status: StatusCode, value: &T) -> Response {
 }
 
 impl Shared {
-    /// The event's id, when the webhook is genuine. Secrets are asked for again when it is not, because one
-    /// may have been rotated or a new subscription may deliver here.
+    /// The event's id, when the webhook is genuine.
     async fn verify(&self, headers: &HeaderMap, body: &[u8], now: Timestamp) -> Result<String, VerifyError> {
+        let arrived = Instant::now();
         let mut secrets = self.secrets.lock().await;
-        let mut outcome = secrets.verify(headers, body, now);
-        let due = secrets.asked.is_none_or(|asked| asked.elapsed() >= SECRETS_EVERY);
-        if outcome == Err(VerifyError::Signature) && due {
-            secrets.asked = Some(Instant::now());
-            // Without an answer the old secrets stay, and the webhook is refused and comes again.
-            if let Ok(verifier) = self.ask_for_secrets().await {
-                secrets.verifier = Some(verifier);
-                outcome = secrets.verify(headers, body, now);
-            }
-        }
-        outcome
+        let check = |verifier: &WebhookVerifier| {
+            verifier.verify(headers, body, now).map(|verified| verified.id().to_owned())
+        };
+        secrets.check(arrived, || async { self.ask_for_secrets().await.ok() }, check).await
     }
 
     async fn ask_for_secrets(&self) -> anyhow::Result<WebhookVerifier> {
@@ -226,12 +212,5 @@ impl Shared {
             instance_id: event.instance_id().to_owned(),
             repeated,
         })
-    }
-}
-
-impl Secrets {
-    fn verify(&self, headers: &HeaderMap, body: &[u8], now: Timestamp) -> Result<String, VerifyError> {
-        let verifier = self.verifier.as_ref().ok_or(VerifyError::Signature)?;
-        verifier.verify(headers, body, now).map(|verified| verified.id().to_owned())
     }
 }

@@ -38,7 +38,14 @@ fn facts(dev: &Dev) -> Vec<(&'static str, String)> {
         }
     };
     vec![
-        ("control plane", format!("{} (gRPC)", programs.grpc_addr())),
+        (
+            "control plane",
+            format!(
+                "{} (gRPC{})",
+                programs.grpc_addr(),
+                if programs.control_plane_ca().is_some() { ", TLS" } else { "" }
+            ),
+        ),
         ("", format!("http://{}/metrics", programs.control_plane_admin_addr())),
         ("agent", format!("http://{}", programs.callback_addr())),
         ("", format!("http://{}/metrics", programs.agent_admin_addr())),
@@ -66,10 +73,14 @@ fn program() -> &'static str {
 fn suggestions(dev: &Dev) -> Vec<(&'static str, Vec<String>)> {
     let program = program();
     let address = dev.programs.grpc_addr();
+    let grpcurl = match &dev.session.control_plane_ca {
+        Some(ca) => format!("grpcurl -cacert {}", ca.display()),
+        None => "grpcurl -plaintext".to_owned(),
+    };
     let call = |data: &str, method: &str| {
         let data = if data.is_empty() { String::new() } else { format!(" -d '{data}'") };
         vec![format!(
-            "grpcurl -plaintext -H \"authorization: Bearer $KEY\"{data} {address} whatsapp_gateway.v1.{method}"
+            "{grpcurl} -H \"authorization: Bearer $KEY\"{data} {address} whatsapp_gateway.v1.{method}"
         )]
     };
     let instance = r#"{"instance":{"id":"my-line","display_name":"My Line","provider_number_id":"100200300400500"},"inbound_route":{"id":"my-route","provider":"PROVIDER_META","meta":{"app_secrets":["my-app-secret"],"verify_tokens":["my-verify-token"]}}}"#;
@@ -93,7 +104,7 @@ fn suggestions(dev: &Dev) -> Vec<(&'static str, Vec<String>)> {
             [
                 vec![
                     format!("KEY={}", dev.session.api_key),
-                    format!("grpcurl -plaintext -H \"authorization: Bearer $KEY\" {address} list"),
+                    format!("{grpcurl} -H \"authorization: Bearer $KEY\" {address} list"),
                 ],
                 call(r#"{"page_size":5}"#, "InboundLogService/ListInboundLogs"),
                 call("", "InboundLogService/WatchInboundLogs"),

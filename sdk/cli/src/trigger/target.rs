@@ -1,17 +1,21 @@
 //! Whom to call: the running `gateway dev`, unless flags say otherwise.
 
-use std::{path::Path, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::Context as _;
 use clap::Args;
 use gateway_core::event::Provider;
-use gateway_sdk::{Client, ClientOptions, Error};
+use gateway_sdk::Client;
 use reqwest::Url;
 use tokio::time::{Instant, sleep};
 
 use super::{STEP_TIMEOUT, provider::ProofArg, sample::Number};
 use crate::{
     BadConfig,
+    control_plane::connect,
     demo::{self, Demo, title},
     dev::progress,
     session::{self, Session},
@@ -44,9 +48,13 @@ pub struct TargetArgs {
     /// The URL that the provider signs, when it is not the one that is called: for agents with --public-base-url
     #[arg(long, value_name = "URL")]
     signed_url: Option<String>,
-    /// The control plane's gRPC
+    /// The control plane's gRPC, http:// without TLS or https:// with it
     #[arg(long, value_name = "URL", env = "GATEWAY_CONTROL_PLANE_URL")]
     control_plane_url: Option<String>,
+    /// PEM file of the authority that the certificate of an https control plane must come from [default: those
+    /// that the system trusts]
+    #[arg(long, value_name = "FILE", env = "GATEWAY_CONTROL_PLANE_CA")]
+    control_plane_ca: Option<PathBuf>,
     /// An API key; better given by the environment, where other users cannot see it
     #[arg(long, value_name = "KEY", env = "GATEWAY_API_KEY", hide_env_values = true)]
     api_key: Option<String>,
@@ -265,11 +273,11 @@ impl TargetArgs {
         let url = pick(&self.control_plane_url, |session| &session.control_plane_url);
         let api_key = pick(&self.api_key, |session| &session.api_key);
         let process = session.map(|session| session.process);
-        match Client::connect(ClientOptions::new(&url, &api_key)).await {
-            Err(error @ (Error::Endpoint { .. } | Error::ApiKey)) => {
-                Err(BadConfig(format!("--control-plane-url, --api-key: {error}")).into())
-            }
-            client => client.with_context(|| help(process, "the control plane does not answer")),
+        let of_session = session.and_then(|session| session.control_plane_ca.as_deref());
+        let ca = self.control_plane_ca.as_deref().or(of_session);
+        match connect(&url, &api_key, ca).await {
+            Err(error) if error.is::<BadConfig>() => Err(error),
+            client => client.with_context(|| help(process, "the control plane cannot be called")),
         }
     }
 }

@@ -6,6 +6,7 @@ use std::{
     task::{Context, Poll},
 };
 
+use super::fault;
 use http::{Request, Response};
 use tonic::{Code, Status, body::Body, codegen::Service, transport::Channel};
 
@@ -44,6 +45,9 @@ impl Service<Request<Body>> for Connection {
 /// What the connection itself reports. Answers of the control plane, refusals too, do not come this way; what tonic
 /// knows to be something else (a deadline, a refused connection, a reset stream) stays what it is.
 fn explain(error: tonic::transport::Error) -> Status {
+    if let Some(fault) = fault::of_certificate(&error) {
+        return Status::unavailable(format!("the server is not trusted: {fault}"));
+    }
     let status = Status::from_error(Box::new(error));
     if status.code() == Code::Unknown { Status::unavailable(LOST) } else { status }
 }

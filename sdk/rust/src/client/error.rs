@@ -17,6 +17,37 @@ pub enum Error {
         #[source]
         source: tonic::transport::Error,
     },
+    /// The certificate authority is not PEM, or there is no certificate in it.
+    #[error("read the certificate authority: it must be one certificate or more in PEM")]
+    CaCertificate,
+    /// A certificate authority was given for an endpoint without TLS.
+    #[error("use a certificate authority for `{endpoint}`: TLS is for https:// only")]
+    CaWithoutTls {
+        /// The endpoint.
+        endpoint: String,
+    },
+    /// The server at the endpoint has no certificate that is trusted for it.
+    #[error("trust the server at `{endpoint}`: {fault}")]
+    Untrusted {
+        /// The endpoint.
+        endpoint: String,
+        /// What is wrong with its certificate.
+        fault: String,
+    },
+    /// The endpoint is https, and the server there does not speak TLS.
+    #[error(
+        "speak TLS with `{endpoint}`: the server there does not; if it serves plain text, call it by http://"
+    )]
+    NoTls {
+        /// The endpoint.
+        endpoint: String,
+    },
+    /// The endpoint is http, and the server there speaks TLS.
+    #[error("call `{endpoint}` in plain text: the server there speaks TLS; call it by https://")]
+    WantsTls {
+        /// The endpoint.
+        endpoint: String,
+    },
     /// The API key contains characters that no header can carry.
     #[error("read api key: it must be visible ASCII")]
     ApiKey,
@@ -51,7 +82,13 @@ impl Error {
     /// Whether the same call may succeed later without a change: overload, a broken connection, a deadline.
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Endpoint { .. } | Self::ApiKey => false,
+            Self::Endpoint { .. }
+            | Self::CaCertificate
+            | Self::CaWithoutTls { .. }
+            | Self::Untrusted { .. }
+            | Self::NoTls { .. }
+            | Self::WantsTls { .. }
+            | Self::ApiKey => false,
             Self::Connect { .. } => true,
             Self::Call(call) => call.is_transient(),
         }

@@ -15,6 +15,8 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 
 use super::*;
 
+mod tls;
+
 /// What one open watch of the fake gives before it breaks.
 type Script = Vec<Result<v1::WatchInboundLogsResponse, Status>>;
 

@@ -33,6 +33,8 @@ impl Engine {
             let position = Position { journal, segment, offset, end: (segment, offset), next_event };
             self.keeper.marks(shared.marks.add(&marks), marks, position);
         }
+        self.metrics.hand_overs("given", plan.handed_over);
+        self.metrics.hand_overs("taken", plan.taken_over);
         let freed = self.apply_events(&mut plan);
         self.publish_logs(&freed, std::mem::take(&mut plan.new_events));
         self.apply_reports(&mut plan);
@@ -105,6 +107,9 @@ impl Engine {
         }
         if has_reports {
             shared.reports_added.notify_one();
+        }
+        if plan.acked.iter().any(Option::is_some) {
+            shared.reports_freed.notify_one();
         }
     }
 

@@ -13,9 +13,17 @@
 //!
 //! The first 16 bytes of a segment (magic, version, their CRC) have this form in every version, so that a
 //! newer journal is told from a damaged one.
+//!
+//! A segment has the lowest version that its records need, so that a program of before can go on with a journal as
+//! long as nothing is in it that it would misread. What it does not know it refuses as a whole.
 
-/// The version that this program writes.
-pub(in super::super) const VERSION: u8 = 1;
+/// The newest version that this program reads.
+pub(in super::super) const VERSION: u8 = HAND_OVERS;
+/// The version of segments whose records every program reads.
+pub(in super::super) const FIRST_VERSION: u8 = 1;
+/// The version of segments with deliveries that are handed over: a program that does not know them would make
+/// these itself.
+pub(in super::super) const HAND_OVERS: u8 = 2;
 /// Length of a segment's header.
 pub(in super::super) const HEADER_BYTES: usize = 128;
 /// Length of what precedes a payload.
@@ -26,6 +34,8 @@ const PAYLOAD_BYTES_MAX: usize = 64 << 20;
 const MAGIC: [u8; 8] = *b"WAGWJRNL";
 const PREFIX_BYTES: usize = 16;
 const MARKER: u8 = 0xB7;
+/// How a record is laid out. It is as in the beginning.
+const FRAME_VERSION: u8 = 1;
 
 /// What a record says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -99,7 +109,7 @@ pub(in super::super) enum Parsed<'a> {
 /// Appends a record; `payload` writes its payload.
 pub(in super::super) fn put(out: &mut Vec<u8>, kind: Kind, flags: u8, payload: impl FnOnce(&mut Vec<u8>)) {
     let start = out.len();
-    out.extend_from_slice(&[MARKER, VERSION, kind as u8, flags, 0, 0, 0, 0, 0, 0, 0, 0]);
+    out.extend_from_slice(&[MARKER, FRAME_VERSION, kind as u8, flags, 0, 0, 0, 0, 0, 0, 0, 0]);
     payload(out);
     let length = u32::try_from(out.len() - start - FRAME_BYTES).expect("a record is far below 4 GiB");
     out[start + 4..start + 8].copy_from_slice(&length.to_be_bytes());
@@ -133,7 +143,7 @@ pub(in super::super) fn parse(bytes: &[u8]) -> Parsed<'_> {
             Parsed::Bad
         };
     };
-    let [MARKER, VERSION, kind, flags, length @ .., _, _, _, _] = frame else { return Parsed::Bad };
+    let [MARKER, FRAME_VERSION, kind, flags, length @ .., _, _, _, _] = frame else { return Parsed::Bad };
     let length = u32::from_be_bytes(*length) as usize;
     let (Some(kind), true) = (Kind::of(*kind), length <= PAYLOAD_BYTES_MAX) else { return Parsed::Bad };
     let Some(payload) = rest.get(..length) else { return Parsed::Short };
@@ -161,6 +171,8 @@ pub(in super::super) fn find(bytes: &[u8]) -> Option<usize> {
 /// The beginning of a segment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in super::super) struct Header {
+    /// What its records need.
+    pub(in super::super) version: u8,
     /// The segment's number; they count up from 1.
     pub(in super::super) number: u32,
     /// The journal that the segment belongs to.
@@ -189,7 +201,7 @@ impl Header {
     pub(in super::super) fn encode(&self) -> [u8; HEADER_BYTES] {
         let mut bytes = Vec::with_capacity(HEADER_BYTES);
         bytes.extend_from_slice(&MAGIC);
-        bytes.extend_from_slice(&[VERSION, 0, 0, 0]);
+        bytes.extend_from_slice(&[self.version, 0, 0, 0]);
         bytes.extend_from_slice(&crc32c::crc32c(&bytes).to_be_bytes());
         bytes.extend_from_slice(&self.number.to_be_bytes());
         bytes.extend_from_slice(&self.previous_end.unwrap_or(0).to_be_bytes());
@@ -221,11 +233,12 @@ impl Header {
         if crc != Some(crc32c::crc32c(&bytes[..HEADER_BYTES - 4])) {
             return Err(BadHeader::Damaged);
         }
-        Self::read(&mut rest).ok_or(BadHeader::Damaged)
+        Self::read(prefix[8], &mut rest).ok_or(BadHeader::Damaged)
     }
 
-    fn read(rest: &mut Reader<'_>) -> Option<Self> {
+    fn read(version: u8, rest: &mut Reader<'_>) -> Option<Self> {
         Some(Self {
+            version,
             number: u32::from_be_bytes(rest.array()?),
             previous_end: Some(u32::from_be_bytes(rest.array()?)).filter(|end| *end > 0),
             journal: rest.array()?,
@@ -258,6 +271,7 @@ mod tests {
 
     fn header() -> Header {
         Header {
+            version: FIRST_VERSION,
             number: 7,
             journal: [1; 16],
             previous_end: Some(99),
@@ -271,6 +285,8 @@ mod tests {
     /// from damage.
     #[test]
     fn headers_come_back() {
+        let newest = Header { version: VERSION, ..header() };
+        assert_eq!(Header::decode(&newest.encode()), Ok(newest));
         let bytes = header().encode();
         assert_eq!(Header::decode(&bytes), Ok(header()));
         for at in 0..HEADER_BYTES {

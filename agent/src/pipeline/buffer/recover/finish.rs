@@ -11,10 +11,10 @@ use uuid::Uuid;
 use super::{
     super::{
         Outcome,
-        index::Reported,
+        index::{Delivery, Reported},
         journal::Counters,
         lane::LaneState,
-        record::{Lane, ReportPlace},
+        record::{Lane, LogIn, ReportPlace, StateChange},
         round::Young,
     },
     Damage, Recovered, Replay,
@@ -61,17 +61,18 @@ impl Replay {
         }
     }
 
-    /// Brings reports and events together: a report whose event could not be read cannot be sent, and an event
-    /// whose report could not be read is reported again.
+    /// Brings reports and events together: a report whose event could not be read cannot be sent, an event whose
+    /// report could not be read is reported again, and a delivery whose hand-over could not be read stays here.
     fn forget_reports_without_log(&mut self) {
-        let mut queued = HashSet::new();
+        let (mut queued, mut handing_over) = (HashSet::new(), HashSet::new());
         for reports in &mut self.lanes {
             reports.retain(|_, report| {
-                let is_whole = !report.has_log || self.index.get(report.event).is_some();
-                if report.has_log {
-                    queued.insert(report.event);
+                match report.log {
+                    LogIn::Nothing => return true,
+                    LogIn::Event => drop(queued.insert(report.event)),
+                    LogIn::HandOver(place) => drop(handing_over.insert((report.event, place))),
                 }
-                is_whole
+                self.index.get(report.event).is_some()
             });
         }
         let again: Vec<u64> = self
@@ -82,6 +83,34 @@ impl Replay {
             .collect();
         for event in again {
             self.change(0, event, &[], Some(Reported::No));
+        }
+        self.take_back(&handing_over);
+    }
+
+    /// What was given away, and by no report that can be read, is still ours.
+    fn take_back(&mut self, handing_over: &HashSet<(u64, u16)>) {
+        let mut ours = Vec::new();
+        for (event, slot) in self.index.iter() {
+            let given = (0_u16..).zip(slot.deliveries.as_slice());
+            let given = given.filter(|(_, delivery)| delivery.state.is_handing_over());
+            for (place, delivery) in given.filter(|(place, _)| !handing_over.contains(&(event, *place))) {
+                let delivery = Delivery { state: delivery.state.owed(), ..*delivery };
+                ours.push((event, slot.state_segment, StateChange::of(usize::from(place), &delivery)));
+            }
+        }
+        for (event, segment, change) in ours {
+            self.change(segment, event, &[change], None);
+        }
+    }
+
+    /// The control plane has a report that carries the log of an event.
+    pub(super) fn log_acked(&mut self, event: u64, report: LogIn) {
+        let Some(mut slot) = self.index.get(event).cloned() else { return };
+        slot.acked(report);
+        if slot.is_done() && !self.keeps_done {
+            self.index.remove(event);
+        } else {
+            self.index.insert(event, slot);
         }
     }
 

@@ -22,6 +22,13 @@ fn damage(path: &Path, text: &str) {
     fs::write(path, bytes).unwrap();
 }
 
+/// Waits until it was looked for old segments, and what was found was dealt with.
+async fn looked_after(buffer: &Buffer) {
+    let ticks = || buffer.shared.ticks.load(Ordering::Acquire);
+    let before = ticks();
+    eventually("old segments were looked for", || ticks() >= before + 2).await;
+}
+
 /// An old segment whose marks could not be kept is tried again: it leaves once they can be.
 #[tokio::test]
 async fn cleaning_is_tried_again() {
@@ -40,8 +47,7 @@ async fn cleaning_is_tried_again() {
         buffer.is_drained()
     })
     .await;
-    // Longer than it takes to look for old segments.
-    tokio::time::sleep(2 * engine::TICK).await;
+    looked_after(&buffer).await;
     assert!(first_segment(directory.path()).exists(), "its marks are nowhere else");
     fs::rename(&aside, &marks).unwrap();
     eventually("the segment leaves", || !first_segment(directory.path()).exists()).await;
@@ -96,9 +102,9 @@ async fn opt_outs_are_not_written_again_and_again() {
     let durable = buffer.shared.lane(Lane::Urgent).durable;
     buffer.acked(Lane::Urgent, durable);
     eventually("the reports are freed", || buffer.is_drained()).await;
-    tokio::time::sleep(2 * engine::TICK).await;
+    looked_after(&buffer).await;
     let before = newest();
-    tokio::time::sleep(2 * engine::TICK).await;
+    looked_after(&buffer).await;
     assert_eq!(newest(), before, "nothing is written");
     assert_eq!(buffer.local_opt_outs().len(), 2_000);
 }

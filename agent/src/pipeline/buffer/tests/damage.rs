@@ -135,14 +135,14 @@ async fn newer_journal_is_refused_and_untouched() {
     backlog(directory.path(), 20).await;
     let path = segments(directory.path()).remove(0);
     let mut bytes = fs::read(&path).unwrap();
-    bytes[8] = 2;
+    bytes[8] = crate::pipeline::buffer::journal::format::VERSION + 1;
     let crc = crc32c::crc32c(&bytes[..12]).to_be_bytes();
     bytes[12..16].copy_from_slice(&crc);
     fs::write(&path, &bytes).unwrap();
     let before = segments(directory.path());
     let refusal = Buffer::open(config(directory.path()), Metrics::new()).await.err().expect("it is refused");
     let text = format!("{:#}", anyhow::Error::from(refusal));
-    assert!(text.contains("format 2") && text.contains("newer program"), "{text}");
+    assert!(text.contains("format 3") && text.contains("newer program"), "{text}");
     assert_eq!(segments(directory.path()), before);
     assert_eq!(fs::read(&path).unwrap(), bytes);
 }

@@ -12,6 +12,10 @@ enum Action {
     Append(Vec<u32>, bool),
     /// Makes an attempt of the n-th open delivery.
     Attempt { pick: usize, is_delivered: bool },
+    /// Gives the n-th open delivery away.
+    Give(usize),
+    /// Takes a delivery of the event of this number over; the same number of a hand-over may come again.
+    TakeOver { number: u32, hand_over: u32 },
     /// Takes reports and acks this share of them.
     Report { share: f64 },
     /// Stops and starts in good order.
@@ -25,6 +29,8 @@ fn action() -> impl Strategy<Value = Action> {
         4 => (prop::collection::vec(0..40_u32, 1..5), any::<bool>())
             .prop_map(|(numbers, both)| Action::Append(numbers, both)),
         6 => (any::<usize>(), any::<bool>()).prop_map(|(pick, is_delivered)| Action::Attempt { pick, is_delivered }),
+        2 => any::<usize>().prop_map(Action::Give),
+        3 => (0..50_u32, 0..3_u32).prop_map(|(number, hand_over)| Action::TakeOver { number, hand_over }),
         2 => (0.0..1.0).prop_map(|share| Action::Report { share }),
         1 => Just(Action::Restart),
         1 => Just(Action::Kill),
@@ -34,8 +40,16 @@ fn action() -> impl Strategy<Value = Action> {
 /// What must be true, kept in memory.
 #[derive(Default)]
 struct Model {
-    /// Accepted events and how often they were repeated.
+    /// Events seen and how often they were repeated.
     accepted: BTreeMap<u32, u32>,
+    /// Those of them that another agent reports.
+    foreign: BTreeSet<u32>,
+    /// Hand-overs that were taken or found to be nothing new.
+    hand_overs: BTreeSet<String>,
+    /// What the delivery of an event that was taken over last is stored as.
+    taken: BTreeMap<u32, u64>,
+    /// Deliveries stored.
+    stored: usize,
     /// Open deliveries by event and subscription.
     open: BTreeMap<(u64, String), OpenDelivery>,
     /// Deliveries settled since the last moment at which all outcomes were surely on disk.
@@ -66,6 +80,8 @@ impl World {
         match action {
             Action::Append(numbers, both) => self.append(numbers, both).await,
             Action::Attempt { pick, is_delivered } => self.attempt(pick, is_delivered).await,
+            Action::Give(pick) => self.give(pick).await,
+            Action::TakeOver { number, hand_over } => self.take_over(number, hand_over).await,
             Action::Report { share } => self.report(share).await,
             Action::Restart => {
                 self.buffer.close().await;
@@ -95,6 +111,7 @@ impl World {
         }
         let entry = entry(numbers.iter().map(|number| event(*number, subscriptions)));
         assert_eq!(self.buffer.append(entry).await.unwrap(), expected);
+        self.model.stored += expected.stored * subscriptions.len();
         for delivery in deliveries(&self.buffer, expected.stored * subscriptions.len()).await {
             self.model.open.insert(self.key(delivery), delivery);
         }
@@ -112,6 +129,39 @@ impl World {
         } else {
             attempt(&self.buffer, delivery, DeliveryState::Pending, Some(1_000)).await;
         }
+    }
+
+    async fn give(&mut self, pick: usize) {
+        let Some(key) = self.model.open.keys().nth(pick % self.model.open.len().max(1)).cloned() else {
+            return;
+        };
+        let delivery = self.model.open.remove(&key).unwrap();
+        let state = if delivery.held { DeliveryState::Held } else { DeliveryState::Pending };
+        hand_over::give(&self.buffer, delivery, state).await;
+        self.model.settled_lately.insert(key, delivery);
+    }
+
+    async fn take_over(&mut self, number: u32, hand_over: u32) {
+        let id = format!("{number} {hand_over}");
+        let foreign = hand_over::foreign(&id, number, "sub_t", hand_over);
+        let before = self.model.taken.get(&number).copied().unwrap_or(0);
+        let is_here = self.model.open.contains_key(&(before, "sub_t".to_owned()));
+        let is_new = self.model.hand_overs.insert(id) && !is_here;
+        let expected = Receipt { stored: usize::from(is_new), duplicates: usize::from(!is_new) };
+        assert_eq!(hand_over::take(&self.buffer, foreign.clone()).await, Ok(expected));
+        if !is_new {
+            return;
+        }
+        let delivery = deliveries(&self.buffer, 1).await[0];
+        let owed = self.buffer.load(delivery.event, delivery.subscription).await.unwrap().unwrap();
+        assert_eq!((Some(&*owed.log), owed.attempts), (foreign.inbound_log.as_ref(), hand_over));
+        self.model.accepted.entry(number).or_insert_with(|| {
+            self.model.foreign.insert(number);
+            0
+        });
+        self.model.stored += 1;
+        self.model.taken.insert(number, delivery.event);
+        self.model.open.insert(self.key(delivery), delivery);
     }
 
     async fn report(&mut self, share: f64) {
@@ -178,20 +228,33 @@ impl World {
     fn check_reports(&self) {
         let mut reported: BTreeMap<String, u32> = BTreeMap::new();
         let mut duplicates: BTreeMap<String, u32> = BTreeMap::new();
+        let mut ended = 0;
+        let delivered = |deliveries: &[v1::Delivery]| {
+            let is_it = |delivery: &&v1::Delivery| delivery.state() == v1::DeliveryState::Delivered;
+            deliveries.iter().filter(is_it).count()
+        };
         for report in self.model.reports.values() {
             match report.report.clone() {
                 Some(v1::report::Report::Event(event)) => {
-                    *reported.entry(event.inbound_log.unwrap().event_id).or_default() += 1;
+                    let log = event.inbound_log.unwrap();
+                    ended += delivered(&log.deliveries);
+                    *reported.entry(log.event_id).or_default() += 1;
                 }
                 Some(v1::report::Report::Duplicate(duplicate)) => {
                     let count = duplicates.entry(duplicate.event_id).or_default();
                     *count = duplicate.duplicate_count.max(*count);
                 }
+                Some(v1::report::Report::Attempts(report)) => ended += delivered(&report.deliveries),
+                Some(v1::report::Report::DeliveryHandOver(hand_over)) => {
+                    assert!(hand_over.inbound_log.is_some_and(|log| !log.payload_json.is_empty()));
+                    ended += 1;
+                }
                 _ => {}
             }
         }
-        let expected: BTreeMap<String, u32> =
-            self.model.accepted.keys().map(|number| (event_id(*number).to_string(), 1)).collect();
+        assert_eq!(ended, self.model.stored, "each delivery was made or given away, once");
+        let own = self.model.accepted.keys().filter(|number| !self.model.foreign.contains(number));
+        let expected: BTreeMap<String, u32> = own.map(|number| (event_id(*number).to_string(), 1)).collect();
         assert_eq!(reported, expected, "each event is reported once");
         let repeated = self.model.accepted.iter().filter(|(_, count)| **count > 0);
         let expected: BTreeMap<String, u32> =

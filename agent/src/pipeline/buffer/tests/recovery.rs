@@ -7,10 +7,10 @@ use crate::pipeline::buffer::{
     index::{Delivery, Reported},
     journal::{
         Counters, Journal,
-        format::{self, CONTINUES, HEADER_BYTES, Kind, MOVED},
+        format::{self, CONTINUES, FIRST_VERSION, HEADER_BYTES, Kind, MOVED},
         segment_path,
     },
-    record::{self, EventHeader, ReportHeader, StateChange},
+    record::{self, EventHeader, LogIn, ReportHeader, StateChange},
     recover::{Recovered, recover},
     view::Position,
 };
@@ -53,7 +53,8 @@ impl Hand {
     /// The report of an event, with its delivery as it stands now.
     fn report(&mut self, sequence: u64, event: u64, state: DeliveryState) -> &mut Self {
         let changes = vec![StateChange { delivery: 0, attempts: 1, state, due_ms: 7 }];
-        let header = ReportHeader { lane: Lane::Logs, sequence, time_ms: 0, event, has_log: true, changes };
+        let header =
+            ReportHeader { lane: Lane::Logs, sequence, time_ms: 0, event, log: LogIn::Event, changes };
         format::put(&mut self.records, Kind::Report, 0, |out| record::put_report(out, &header, &[]));
         self
     }
@@ -73,7 +74,7 @@ impl Hand {
 
     /// Writes what was put. Returns up to where.
     fn commit(&mut self) -> u64 {
-        let (_, offset) = self.journal.prepare(&self.counters).unwrap();
+        let (_, offset) = self.journal.prepare(&self.counters, FIRST_VERSION).unwrap();
         let records = std::mem::take(&mut self.records);
         self.journal.append(&records).unwrap();
         u64::from(offset) + records.len() as u64
@@ -233,6 +234,32 @@ fn reports_and_events_are_brought_together() {
         hand.change(1, |bytes| bytes[at] ^= 1);
     }
     assert_eq!(hand.recover().counters.buffer_ids, hand.counters.buffer_ids);
+}
+
+/// A delivery that is given away is not ours as long as the report that says so is there; where that cannot be read it
+/// is ours again, as it was.
+#[test]
+fn unreported_hand_overs_are_ours() {
+    for (was_held, state) in [(false, DeliveryState::Pending), (true, DeliveryState::Held)] {
+        let mut hand = Hand::new();
+        let given = Delivery { state: DeliveryState::HandingOver { was_held }, ..pending(3) };
+        hand.event(1, CONTINUES | MOVED).state(1, Reported::Acked, given);
+        let report = hand.records.len();
+        let header = ReportHeader {
+            lane: Lane::Logs,
+            sequence: 1,
+            time_ms: 0,
+            event: 1,
+            log: LogIn::HandOver(0),
+            changes: Vec::new(),
+        };
+        format::put(&mut hand.records, Kind::Report, MOVED, |out| record::put_report(out, &header, &[]));
+        hand.event(2, 0).commit();
+        assert_eq!(hand.recover().index.get(1).unwrap().deliveries.as_slice(), [given]);
+        hand.change(1, |bytes| bytes[HEADER_BYTES + report + 20] ^= 1);
+        let ours = Delivery { state, ..pending(3) };
+        assert_eq!(hand.recover().index.get(1).unwrap().deliveries.as_slice(), [ours]);
+    }
 }
 
 /// Damage among moved records is counted once, however many of them follow.

@@ -204,7 +204,7 @@ async fn tools_refuse_what_they_must_not_touch() {
 
     let path = segments(directory.path()).remove(0);
     let mut bytes = fs::read(&path).unwrap();
-    bytes[8] = 2;
+    bytes[8] = crate::pipeline::buffer::journal::format::VERSION + 1;
     let crc = crc32c::crc32c(&bytes[..12]).to_be_bytes();
     bytes[12..16].copy_from_slice(&crc);
     fs::write(&path, &bytes).unwrap();

@@ -125,6 +125,8 @@ fn subscription(delivery: &Delivery, subscriptions: &Subscriptions) -> Subscript
             DeliveryState::Delivered => "delivered",
             DeliveryState::Exhausted => "exhausted",
             DeliveryState::Cancelled => "cancelled",
+            DeliveryState::HandingOver { .. } => "handing_over",
+            DeliveryState::HandedOver => "handed_over",
         },
         attempts: delivery.attempts,
         next_attempt_time: is_due.then(|| time(delivery.due_ms)).flatten(),

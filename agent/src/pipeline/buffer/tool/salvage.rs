@@ -22,7 +22,7 @@ use super::{
         lock::DirectoryLock,
         mark_files::MarkFiles,
         open::damage_report,
-        record::{self, Lane, Mark, ReportHeader, StateChange, day_of},
+        record::{self, Lane, LogIn, Mark, ReportHeader, StateChange, day_of},
         recover::{Recovered, recover_readable, recover_segment},
     },
     Progress, SEGMENT_BYTES, Stopped, ToolError, readable, reader,
@@ -142,7 +142,7 @@ fn salvage_from(
     };
     salvaged.marks = copy_marks(journal, &recovered, buffer, &target, progress)?;
     let counters = Counters { buffer_ids: Counters::fresh().buffer_ids, ..recovered.counters.clone() };
-    let mut writer = Writer::new(&target, counters)?;
+    let mut writer = Writer::new(&target, counters, recovered.index.version())?;
     let mut copying = Copying { journal, recovered: &recovered, reader: &reader, salvaged: &mut salvaged };
     copying.events(&mut writer, progress)?;
     copying.opt_outs(&mut writer)?;
@@ -281,17 +281,19 @@ struct Writer {
     directory: PathBuf,
     journal: Journal,
     counters: Counters,
+    /// What the records need.
+    version: u8,
     records: Vec<u8>,
 }
 
 impl Writer {
-    fn new(target: &Path, counters: Counters) -> Result<Self, ToolError> {
+    fn new(target: &Path, counters: Counters, version: u8) -> Result<Self, ToolError> {
         let directory = target.join("journal");
         crate::private::create_directory(&directory).map_err(ToolError::write(&directory))?;
         let id = uuid::Uuid::now_v7();
         let journal =
             Journal::new(&directory, SEGMENT_BYTES, id, Box::new(RealFiles), Default::default(), (0, 0));
-        Ok(Self { directory, journal, counters, records: Vec::new() })
+        Ok(Self { directory, journal, counters, version, records: Vec::new() })
     }
 
     fn put(&mut self, kind: Kind, flags: u8, payload: impl FnOnce(&mut Vec<u8>)) {
@@ -309,7 +311,7 @@ impl Writer {
             sequence,
             time_ms,
             event: 0,
-            has_log: false,
+            log: LogIn::Nothing,
             changes: Vec::new(),
         };
         let damage =
@@ -326,7 +328,7 @@ impl Writer {
 
     fn commit(&mut self) -> Result<(), ToolError> {
         let records = std::mem::take(&mut self.records);
-        let prepared = self.journal.prepare(&self.counters).map(drop);
+        let prepared = self.journal.prepare(&self.counters, self.version).map(drop);
         prepared
             .and_then(|()| if records.is_empty() { Ok(()) } else { self.journal.append(&records) })
             .map_err(ToolError::write(&self.directory))

@@ -32,6 +32,8 @@ pub struct Found {
     pub events_open: u64,
     /// Deliveries that are not settled.
     pub deliveries_open: u64,
+    /// Deliveries that were given away, and of which the control plane has not acked the hand-over.
+    pub deliveries_handing_over: u64,
     /// Bytes on disk of open events.
     pub event_bytes: u64,
     /// Reports that the control plane has not acked.
@@ -148,6 +150,7 @@ fn found(recovered: &Recovered) -> Found {
         journal_id: recovered.journal_id.to_string(),
         events_open: recovered.index.len(),
         deliveries_open: deliveries_open(&recovered.index),
+        deliveries_handing_over: deliveries_handing_over(&recovered.index),
         event_bytes: recovered.index.bytes(),
         reports_waiting: recovered.lanes.iter().map(|lane| lane.up_to(u64::MAX).count() as u64).sum(),
         opt_outs: recovered.opt_outs.len() as u64,
@@ -218,6 +221,11 @@ impl VerifiedSegment {
 fn deliveries_open(index: &Index) -> u64 {
     let of_slot = |(event, slot)| OpenDelivery::all_of(event, slot).count() as u64;
     index.iter().map(of_slot).sum()
+}
+
+fn deliveries_handing_over(index: &Index) -> u64 {
+    let deliveries = index.iter().flat_map(|(_, slot)| slot.deliveries.as_slice());
+    deliveries.filter(|delivery| delivery.state.is_handing_over()).count() as u64
 }
 
 const fn name(kind: Kind) -> &'static str {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use gateway_core::snapshot::ClientCertificate;
+use gateway_runtime::tls::is_self_signed;
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, Error, OtherError, RootCertStore, SignatureScheme,
     client::{
@@ -20,7 +21,7 @@ use crate::pipeline::deliver::failure::Failure;
 
 mod certificate;
 
-use certificate::{is_self_signed, verify_named};
+use certificate::verify_named;
 
 /// TLS sessions that are remembered over all destinations that need no settings of their own.
 const SESSIONS_MAX: usize = 1_024;

@@ -256,3 +256,63 @@ fn order_can_change() {
     queue.wake(100);
     assert_eq!(started(&mut queue, 100), [1]);
 }
+
+/// Takes out all that is to be given away now.
+fn given(queue: &mut Queue, now: u64) -> Vec<u64> {
+    let mut given = Vec::new();
+    queue.give_away(usize::MAX / 2, now, &mut given);
+    given.into_iter().map(|entry| entry.event).collect()
+}
+
+/// What waits for its time is given away at once, what is due after it had its chance for a while; what runs is not,
+/// and what comes later has a chance of its own.
+#[test]
+fn due_deliveries_have_their_chance() {
+    let mut queue = queue(Limits { concurrency_max: 1, ..LIMITS });
+    (0..3).for_each(|event| queue.add(entry(event), 0, 0));
+    (3..6).for_each(|event| queue.add(entry(event), 1_000 * (7 - event), 0));
+    assert_eq!(started(&mut queue, 0), [0]);
+    assert_eq!(given(&mut queue, 0), [5, 4, 3], "those due first come first");
+    assert_eq!(given(&mut queue, 9_999), [0; 0]);
+    queue.add(entry(7), 9_999, 9_999);
+    succeed(&mut queue, entry(0), 9_999);
+    assert_eq!(started(&mut queue, 9_999), [1]);
+    assert_eq!(given(&mut queue, 10_000), [2]);
+    assert_eq!(given(&mut queue, 10_000), [0; 0], "it begins anew");
+    assert_eq!(given(&mut queue, 19_999), [0; 0]);
+    assert_eq!(given(&mut queue, 20_000), [7]);
+    assert!(queue.is_running(1));
+
+    queue.add(entry(8), 20_000, 20_000);
+    assert_eq!(given(&mut queue, 20_000), [0; 0]);
+    queue.keep();
+    assert_eq!(given(&mut queue, 90_000), [0; 0], "what was before counts no more");
+}
+
+/// Portions are as large as asked for, and nothing is left out between them; what is held goes at once where nothing
+/// may be attempted, in the order of its contacts, and after a while where it may.
+#[test]
+fn held_deliveries_are_given_in_order() {
+    let mut ordered = queue(Limits { ordering_attempts_max: Some(3), ..LIMITS });
+    (0..50).for_each(|event| ordered.add(of_contact(event, 1 + u32::try_from(event % 2).unwrap()), 0, 0));
+    ordered.hold_all(false);
+    ordered.set_limits(None, 0);
+    let mut all = Vec::new();
+    for size in [1, 7, 40, 40] {
+        let before = all.len();
+        ordered.give_away(size, 0, &mut all);
+        assert_eq!(all.len() - before, size.min(50 - before));
+    }
+    for contact in [1, 2] {
+        let of_one = all.iter().filter(|entry| entry.contact == contact).map(|entry| entry.event);
+        assert!(of_one.is_sorted(), "{all:?}");
+    }
+    assert!(ordered.is_idle() && all.iter().all(|entry| entry.is_held));
+
+    let mut resumed = queue(LIMITS);
+    (0..10).for_each(|event| resumed.add_held(entry(event)));
+    assert_eq!(given(&mut resumed, 0), [0; 0]);
+    assert!(!started(&mut resumed, 0).is_empty());
+    let rest = given(&mut resumed, 10_000);
+    assert!(rest.len() + resumed.in_flight() == 10 && !rest.is_empty());
+}

@@ -69,6 +69,7 @@ impl Guard {
                 let is_own = self.is_own_route(&tenant_id, &callback).await?;
                 is_own.then_some(Reported::UnroutedCallback(callback))
             }
+            // Looked at where its event's instance is.
             other @ (Reported::Duplicate(_)
             | Reported::OptOut(_)
             | Reported::BufferDamage(_)

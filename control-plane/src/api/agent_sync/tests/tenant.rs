@@ -226,7 +226,7 @@ fn names(work: &[v1::Work]) -> Vec<String> {
         Task::TestEvent(event) => format!("test {}", event.subscription_id),
         Task::OptOut(opt_out) => format!("opt-out {}", opt_out.instance_id),
         Task::UnroutedCallback(callback) => format!("callback {}", callback.payload_json),
-        Task::DeliveryHandOver(hand_over) => format!("hand-over {}", hand_over.id),
+        Task::DeliveryHandOver(hand_over) => format!("delivery {}", hand_over.id),
     };
     let mut names: Vec<_> = work.iter().map(name).collect();
     names.sort();

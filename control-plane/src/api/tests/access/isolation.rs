@@ -300,7 +300,10 @@ fn tenants_and_keys(rpc: &str, owned: &Owned) -> Option<(Expected, Vec<u8>)> {
             let request = v1::ListApiKeysRequest { tenant_id: id, ..Default::default() };
             (NotFound, request.encode_to_vec())
         }
-        "RevokeApiKey" => (NotFound, v1::RevokeApiKeyRequest { id: owned.key_id.clone() }.encode_to_vec()),
+        "RevokeApiKey" => (
+            NotFound,
+            v1::RevokeApiKeyRequest { id: owned.key_id.clone(), ..Default::default() }.encode_to_vec(),
+        ),
         _ => return None,
     })
 }
@@ -342,7 +345,10 @@ fn has_any_of(owned: &Owned, answer: &[u8]) -> bool {
 async fn watched(server: &Server, tenant_id: &str, method: &MethodDescriptor, request: Vec<u8>) -> Vec<u8> {
     let (key, secret) = create_key(server.admin(), key_of(tenant_id, v1::Role::TenantAdmin)).await.unwrap();
     let mut stream = open(server.with(Bearer::new(&secret)), method, request).await.unwrap();
-    tenants(server.admin()).revoke_api_key(v1::RevokeApiKeyRequest { id: key.id }).await.unwrap();
+    tenants(server.admin())
+        .revoke_api_key(v1::RevokeApiKeyRequest { id: key.id, ..Default::default() })
+        .await
+        .unwrap();
     let mut answer = Vec::new();
     loop {
         match tokio::time::timeout(DEADLINE, stream.message()).await.unwrap() {

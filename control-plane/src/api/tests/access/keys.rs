@@ -12,7 +12,7 @@ async fn list(client: Client) -> Result<Vec<v1::ApiKey>, Status> {
 }
 
 async fn revoke(client: Client, id: &str) -> Result<v1::ApiKey, Status> {
-    let request = v1::RevokeApiKeyRequest { id: id.into() };
+    let request = v1::RevokeApiKeyRequest { id: id.into(), ..Default::default() };
     Ok(tenants(client).revoke_api_key(request).await?.into_inner().api_key.unwrap())
 }
 

@@ -14,17 +14,17 @@ use tonic::{
 use super::*;
 
 /// How long anything may take that is to happen.
-pub(super) const DEADLINE: std::time::Duration = std::time::Duration::from_secs(20);
+pub(in crate::api::tests) const DEADLINE: std::time::Duration = std::time::Duration::from_secs(20);
 
 /// Every method that operators call.
-pub(super) fn operators_methods() -> Vec<MethodDescriptor> {
+pub(in crate::api::tests) fn operators_methods() -> Vec<MethodDescriptor> {
     let pool = DescriptorPool::decode(gateway_proto::DESCRIPTORS).unwrap();
     let services: Vec<_> = pool.services().filter(|service| service.name() != "AgentSyncService").collect();
     services.iter().flat_map(|service| service.methods().collect::<Vec<_>>()).collect()
 }
 
 /// `InstanceService/GetInstance`.
-pub(super) fn name(method: &MethodDescriptor) -> String {
+pub(in crate::api::tests) fn name(method: &MethodDescriptor) -> String {
     format!("{}/{}", method.parent_service().name(), method.name())
 }
 
@@ -66,7 +66,7 @@ impl Decoder for Raw {
 }
 
 /// Calls a method, whatever streams it has, with one message.
-pub(super) async fn open(
+pub(in crate::api::tests) async fn open(
     client: Client,
     method: &MethodDescriptor,
     request: Vec<u8>,
@@ -79,7 +79,7 @@ pub(super) async fn open(
 }
 
 /// Calls a method; of a stream the first answer.
-pub(super) async fn call(
+pub(in crate::api::tests) async fn call(
     client: Client,
     method: &MethodDescriptor,
     request: Vec<u8>,
@@ -90,7 +90,7 @@ pub(super) async fn call(
 }
 
 /// A key that may be asked for.
-pub(super) fn key_of(tenant_id: &str, role: v1::Role) -> v1::ApiKey {
+pub(in crate::api::tests) fn key_of(tenant_id: &str, role: v1::Role) -> v1::ApiKey {
     v1::ApiKey {
         tenant_id: tenant_id.into(),
         role: role.into(),
@@ -99,41 +99,41 @@ pub(super) fn key_of(tenant_id: &str, role: v1::Role) -> v1::ApiKey {
     }
 }
 
-pub(super) fn tenants(client: Client) -> TenantServiceClient<Client> {
+pub(in crate::api::tests) fn tenants(client: Client) -> TenantServiceClient<Client> {
     TenantServiceClient::new(client)
 }
 
-pub(super) fn logs(client: Client) -> InboundLogServiceClient<Client> {
+pub(in crate::api::tests) fn logs(client: Client) -> InboundLogServiceClient<Client> {
     InboundLogServiceClient::new(client)
 }
 
 /// Makes a key as `client`; gives it and its secret.
-pub(super) async fn create_key(client: Client, key: v1::ApiKey) -> Result<(v1::ApiKey, String), Status> {
+pub(in crate::api::tests) async fn create_key(client: Client, key: v1::ApiKey) -> Result<(v1::ApiKey, String), Status> {
     let request = v1::CreateApiKeyRequest { api_key: Some(key) };
     let made = tenants(client).create_api_key(request).await?.into_inner();
     Ok((made.api_key.unwrap(), made.secret))
 }
 
 impl Server {
-    pub(super) async fn create_tenant(&self, id: &str) -> Result<v1::Tenant, Status> {
+    pub(in crate::api::tests) async fn create_tenant(&self, id: &str) -> Result<v1::Tenant, Status> {
         let tenant = Some(v1::Tenant { id: id.into(), ..Default::default() });
         let request = v1::CreateTenantRequest { tenant, ..Default::default() };
         Ok(tenants(self.admin()).create_tenant(request).await?.into_inner().tenant.unwrap())
     }
 
     /// A caller with a key of its own.
-    pub(super) async fn caller(&self, tenant_id: &str, role: v1::Role) -> Client {
+    pub(in crate::api::tests) async fn caller(&self, tenant_id: &str, role: v1::Role) -> Client {
         let (_, secret) = create_key(self.admin(), key_of(tenant_id, role)).await.unwrap();
         self.with(Bearer::new(&secret))
     }
 
     /// Reports as an agent, and waits until they are recorded.
-    pub(super) async fn report(&self, reports: Vec<v1::report::Report>) {
+    pub(in crate::api::tests) async fn report(&self, reports: Vec<v1::report::Report>) {
         self.report_as("", reports).await;
     }
 
     /// Reports as an agent of a tenant.
-    pub(super) async fn report_as(&self, tenant_id: &str, reports: Vec<v1::report::Report>) {
+    pub(in crate::api::tests) async fn report_as(&self, tenant_id: &str, reports: Vec<v1::report::Report>) {
         let request = v1::CreateJoinTokenRequest {
             region: "eu-1".into(),
             tenant_id: tenant_id.into(),
@@ -163,7 +163,7 @@ impl Server {
 }
 
 /// A log of an instance with one attempt.
-pub(super) fn event(instance_id: &str, event_id: &str) -> v1::report::Report {
+pub(in crate::api::tests) fn event(instance_id: &str, event_id: &str) -> v1::report::Report {
     let subscription_id = format!("{instance_id}-sub");
     let attempt = v1::DeliveryAttempt {
         event_id: event_id.into(),
@@ -191,7 +191,7 @@ pub(super) fn event(instance_id: &str, event_id: &str) -> v1::report::Report {
 }
 
 /// A callback that nobody claims.
-pub(super) fn unrouted(inbound_route_id: &str, payload: &str) -> v1::report::Report {
+pub(in crate::api::tests) fn unrouted(inbound_route_id: &str, payload: &str) -> v1::report::Report {
     v1::report::Report::UnroutedCallback(v1::UnroutedCallback {
         inbound_route_id: inbound_route_id.into(),
         provider_number_id: "9999".into(),

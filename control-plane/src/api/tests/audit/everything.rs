@@ -87,6 +87,8 @@ impl Doer {
         self.expect("WebhookSubscriptionService/RotateSigningSecret", TYPE, "sub_1");
         client.get_signing_secret(v1::GetSigningSecretRequest { id: id() }).await.unwrap();
         self.expect("WebhookSubscriptionService/GetSigningSecret", TYPE, "sub_1");
+        client.send_test_event(v1::SendTestEventRequest { id: id() }).await.unwrap();
+        self.expect("WebhookSubscriptionService/SendTestEvent", TYPE, "sub_1");
     }
 
     async fn opt_outs(&mut self) {
@@ -137,7 +139,10 @@ impl Doer {
         let made = client.create_api_key(request).await.unwrap().into_inner().api_key.unwrap();
         self.expect("TenantService/CreateApiKey", "api_key", &made.id);
         for _ in 0..2 {
-            client.revoke_api_key(v1::RevokeApiKeyRequest { id: made.id.clone() }).await.unwrap();
+            client
+                .revoke_api_key(v1::RevokeApiKeyRequest { id: made.id.clone(), ..Default::default() })
+                .await
+                .unwrap();
         }
         self.expect("TenantService/RevokeApiKey", "api_key", &made.id);
         let request = v1::DeleteTenantRequest { id: "acme".into(), ..Default::default() };
@@ -149,8 +154,10 @@ impl Doer {
     async fn agents(&mut self) -> String {
         let mut client = AgentServiceClient::new(self.server.admin());
         let request = v1::CreateJoinTokenRequest { region: "eu".into(), ..Default::default() };
-        let join_token = client.create_join_token(request).await.unwrap().into_inner().join_token;
-        self.expect("AgentService/CreateJoinToken", "join_token", "");
+        let made = client.create_join_token(request).await.unwrap().into_inner();
+        let join_token = made.join_token;
+        assert!(made.id.starts_with("jt_") && made.id.len() == 19, "{}", made.id);
+        self.expect("AgentService/CreateJoinToken", "join_token", made.id);
         let request = v1::EnrollAgentRequest { join_token, build: "1.0.0".into(), ..Default::default() };
         let mut open = AgentSyncServiceClient::new(self.server.channel.clone());
         let enrolled = open.enroll_agent(request).await.unwrap().into_inner();

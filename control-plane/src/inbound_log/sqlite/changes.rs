@@ -8,18 +8,10 @@ use std::collections::HashMap;
 use sqlx::{SqliteConnection, SqliteExecutor};
 
 use super::insert::RowInsert;
+use crate::inbound_log::stage::Change;
 
 /// Changes of one row.
 const CHANGES_PER_ROW: usize = 1_024;
-
-/// One step of the watch stream.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Change {
-    pub(super) change_seq: i64,
-    pub(super) log_seq: i64,
-    /// The delivery that changed state; None when the log was recorded.
-    pub(super) subscription_id: Option<String>,
-}
 
 /// A row: changes with consecutive sequences, the last of which is the row's key.
 #[derive(Clone, PartialEq, prost::Message)]

@@ -4,33 +4,15 @@
 use gateway_proto::v1;
 use prost::Message as _;
 use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 
-use super::{LogStore, LogStoreError, query::PAGE_BYTES_MAX, writer::Job};
-
-/// Unrouted callbacks kept per inbound route; the oldest go first.
-pub const UNROUTED_PER_ROUTE_MAX: i64 = 10_000;
+use super::{Inner, writer::Job};
+use crate::inbound_log::{
+    LogStoreError, UNROUTED_PER_ROUTE_MAX, Unrouted, UnroutedNumber, UnroutedPage, page::PAGE_BYTES_MAX,
+};
 
 /// Routes that one listing looks at; of a tenant with more, those beyond have to be asked for one by one.
 const ROUTES_MAX: usize = 10_000;
-
-/// An unrouted callback and its place.
-#[derive(Debug, Clone)]
-pub struct Unrouted {
-    /// Its place in the list.
-    pub seq: i64,
-    /// The callback.
-    pub callback: v1::UnroutedCallback,
-}
-
-/// A number of an inbound route for which callbacks are kept.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct UnroutedNumber {
-    /// The inbound route.
-    pub route_id: String,
-    /// The number as [`gateway_core::snapshot::canonical_number`] gives it; empty for account callbacks.
-    pub number_key: String,
-}
 
 /// Drops the oldest callbacks of a route beyond its limit.
 pub(super) async fn trim(connection: &mut SqliteConnection, route_id: &str) -> Result<(), sqlx::Error> {
@@ -46,18 +28,13 @@ pub(super) async fn trim(connection: &mut SqliteConnection, route_id: &str) -> R
     Ok(())
 }
 
-impl LogStore {
-    /// A page of at most `limit` unrouted callbacks, of all routes or some, before the place `before`, newest first, and where the
-    /// next page goes on.
-    ///
-    /// # Errors
-    /// When the database cannot be read.
-    pub async fn list_unrouted(
+impl Inner {
+    pub(super) async fn list_unrouted(
         &self,
         route_ids: Option<&[String]>,
         before: Option<i64>,
         limit: usize,
-    ) -> Result<(Vec<v1::UnroutedCallback>, Option<i64>), LogStoreError> {
+    ) -> Result<UnroutedPage, LogStoreError> {
         let mut sql = QueryBuilder::<Sqlite>::new("SELECT seq, body FROM unrouted_callbacks WHERE seq < ");
         sql.push_bind(before.unwrap_or(i64::MAX));
         if let Some(route_ids) = route_ids {
@@ -82,11 +59,7 @@ impl LogStore {
         Ok((rows.into_iter().map(|row| row.callback).collect(), next))
     }
 
-    /// At most `limit` callbacks for a number after the place `after`, oldest first.
-    ///
-    /// # Errors
-    /// When the database cannot be read.
-    pub async fn unrouted_of(
+    pub(super) async fn unrouted_of(
         &self,
         number: &UnroutedNumber,
         after: i64,
@@ -103,15 +76,11 @@ impl LogStore {
         self.unrouted_rows(sql).await
     }
 
-    /// Numbers that came in after the place `after`.
-    ///
-    /// # Errors
-    /// When the database cannot be read.
-    pub async fn unrouted_numbers(&self, after: i64) -> Result<Vec<UnroutedNumber>, LogStoreError> {
+    pub(super) async fn unrouted_numbers(&self, after: i64) -> Result<Vec<UnroutedNumber>, LogStoreError> {
         let rows: Vec<(String, String)> =
             sqlx::query_as("SELECT DISTINCT route_id, number_key FROM unrouted_callbacks WHERE seq > ?")
                 .bind(after)
-                .fetch_all(&self.inner.readers)
+                .fetch_all(&self.readers)
                 .await
                 .map_err(LogStoreError::read)?;
         Ok(rows.into_iter().map(|(route_id, number_key)| UnroutedNumber { route_id, number_key }).collect())
@@ -119,7 +88,7 @@ impl LogStore {
 
     async fn unrouted_rows(&self, mut sql: QueryBuilder<Sqlite>) -> Result<Vec<Unrouted>, LogStoreError> {
         let rows: Vec<(i64, Vec<u8>)> =
-            sql.build_query_as().fetch_all(&self.inner.readers).await.map_err(LogStoreError::read)?;
+            sql.build_query_as().fetch_all(&self.readers).await.map_err(LogStoreError::read)?;
         rows.into_iter()
             .map(|(seq, body)| {
                 let mut callback = v1::UnroutedCallback::decode(body.as_slice())
@@ -130,22 +99,9 @@ impl LogStore {
             .collect()
     }
 
-    /// Takes callbacks out of the list.
-    ///
-    /// # Errors
-    /// When the transaction failed or the writer has ended.
-    pub async fn delete_unrouted(&self, seqs: Vec<i64>) -> Result<(), LogStoreError> {
+    pub(super) async fn delete_unrouted(&self, seqs: Vec<i64>) -> Result<(), LogStoreError> {
         let (answer, receiver) = oneshot::channel();
-        self.inner
-            .jobs
-            .send(Job::DeleteUnrouted { seqs, answer })
-            .await
-            .map_err(|_| LogStoreError::Closed)?;
+        self.jobs.send(Job::DeleteUnrouted { seqs, answer }).await.map_err(|_| LogStoreError::Closed)?;
         receiver.await.map_err(|_| LogStoreError::Closed)?
-    }
-
-    /// The place of the newest unrouted callback, as it moves.
-    pub fn watch_unrouted(&self) -> watch::Receiver<i64> {
-        self.inner.unrouted_head.clone()
     }
 }

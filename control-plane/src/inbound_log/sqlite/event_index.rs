@@ -7,13 +7,9 @@
 //! too: with the tail they are the window in which a repeated event is recognized. Older ids are looked up
 //! on disk, one seek per segment, which only reads and late attempts need.
 
-use std::{
-    collections::{HashMap, VecDeque},
-    hash::{BuildHasherDefault, Hasher},
-};
+use std::collections::VecDeque;
 
 use futures_util::TryStreamExt as _;
-use gateway_core::id::EventId;
 use sqlx::{SqliteConnection, SqliteExecutor};
 
 use super::{
@@ -21,6 +17,7 @@ use super::{
     insert::RowInsert,
     instance_index::{self, InstanceSeqs},
 };
+use crate::inbound_log::event_key::{EventKey, EventKeyMap};
 
 /// Rows of a sealed segment. With what a last group adds, a table of 65,536 places still holds them.
 pub(super) const SEGMENT_ROWS: usize = 49_152;
@@ -30,37 +27,6 @@ const SEGMENTS_IN_MEMORY: usize = 4;
 const IDS_PER_ROW: usize = 128;
 /// Bytes of one of them: the key, then the log's sequence, big endian.
 const ID_BYTES: usize = 24;
-
-/// The 16 bytes that an event id stands for.
-pub(super) type EventKey = [u8; 16];
-
-/// The key of an event id. Ids of another form than ours get the hash of their text.
-pub(super) fn event_key(event_id: &str) -> EventKey {
-    let id = event_id.parse().unwrap_or_else(|_| EventId::derive(&[event_id]));
-    *id.as_bytes()
-}
-
-/// Finds something by key.
-pub(super) type EventKeyMap<T> = HashMap<EventKey, T, BuildHasherDefault<KeyHasher>>;
-
-/// Keys are hashes already: the first half of one will do.
-#[derive(Debug, Default)]
-pub(super) struct KeyHasher(u64);
-
-impl Hasher for KeyHasher {
-    fn write(&mut self, bytes: &[u8]) {
-        if let Some(first) = bytes.first_chunk() {
-            self.0 = u64::from_le_bytes(*first);
-        }
-    }
-
-    /// The length of a key, which tells nothing.
-    fn write_usize(&mut self, _: usize) {}
-
-    fn finish(&self) -> u64 {
-        self.0
-    }
-}
 
 /// Rows that are not sealed yet, by id, and what their segment will say about them.
 #[derive(Debug, Default)]
@@ -97,6 +63,10 @@ pub(super) struct EventIndex {
     tail: Tail,
     /// The newest sealed segments, newest last.
     sealed: VecDeque<EventKeyMap<i64>>,
+    /// The latest receive time of each of them.
+    sealed_times: VecDeque<i64>,
+    /// The latest receive time of all segments that are not in memory.
+    older_time_max: Option<i64>,
     next_segment: i64,
 }
 
@@ -116,10 +86,23 @@ impl EventIndex {
             segment_rows,
             tail: Tail::default(),
             sealed: VecDeque::new(),
+            sealed_times: VecDeque::new(),
+            older_time_max: None,
             next_segment: last_segment + 1,
         };
         let kept = i64::try_from(SEGMENTS_IN_MEMORY).expect("a small constant fits i64");
-        for segment in (last_segment + 1 - kept).max(0)..=last_segment {
+        let first_kept = (last_segment + 1 - kept).max(0);
+        index.older_time_max =
+            sqlx::query_scalar("SELECT max(receive_time_max) FROM log_segments WHERE segment < ?")
+                .bind(first_kept)
+                .fetch_one(&mut *connection)
+                .await?;
+        for segment in first_kept..=last_segment {
+            let time: i64 = sqlx::query_scalar("SELECT receive_time_max FROM log_segments WHERE segment = ?")
+                .bind(segment)
+                .fetch_one(&mut *connection)
+                .await?;
+            index.sealed_times.push_back(time);
             let rows: Vec<Vec<u8>> = sqlx::query_scalar("SELECT ids FROM log_event_ids WHERE segment = ?")
                 .bind(segment)
                 .fetch_all(&mut *connection)
@@ -198,9 +181,16 @@ impl EventIndex {
     pub(super) fn sealed(&mut self, tail: FullTail) {
         self.next_segment = tail.segment + 1;
         self.sealed.push_back(std::mem::take(&mut self.tail).seqs);
+        self.sealed_times.push_back(tail.bounds.receive_time_max);
         if self.sealed.len() > SEGMENTS_IN_MEMORY {
             self.sealed.pop_front();
+            self.older_time_max = self.older_time_max.max(self.sealed_times.pop_front());
         }
+    }
+
+    /// Whether an event that was received then can lie in a segment that is not in memory.
+    pub(super) fn may_be_older(&self, receive_time: i64) -> bool {
+        self.older_time_max.is_some_and(|latest| receive_time <= latest)
     }
 }
 
@@ -254,36 +244,67 @@ fn unpack(ids: &[u8]) -> impl Iterator<Item = (EventKey, i64)> {
     })
 }
 
-/// The row of an event in sealed segments, newest segment first.
+/// Which of several rows of an event are wanted. There is more than one when the event came again long after, or when
+/// an agent of another tenant claimed its id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wanted {
+    /// The newest.
+    Newest,
+    /// The newest of those in segments with events that were received then.
+    ReceivedAt(i64),
+    /// All.
+    All,
+}
+
+/// Rows of an event in sealed segments, newest segment first.
 pub(super) async fn find_sealed(
     executor: impl SqliteExecutor<'_>,
     key: &EventKey,
-) -> Result<Option<i64>, sqlx::Error> {
+    wanted: Wanted,
+) -> Result<Vec<i64>, sqlx::Error> {
+    let time = match wanted {
+        Wanted::ReceivedAt(time) => Some(time),
+        Wanted::Newest | Wanted::All => None,
+    };
     // In each segment one seek: to the last row that begins at the key or before it.
-    let mut rows = sqlx::query_scalar::<_, Option<Vec<u8>>>(FIND_SEALED).bind(key.as_slice()).fetch(executor);
+    let mut rows =
+        sqlx::query_scalar::<_, Option<Vec<u8>>>(FIND_SEALED).bind(key.as_slice()).bind(time).fetch(executor);
+    let mut seqs = Vec::new();
     while let Some(ids) = rows.try_next().await? {
         let found = ids.iter().flat_map(|ids| unpack(ids)).find(|(candidate, _)| candidate == key);
-        if let Some((_, seq)) = found {
-            return Ok(Some(seq));
+        seqs.extend(found.map(|(_, seq)| seq));
+        if wanted != Wanted::All && !seqs.is_empty() {
+            break;
         }
     }
-    Ok(None)
+    Ok(seqs)
 }
 
 /// What [`find_sealed`] asks.
 pub(super) const FIND_SEALED: &str = "SELECT (SELECT ids FROM log_event_ids \
-    WHERE log_event_ids.segment = log_segments.segment AND key_first <= ? ORDER BY key_first DESC LIMIT 1) \
-    FROM log_segments ORDER BY segment DESC";
+    WHERE log_event_ids.segment = log_segments.segment AND key_first <= ?1 ORDER BY key_first DESC LIMIT 1) \
+    FROM log_segments WHERE ?2 IS NULL OR ?2 BETWEEN receive_time_min AND receive_time_max ORDER BY segment DESC";
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
+    use gateway_core::id::EventId;
+
     use super::*;
+    use crate::inbound_log::event_key::event_key;
 
     /// Memory is bounded: the window forgets its oldest segment when one is sealed, and knows all newer rows.
     #[test]
     fn the_window_is_bounded() {
-        let mut index =
-            EventIndex { segment_rows: 10, tail: Tail::default(), sealed: VecDeque::new(), next_segment: 0 };
+        let mut index = EventIndex {
+            segment_rows: 10,
+            tail: Tail::default(),
+            sealed: VecDeque::new(),
+            sealed_times: VecDeque::new(),
+            older_time_max: None,
+            next_segment: 0,
+        };
         let key = |seq: i64| event_key(&EventId::derive(&[&seq.to_string()]).to_string());
         for seq in 1..=1_000 {
             index.insert(IndexedRow { key: key(seq), seq, receive_time: seq, change_seq: seq });
@@ -294,6 +315,9 @@ mod tests {
             let first_known = (seq / 10 - SEGMENTS_IN_MEMORY as i64).max(0) * 10 + 1;
             assert_eq!(index.recent(&key(first_known)), Some(first_known));
             assert_eq!(index.recent(&key(first_known - 1)), None);
+            let oldest = first_known - 1;
+            assert_eq!(index.may_be_older(oldest), oldest > 0, "{seq}");
+            assert!(!index.may_be_older(first_known), "{seq}");
             assert_eq!(index.tail_seqs("inst_1").len() as i64, seq % 10);
         }
         let held: usize = index.sealed.iter().map(HashMap::len).sum();

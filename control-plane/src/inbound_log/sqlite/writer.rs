@@ -1,19 +1,20 @@
 //! The only writer of `logs.db`: group commit of report batches.
 
+mod load;
 mod rows;
+mod staged;
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     path::PathBuf,
     sync::{Arc, PoisonError, RwLock},
     time::Duration,
 };
 
-use gateway_proto::v1;
 use gateway_runtime::clock;
 use jiff::Timestamp;
 use prost::Message as _;
-use sqlx::{Connection as _, Row as _, SqliteConnection};
+use sqlx::{Connection as _, SqliteConnection};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::{Instant, timeout_at},
@@ -22,15 +23,17 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::{
-    LogStoreError, Record, ReportBatch, changes,
-    event_index::{EventIndex, EventKey, IndexedRow, event_key, find_sealed},
-    failing::{Changed, FailingSubscription, FailingSubscriptions},
-    insert::RowInsert,
-    instance_index::{self, InstanceSeqs},
-    schema,
-    stage::{Stage, StagedLog},
+    changes, event_index::EventIndex, failing, insert::RowInsert, instance_index, schema,
+    unrouted_keys::UnroutedKeys,
 };
-use rows::{stored_repeats, write_repeats, write_unrouted};
+use crate::inbound_log::{
+    FailingSubscription, LogStoreError, ReportBatch,
+    event_key::EventKey,
+    failing::{Changed, FailingSubscriptions},
+    stage::Stage,
+};
+use rows::{write_repeats, write_unrouted};
+use staged::Staged;
 
 /// Records of one transaction; what waits beyond them goes into the next one.
 const GROUP_RECORDS_MAX: usize = 4_096;
@@ -79,6 +82,7 @@ pub(super) struct Writer {
     channels: Channels,
     failing: FailingSubscriptions,
     index: Arc<RwLock<EventIndex>>,
+    unrouted: UnroutedKeys,
     closing: CancellationToken,
     /// Committed sequence of each (agent, buffer).
     positions: HashMap<Position, u64>,
@@ -98,6 +102,7 @@ struct Inserts {
     event_ids: RowInsert,
     instances: RowInsert,
     duplicates: RowInsert,
+    failing: RowInsert,
 }
 
 impl Inserts {
@@ -118,6 +123,7 @@ impl Inserts {
                 3,
                 "ON CONFLICT (log_seq, agent_id) DO UPDATE SET count = excluded.count",
             ),
+            failing: failing::insert(),
         }
     }
 }
@@ -144,7 +150,7 @@ impl Writer {
             .into_iter()
             .map(|(agent, buffer, sequence)| ((agent, buffer), sequence.cast_unsigned()))
             .collect();
-        let failing = FailingSubscriptions::load(&mut connection, clock::now()).await?;
+        let failing = failing::load(&mut connection, clock::now()).await?;
         let (head, head_receiver) = watch::channel(change_seq);
         let (unrouted_head, unrouted_receiver) = watch::channel(unrouted_seq);
         let writer = Self {
@@ -154,6 +160,7 @@ impl Writer {
             channels,
             failing,
             index,
+            unrouted: UnroutedKeys::default(),
             closing,
             positions,
             next_seq: seq + 1,
@@ -191,7 +198,8 @@ impl Writer {
                 }
             }
         }
-        if let Err(error) = self.failing.flush(&mut self.connection, clock::now()).await {
+        let unwritten = self.failing.unwritten(clock::now());
+        if let Err(error) = failing::write(&mut self.connection, &self.inserts.failing, unwritten).await {
             warn!(%error, "failed to write which subscriptions are failing");
         }
         self.connection.close().await?;
@@ -200,10 +208,14 @@ impl Writer {
 
     async fn forget(&mut self, forget: &Forget) {
         let Forget { subscription_id, time } = forget;
-        let forgotten = self.failing.forget(&mut self.connection, subscription_id, *time, clock::now()).await;
-        if let Err(error) = forgotten {
+        let now = clock::now();
+        let Some(row) = self.failing.forget(subscription_id, *time, now) else { return };
+        match failing::write(&mut self.connection, &self.inserts.failing, vec![row]).await {
+            Ok(()) => self.failing.forgotten(subscription_id, now),
             // It holds in memory, and is written with the next attempt.
-            warn!(gateway.subscription.id = %subscription_id, %error, "failed to write that failures are forgotten");
+            Err(error) => {
+                warn!(gateway.subscription.id = %subscription_id, %error, "failed to write that failures are forgotten");
+            }
         }
     }
 
@@ -257,7 +269,7 @@ impl Writer {
         let now = clock::now();
         let records = batches.iter().map(|batch| batch.records.len()).sum();
         let mut stage = Stage::new(now, self.next_seq, self.next_change_seq, records);
-        self.load_stored(&batches, &mut stage).await?;
+        self.load_stored(&batches, &mut stage, now).await?;
         for batch in batches {
             for record in batch.records {
                 stage.apply(&batch.agent_id, batch.tenant_id.as_deref(), record.record);
@@ -267,6 +279,11 @@ impl Writer {
             warn!(count = stage.unknown_events, "reports about events that were never recorded");
         }
         stage.logs.retain(|staged| staged.is_changed);
+        let unrouted_keys = self
+            .unrouted
+            .keep_new(&mut self.connection, &mut stage.unrouted)
+            .await
+            .map_err(LogStoreError::read)?;
         while let Ok(forget) = self.channels.forgets.try_recv() {
             self.forget(&forget).await;
         }
@@ -275,7 +292,7 @@ impl Writer {
         let written = self.write(stage, &positions, &failing, now).await;
         self.is_broken = written.is_err();
         let unrouted_seq = written.map_err(LogStoreError::write)?;
-        self.committed(staged, positions, unrouted_seq);
+        self.committed(staged, positions, unrouted_seq, unrouted_keys);
         for failing in self.failing.committed(failing, now) {
             // When there is no room it is told again, with a later failure.
             let _ = self.channels.failing.try_send(failing);
@@ -318,73 +335,6 @@ impl Writer {
         (acked, moved)
     }
 
-    /// Loads the stored rows that the batches speak of.
-    async fn load_stored(&mut self, batches: &[ReportBatch], stage: &mut Stage) -> Result<(), LogStoreError> {
-        let (seqs, older) = self.stored_rows(batches);
-        let mut rows: Vec<(i64, EventKey)> = seqs.into_iter().map(|(key, seq)| (seq, key)).collect();
-        for key in older {
-            let found = find_sealed(&mut self.connection, &key).await.map_err(LogStoreError::read)?;
-            rows.extend(found.map(|seq| (seq, key)));
-        }
-        rows.sort_unstable();
-        for chunk in rows.chunks(LOADED_ROWS) {
-            let keys: HashMap<i64, EventKey> = chunk.iter().copied().collect();
-            let mut query = sqlx::query(LOAD);
-            for (seq, _) in chunk {
-                query = query.bind(seq);
-            }
-            let found = query.fetch_all(&mut self.connection).await.map_err(LogStoreError::read)?;
-            for row in found {
-                let seq: i64 = row.get(0);
-                let log = v1::InboundLog::decode(row.get::<&[u8], _>(2))
-                    .map_err(|source| LogStoreError::Corrupt { table: "logs", source })?;
-                // A further agent counts at least its own first sight, so without a count there is none.
-                let repeats = match log.duplicate_count {
-                    0 => Vec::new(),
-                    _ => stored_repeats(&mut self.connection, seq).await.map_err(LogStoreError::read)?,
-                };
-                stage.load(keys[&seq], seq, row.get(1), repeats, Box::new(log));
-            }
-        }
-        Ok(())
-    }
-
-    /// Rows of the window that the batches speak of, and keys that only sealed segments can know.
-    fn stored_rows(&self, batches: &[ReportBatch]) -> (HashMap<EventKey, i64>, Vec<EventKey>) {
-        let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
-        let mut stored = HashMap::new();
-        let mut older = HashSet::new();
-        let records = || batches.iter().flat_map(|batch| &batch.records);
-        for record in records() {
-            let (event_id, is_event) = match &record.record {
-                Record::Event(log, _) => (&log.event_id, true),
-                Record::Attempts(report) => (&report.event_id, false),
-                Record::Duplicate(report) => (&report.event_id, false),
-                Record::Unrouted(_) => continue,
-            };
-            let key = event_key(event_id);
-            match index.recent(&key) {
-                Some(seq) => {
-                    stored.insert(key, seq);
-                }
-                None if is_event => {}
-                None => {
-                    older.insert(key);
-                }
-            }
-        }
-        drop(index);
-        if !older.is_empty() {
-            // What this group records itself is not older.
-            for record in records() {
-                if let Record::Event(log, _) = &record.record {
-                    older.remove(&event_key(&log.event_id));
-                }
-            }
-        }
-        (stored, older.into_iter().collect())
-    }
-
     /// The transaction. Returns the sequence of the newest unrouted callback in it.
     async fn write(
         &mut self,
@@ -422,7 +372,7 @@ impl Writer {
             })
             .await?;
         changes::write(&mut tx, &self.inserts.changes, &stage.changes).await?;
-        self.failing.write(&mut tx, failing, now).await?;
+        failing::write(&mut tx, &self.inserts.failing, failing.rows(now)).await?;
         let unrouted_seq = write_unrouted(&mut tx, &stage.unrouted).await?;
         for ((agent_id, buffer_id), sequence) in positions {
             sqlx::query(
@@ -439,13 +389,20 @@ impl Writer {
     }
 
     /// Makes a committed group visible.
-    fn committed(&mut self, staged: Staged, positions: HashMap<Position, u64>, unrouted_seq: Option<i64>) {
+    fn committed(
+        &mut self,
+        staged: Staged,
+        positions: HashMap<Position, u64>,
+        unrouted_seq: Option<i64>,
+        unrouted_keys: Vec<EventKey>,
+    ) {
         let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
         for row in staged.new_rows {
             index.insert(row);
         }
         index.insert_instances(staged.instances);
         drop(index);
+        self.unrouted.insert(unrouted_keys);
         self.positions.extend(positions);
         self.next_seq = staged.next_seq;
         self.next_change_seq = staged.next_change_seq;
@@ -491,39 +448,3 @@ impl Writer {
         tx.commit().await
     }
 }
-
-/// What is remembered of a stage when its rows are on their way to disk.
-struct Staged {
-    new_rows: Vec<IndexedRow>,
-    instances: InstanceSeqs,
-    next_seq: i64,
-    next_change_seq: i64,
-}
-
-impl Staged {
-    fn of(stage: &Stage) -> Self {
-        let mut instances = InstanceSeqs::new();
-        for staged in stage.logs.iter().filter(|staged| staged.is_new) {
-            instance_index::note(&mut instances, &staged.log.instance_id, staged.seq);
-        }
-        let new = stage.logs.iter().filter(|staged| staged.is_new);
-        let new_rows = new.map(|&StagedLog { key, seq, receive_time, change_seq, .. }| IndexedRow {
-            key,
-            seq,
-            receive_time,
-            change_seq,
-        });
-        Self {
-            new_rows: new_rows.collect(),
-            instances,
-            next_seq: stage.next_seq(),
-            next_change_seq: stage.next_change_seq(),
-        }
-    }
-}
-
-/// Rows loaded by one statement.
-const LOADED_ROWS: usize = 32;
-/// Parameters that are not bound are NULL, which matches nothing.
-const LOAD: &str = "SELECT seq, attempt_count, record FROM logs WHERE seq IN \
-    (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)";

@@ -6,9 +6,8 @@ use prost::Message as _;
 use sqlx::SqliteConnection;
 
 use crate::inbound_log::{
-    insert::RowInsert,
+    sqlite::{insert::RowInsert, unrouted::trim},
     stage::{AgentRepeats, StagedLog},
-    unrouted::trim,
 };
 
 /// What further agents add to the count of repeats of a log.

@@ -8,7 +8,7 @@ use sqlx::{
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 
-use super::LogStoreError;
+use crate::inbound_log::LogStoreError;
 
 /// Queries that may run at the same time; more wait for a connection.
 const READERS_MAX: u32 = 4;
@@ -105,7 +105,10 @@ CREATE INDEX IF NOT EXISTS unrouted_callbacks_by_number ON unrouted_callbacks (r
 /// [`LogStoreError::Open`], or [`LogStoreError::OtherSchema`] when another version wrote the file, which then
 /// is left as it is.
 pub(super) async fn open_writer(path: &Path) -> Result<SqliteConnection, LogStoreError> {
-    let open = |source| LogStoreError::Open { path: path.to_owned(), source: Arc::new(source) };
+    let open = |source: sqlx::Error| LogStoreError::Open {
+        database: path.display().to_string(),
+        source: Arc::new(source),
+    };
     let options = SqliteConnectOptions::new()
         .filename(path)
         .create_if_missing(true)
@@ -121,7 +124,8 @@ pub(super) async fn open_writer(path: &Path) -> Result<SqliteConnection, LogStor
     if let Some(found) =
         version(&mut connection).await.map_err(open)?.filter(|found| *found != SCHEMA_VERSION)
     {
-        return Err(LogStoreError::OtherSchema { path: path.to_owned(), found, known: SCHEMA_VERSION });
+        let database = path.display().to_string();
+        return Err(LogStoreError::OtherSchema { database, found, known: SCHEMA_VERSION });
     }
     let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await.map_err(open)?;
     sqlx::raw_sql(SCHEMA).execute(&mut *transaction).await.map_err(open)?;

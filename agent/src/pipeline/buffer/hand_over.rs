@@ -1,0 +1,217 @@
+//! Deliveries that go from one agent to another.
+//!
+//! Giving one away settles it here and queues a report that carries the whole event: the log is read from the event,
+//! which stays until that report is acked. Both are one record of the journal, so that a delivery is either still
+//! ours or on its way. Whatever was not reported about the event goes first.
+//!
+//! Taking one over stores the event anew, with this one delivery as it stood. The other agent reported the event, so
+//! only attempts are reported from here on. A mark of the hand-over itself makes its repeats harmless; the event's own
+//! mark says nothing about it, since this agent may have seen a repeat, or have given the delivery away itself.
+
+use std::sync::{Arc, PoisonError};
+
+use gateway_core::{
+    delivery::DeliveryState,
+    event::EventType,
+    id::{EventId, WebhookSubscriptionId},
+    time::from_proto,
+};
+use gateway_proto::v1;
+use uuid::Uuid;
+
+use super::{
+    Buffer, OpenDelivery, Outcome, contact,
+    index::{Delivery, Reported, Slot},
+    journal::format::Kind,
+    record::{self, EventHeader, Lane, LogIn, Mark, StateChange},
+    round::Round,
+};
+
+/// Reports that are not acked. While there are as many nothing more is handed over, so that a control plane that is
+/// away costs no memory, and what is due meanwhile is attempted here.
+const REPORTS_WAITING_MAX: usize = 4_096;
+
+/// A delivery that another agent gave away.
+#[derive(Clone)]
+pub struct TakenOver {
+    /// Names the hand-over.
+    pub(super) mark: EventId,
+    pub(super) event_id: EventId,
+    /// As the other agent reported it, with the webhook's body; without deliveries.
+    pub(super) log: v1::InboundLog,
+    pub(super) subscription: WebhookSubscriptionId,
+    attempts: u16,
+    due_ms: i64,
+    is_held: bool,
+}
+
+/// A hand-over cannot be taken: it says too little.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidHandOver {
+    /// There is no event, or its id is none.
+    #[error("read a hand-over: it has no event")]
+    Event,
+    /// There is no delivery, or its subscription's id is none.
+    #[error("read a hand-over: it has no delivery")]
+    Delivery,
+    /// Nothing is owed any more.
+    #[error("read a hand-over: its delivery is settled")]
+    Settled,
+}
+
+impl TryFrom<v1::DeliveryHandOver> for TakenOver {
+    type Error = InvalidHandOver;
+
+    fn try_from(hand_over: v1::DeliveryHandOver) -> Result<Self, Self::Error> {
+        let mut log = hand_over.inbound_log.ok_or(InvalidHandOver::Event)?;
+        log.deliveries.clear();
+        let event_id = log.event_id.parse().map_err(|_| InvalidHandOver::Event)?;
+        let delivery = hand_over.delivery.ok_or(InvalidHandOver::Delivery)?;
+        let subscription = delivery.subscription_id.parse().map_err(|_| InvalidHandOver::Delivery)?;
+        let state = DeliveryState::from_proto(delivery.state());
+        if state.is_settled() {
+            return Err(InvalidHandOver::Settled);
+        }
+        let due = delivery.next_attempt_time.as_ref().and_then(from_proto);
+        let due_ms = due.unwrap_or_else(gateway_runtime::clock::now).as_millisecond();
+        Ok(Self {
+            // A digest, since marks are kept by their first bytes, and those of a UUIDv7 are the time.
+            mark: EventId::derive(&["hand-over", &hand_over.id]),
+            event_id,
+            log,
+            subscription,
+            attempts: u16::try_from(delivery.attempt_count).unwrap_or(u16::MAX),
+            due_ms: (due_ms & !1) | i64::from(hand_over.had_quick_retry),
+            is_held: state == DeliveryState::Held,
+        })
+    }
+}
+
+impl TakenOver {
+    /// Whose it is.
+    pub const fn subscription(&self) -> &WebhookSubscriptionId {
+        &self.subscription
+    }
+}
+
+impl OpenDelivery {
+    /// Whether it had its quick retry: the lowest bit of its due time says so. One that was not attempted has any.
+    pub(crate) const fn had_quick_retry(&self) -> bool {
+        had_quick_retry(self.attempts, self.due_ms)
+    }
+}
+
+const fn had_quick_retry(attempts: u16, due_ms: i64) -> bool {
+    attempts > 0 && due_ms & 1 == 1
+}
+
+impl Buffer {
+    /// Whether more may be handed over: few reports wait.
+    pub(crate) fn may_hand_over(&self) -> bool {
+        self.shared.lane(Lane::Logs).len() < REPORTS_WAITING_MAX
+    }
+
+    /// Waits until reports are acked. Cancel safe; for one caller.
+    pub(crate) async fn reports_freed(&self) {
+        self.shared.reports_freed.notified().await;
+    }
+}
+
+impl Round<'_> {
+    /// Gives the delivery at this place of its event away, which is `before` until now.
+    pub(super) fn hand_over(&mut self, outcome: &Arc<Outcome>, place: usize, before: DeliveryState) {
+        let owed = outcome.state.owed();
+        if outcome.attempt.is_some() || before != owed {
+            self.change(&Arc::new(Outcome { state: owed, ..Outcome::clone(outcome) }), place);
+        }
+        self.report_event(outcome.event);
+        let Some(mut slot) = self.slot(outcome.event) else { return };
+        let delivery = slot.deliveries.as_slice()[place];
+        let report = v1::DeliveryHandOver {
+            id: Uuid::now_v7().to_string(),
+            inbound_log: None,
+            delivery: Some(self.delivery_to_proto(&delivery, Some(outcome))),
+            had_quick_retry: had_quick_retry(delivery.attempts, delivery.due_ms),
+        };
+        let delivery = Delivery { state: outcome.state, ..delivery };
+        slot.deliveries.as_mut_slice()[place] = delivery;
+        slot.state_segment = self.plan.segment;
+        self.plan.touched.insert(outcome.event, slot);
+        let change = StateChange::of(place, &delivery);
+        let report = v1::report::Report::DeliveryHandOver(report);
+        let log = LogIn::HandOver(change.delivery);
+        self.report_about(Lane::Logs, outcome.event, log, vec![change], report);
+        self.plan.handed_over += 1;
+    }
+
+    /// Plans a delivery that another agent gave away. False when it is here already.
+    pub(super) fn take_over(&mut self, taken: TakenOver) -> bool {
+        if self.seen(&taken.mark).is_some() {
+            return false;
+        }
+        self.put_mark(taken.mark, Mark::new(self.now_ms, 0));
+        let seen = self.seen(&taken.event_id);
+        let subscription = {
+            let mut numbers = self.shared.subscriptions.lock().unwrap_or_else(PoisonError::into_inner);
+            numbers.number(&taken.subscription)
+        };
+        if let Some(mark) = seen
+            && self.is_open(mark.event, subscription, &taken.event_id)
+        {
+            return false;
+        }
+        if let Some(mark) = seen {
+            // Repeats will be counted on what is stored now. What is here of the event is reported before.
+            self.report_event(mark.event);
+        }
+        let duplicates = seen.map_or(0, |mark| mark.duplicates);
+        self.store_taken(taken, subscription, duplicates);
+        true
+    }
+
+    /// Whether this agent has the event's delivery to the subscription itself, open.
+    fn is_open(&self, event: u64, subscription: u32, id: &EventId) -> bool {
+        let slot = self.slot(event);
+        let delivery = slot.as_ref().and_then(|slot| slot.deliveries.find(subscription));
+        let is_here = delivery.is_some_and(|(_, delivery)| !delivery.state.is_settled());
+        // Marks may be older than the journal: then their numbers mean other events.
+        is_here && self.event_id(event).is_some_and(|found| found == id.to_string())
+    }
+
+    fn store_taken(&mut self, taken: TakenOver, subscription: u32, duplicates: u32) {
+        let number = self.counters.event;
+        self.counters.event += 1;
+        let TakenOver { event_id, log, attempts, due_ms, is_held, .. } = taken;
+        let contact = contact(EventType::from_name(&log.event), &log);
+        let header = EventHeader {
+            number,
+            id: event_id,
+            receive_ms: self.now_ms,
+            contact,
+            subscriptions: vec![taken.subscription.as_str()],
+        };
+        let place = self.plan.put(Kind::Event, 0, |out| record::put_event(out, &header, &log));
+        let state = if is_held { DeliveryState::Held } else { DeliveryState::Pending };
+        let delivery = Delivery { due_ms, subscription, attempts, state };
+        self.plan.put(Kind::State, 0, |out| record::put_state(out, number, Reported::Acked, &[delivery]));
+        let mark = Mark { duplicates, ..Mark::new(self.now_ms, number) };
+        if duplicates > 0 {
+            self.put_mark(event_id, mark);
+        } else {
+            // The event is its own mark.
+            self.plan.marks.insert(event_id, mark);
+        }
+        let slot = Slot {
+            receive_ms: self.now_ms,
+            place,
+            state_segment: self.plan.segment,
+            contact,
+            deliveries: vec![delivery].into(),
+            reported: Reported::Acked,
+        };
+        self.plan.bytes_added += u64::from(place.bytes);
+        self.plan.touched.insert(number, slot);
+        self.plan.new_events.push((number, Arc::new(log)));
+        self.plan.taken_over += 1;
+    }
+}

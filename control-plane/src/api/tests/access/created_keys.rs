@@ -1,0 +1,110 @@
+//! Keys that were made with keys.
+
+use super::{world::*, *};
+
+/// What a revocation is asked for.
+fn with_created(id: &str) -> v1::RevokeApiKeyRequest {
+    v1::RevokeApiKeyRequest { id: id.into(), revoke_created: true }
+}
+
+/// The ids of the keys that work.
+async fn working(client: Client) -> Vec<String> {
+    let list = tenants(client).list_api_keys(v1::ListApiKeysRequest::default()).await.unwrap().into_inner();
+    let working = list.api_keys.into_iter().filter(|key| key.revoke_time.is_none());
+    working.map(|key| key.id).collect()
+}
+
+/// Lists say who made a key. Revoking it leaves those that were made with it, unless asked for: then they, and those
+/// made with them, go too, all of them on record and none of others. A key that is revoked already can be followed up.
+#[tokio::test]
+async fn created_keys_are_revoked_when_asked_for() {
+    let server = Server::start().await;
+    server.create_tenant("acme").await.unwrap();
+    let admin = || key_of("acme", v1::Role::TenantAdmin);
+    let with = |secret: &str| server.with(Bearer::new(secret));
+    let (first, first_secret) = create_key(server.admin(), admin()).await.unwrap();
+    let (second, second_secret) = create_key(with(&first_secret), admin()).await.unwrap();
+    let (third, third_secret) = create_key(with(&second_secret), admin()).await.unwrap();
+    let (sibling, sibling_secret) = create_key(server.admin(), admin()).await.unwrap();
+    let (other, _) = create_key(with(&sibling_secret), key_of("acme", v1::Role::Viewer)).await.unwrap();
+    assert_eq!(first.created_by, "admin_key");
+    assert_eq!(third.created_by, format!("api_key:{}", second.id));
+    let mut client = tenants(server.admin());
+    let alone = v1::RevokeApiKeyRequest { id: first.id.clone(), ..Default::default() };
+    assert_eq!(client.revoke_api_key(alone).await.unwrap().into_inner().revoked_count, 1);
+    assert!(working(with(&third_secret)).await.contains(&second.id), "made keys go on");
+    let answer = client.revoke_api_key(with_created(&first.id)).await.unwrap().into_inner();
+    assert_eq!((answer.revoked_count, answer.api_key.unwrap().id), (2, first.id.clone()));
+    let mut left = [sibling.id.clone(), other.id.clone()];
+    left.sort();
+    assert_eq!(working(server.admin()).await, left);
+    let get = v1::GetTenantRequest { id: "acme".into() };
+    assert_eq!(refusal(tenants(with(&third_secret)).get_tenant(get).await).0, Code::Unauthenticated);
+    let entries = v1::ListAuditEntriesRequest { resource_type: "api_key".into(), ..Default::default() };
+    let mut audit = v1::audit_service_client::AuditServiceClient::new(server.admin());
+    let entries = audit.list_audit_entries(entries).await.unwrap().into_inner().audit_entries;
+    let revoked = entries.into_iter().filter(|entry| entry.method == "TenantService/RevokeApiKey");
+    let mut revoked: Vec<_> = revoked.map(|entry| entry.resource_id).collect();
+    revoked.sort();
+    let mut expected = [first.id.clone(), second.id.clone(), third.id.clone()];
+    expected.sort();
+    assert_eq!(revoked, expected);
+    let again = client.revoke_api_key(with_created(&first.id)).await.unwrap().into_inner();
+    assert_eq!(again.revoked_count, 0);
+    server.stop().await;
+}
+
+/// A key that revokes the one it was made with, and all that were made with it, revokes itself, and has its answer.
+#[tokio::test]
+async fn a_created_key_may_revoke_its_creator() {
+    let server = Server::start().await;
+    let admin = || key_of("", v1::Role::TenantAdmin);
+    let (first, secret) = create_key(server.admin(), admin()).await.unwrap();
+    let (_, secret) = create_key(server.with(Bearer::new(&secret)), admin()).await.unwrap();
+    let client = || tenants(server.with(Bearer::new(&secret)));
+    assert_eq!(client().revoke_api_key(with_created(&first.id)).await.unwrap().into_inner().revoked_count, 2);
+    let again = client().revoke_api_key(with_created(&first.id)).await;
+    assert_eq!(refusal(again).0, Code::Unauthenticated);
+    server.stop().await;
+}
+
+/// A key holds so many streams and not one more, of both services; the refusal says when to try again, and a stream
+/// that ends makes room.
+#[tokio::test]
+async fn streams_per_key_are_bounded() {
+    let server = Server::start().await;
+    let (_, secret) = create_key(server.admin(), key_of("", v1::Role::PlatformAdmin)).await.unwrap();
+    let client = || server.with(Bearer::new(&secret));
+    let watch_logs = async || {
+        let request = v1::WatchInboundLogsRequest::default();
+        logs(client()).watch_inbound_logs(request).await.map(tonic::Response::into_inner)
+    };
+    let watch_agents = async || {
+        let request = v1::WatchAgentsRequest::default();
+        AgentServiceClient::new(client()).watch_agents(request).await.map(tonic::Response::into_inner)
+    };
+    let mut held = vec![watch_logs().await.unwrap()];
+    let _agents = watch_agents().await.unwrap();
+    let refused = loop {
+        match watch_logs().await {
+            Ok(stream) => held.push(stream),
+            Err(refused) => break refused,
+        }
+        assert!(held.len() < 100, "the streams of a key are not bounded");
+    };
+    assert_eq!(held.len(), 63);
+    assert!(refused.get_details_retry_info().unwrap().retry_delay.unwrap() > std::time::Duration::ZERO);
+    assert_eq!(refusal::<()>(Err(refused)), (Code::ResourceExhausted, "TOO_MANY_STREAMS".to_owned()));
+    assert_eq!(watch_agents().await.err().unwrap().code(), Code::ResourceExhausted);
+    let (_, other) = create_key(server.admin(), key_of("", v1::Role::Viewer)).await.unwrap();
+    let other = logs(server.with(Bearer::new(&other)));
+    other.clone().watch_inbound_logs(v1::WatchInboundLogsRequest::default()).await.unwrap();
+    drop(held.pop());
+    let begin = std::time::Instant::now();
+    while let Err(refused) = watch_logs().await {
+        assert_eq!(refused.code(), Code::ResourceExhausted);
+        assert!(begin.elapsed() < DEADLINE, "an ended stream makes no room");
+        tokio::task::yield_now().await;
+    }
+    server.stop().await;
+}

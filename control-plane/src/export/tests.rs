@@ -1,0 +1,99 @@
+use super::*;
+
+struct Place {
+    directory: tempfile::TempDir,
+}
+
+impl Place {
+    fn new() -> Self {
+        Self { directory: tempfile::tempdir().unwrap() }
+    }
+
+    fn data_dir(&self) -> &Path {
+        self.directory.path()
+    }
+
+    fn request(&self) -> ExportRequest {
+        ExportRequest {
+            region: "eu".to_owned(),
+            tenant_id: None,
+            output: self.data_dir().join("exported"),
+            key_file: self.data_dir().join("agents.key"),
+            expires_in: Duration::from_secs(60),
+        }
+    }
+
+    async fn export(&self, request: &ExportRequest) -> Result<Exported, ExportError> {
+        export(self.data_dir(), &RootKeys::of_data_dir(self.data_dir()), request).await
+    }
+
+    /// Names in the directory, but for those of the database.
+    fn files(&self) -> Vec<String> {
+        let names = fs::read_dir(self.data_dir()).unwrap();
+        let mut names: Vec<_> =
+            names.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.retain(|name| !name.starts_with(store::FILE_NAME));
+        names.sort();
+        names
+    }
+}
+
+/// Where no control plane has been there is no export, and nothing is made.
+#[tokio::test]
+async fn a_wrong_data_directory_is_refused() {
+    let place = Place::new();
+    let refused = place.export(&place.request()).await.unwrap_err();
+    assert!(matches!(refused, ExportError::NoDatabase(_)), "{refused}");
+    assert!(place.files().is_empty());
+}
+
+/// The tables of an older control plane, which may be running, are left as they are.
+#[tokio::test]
+async fn an_older_database_is_not_changed() {
+    let place = Place::new();
+    Store::open(place.data_dir()).await.unwrap().close().await;
+    let path = place.data_dir().join(store::FILE_NAME);
+    let older = "UPDATE meta SET number = 1 WHERE name = 'schema_version'";
+    store::sqlite::testing::execute(place.data_dir(), older).await;
+    let before = fs::read(&path).unwrap();
+    let refused = place.export(&place.request()).await.unwrap_err();
+    assert!(matches!(refused, ExportError::OlderSchema { found: 1, .. }), "{refused}");
+    assert_eq!(fs::read(&path).unwrap(), before);
+}
+
+/// A key file of another control plane's agents, one that is damaged, a tenant that is not there, and a place that
+/// cannot be written to are refused with a reason; the export that was there stays, and nothing else is left behind.
+#[tokio::test]
+async fn refusals_leave_the_last_export() {
+    let (place, other) = (Place::new(), Place::new());
+    for place in [&place, &other] {
+        Store::open(place.data_dir()).await.unwrap().close().await;
+        place.export(&place.request()).await.unwrap();
+    }
+    let good = fs::read(place.request().output).unwrap();
+    let files = place.files();
+    let refused = async |request: ExportRequest| {
+        let refused = place.export(&request).await.unwrap_err();
+        assert_eq!(fs::read(place.request().output).unwrap(), good);
+        assert_eq!(place.files(), files, "{refused}");
+        refused
+    };
+    let foreign = ExportRequest { key_file: other.request().key_file, ..place.request() };
+    let foreign = refused(foreign).await;
+    assert!(matches!(foreign, ExportError::OtherSigner { .. }), "{foreign}");
+    let nobody = ExportRequest { tenant_id: Some("nobody".parse().unwrap()), ..place.request() };
+    assert!(matches!(refused(nobody).await, ExportError::NoTenant(_)));
+    let nowhere = ExportRequest { output: place.data_dir().join("no/where"), ..place.request() };
+    assert!(matches!(refused(nowhere).await, ExportError::Write { .. }));
+    // A directory cannot be replaced: found only when all is written.
+    let taken = other.data_dir().join("taken");
+    fs::create_dir(&taken).unwrap();
+    fs::write(taken.join("x"), "").unwrap();
+    assert!(matches!(
+        refused(ExportRequest { output: taken, ..place.request() }).await,
+        ExportError::Write { .. }
+    ));
+    fs::write(place.request().key_file, "wagw_snapshot_key_1.x.y").unwrap();
+    let damaged = refused(place.request()).await;
+    assert!(matches!(damaged, ExportError::BadKey { .. }), "{damaged}");
+}

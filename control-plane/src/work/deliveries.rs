@@ -1,0 +1,143 @@
+//! Deliveries that agents give away: queued once their event is in the log, and cancelled when their webhook
+//! subscription is gone before another agent has taken them.
+
+use gateway_proto::v1::{self, work::Work as Task};
+use uuid::Uuid;
+
+use super::{ClaimError, WorkQueue};
+use crate::{
+    inbound_log::{Record, ReportBatch, SequencedRecord},
+    store::{
+        self, StoreError,
+        work::{NewWork, WorkKind},
+    },
+};
+
+/// Deliveries that are cancelled at a time.
+const CANCELLED_AT_A_TIME: i64 = 100;
+
+/// A delivery that an agent gives away, fit to be queued.
+#[derive(Debug, Clone)]
+pub struct GivenAway {
+    /// The sequence of its report.
+    pub sequence: u64,
+    /// Its id, which is a UUID.
+    pub id: Uuid,
+    /// The delivery.
+    pub hand_over: v1::DeliveryHandOver,
+}
+
+/// Writes what no agent reported into the log. Its sequences are of this process.
+pub(super) struct Canceller {
+    buffer_id: String,
+    sequence: u64,
+}
+
+impl WorkQueue {
+    /// Queues deliveries that an agent gives away for the agents of its region. Their events must be in the log, so
+    /// that whoever takes them over can report attempts. A report that comes again changes nothing.
+    ///
+    /// # Errors
+    /// When the store cannot be written; then nothing is queued.
+    pub async fn hand_over(
+        &self,
+        (agent_id, region): (&str, &str),
+        buffer_id: &str,
+        given: Vec<GivenAway>,
+    ) -> Result<(), StoreError> {
+        if given.is_empty() {
+            return Ok(());
+        }
+        let regions = vec![region.to_owned()];
+        let new_work = |given: GivenAway| {
+            let work = v1::Work {
+                id: format!("work_{}", given.id.simple()),
+                work: Some(Task::DeliveryHandOver(given.hand_over)),
+            };
+            (given.sequence, NewWork { work, regions: regions.clone() })
+        };
+        let given: Vec<_> = given.into_iter().map(new_work).collect();
+        let queue = self.clone();
+        let tell = move || queue.lock().wake(|open| open.takes_hand_overs && open.serves(&regions));
+        store::work::hand_over(&self.inner.store, (agent_id, buffer_id), given, tell).await
+    }
+}
+
+/// What was found of deliveries whose webhook subscription is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Cancelled {
+    /// Those that are cancelled now.
+    pub(super) count: usize,
+    /// Those that a stream holds; what it gives back is to be looked at again.
+    pub(super) held: usize,
+}
+
+impl Canceller {
+    pub(super) fn new() -> Self {
+        Self { buffer_id: format!("work_{}", Uuid::now_v7().simple()), sequence: 0 }
+    }
+
+    /// Cancels deliveries that wait for an agent and whose webhook subscription is gone: the log says so, then they
+    /// leave the queue.
+    pub(super) async fn cancel(&mut self, queue: &WorkQueue) -> Result<Cancelled, ClaimError> {
+        let (mut after, mut cancelled) = (0, Cancelled { count: 0, held: 0 });
+        loop {
+            let page = store::work::orphans(&queue.inner.store, after, CANCELLED_AT_A_TIME).await?;
+            let Some(last) = page.last() else { return Ok(cancelled) };
+            after = last.seq;
+            // An agent that holds it says itself what becomes of it.
+            let (held, free): (Vec<_>, Vec<_>) =
+                page.into_iter().partition(|row| queue.lock().is_held(&row.id));
+            cancelled.held += held.len();
+            let seqs: Vec<i64> = free.iter().map(|row| row.seq).collect();
+            let mut records = Vec::new();
+            let mut ids = Vec::new();
+            for (_, work) in store::work::read(&queue.inner.store, &seqs).await? {
+                // What cannot be opened stays; whoever would lease it says so.
+                let Ok(v1::Work { id, work: Some(Task::DeliveryHandOver(hand_over)) }) = work else {
+                    continue;
+                };
+                ids.push(id);
+                self.sequence += 1;
+                let record = settled(&hand_over, v1::DeliveryState::Cancelled);
+                records.extend(record.map(|record| SequencedRecord { sequence: self.sequence, record }));
+            }
+            if ids.is_empty() {
+                continue;
+            }
+            let batch = ReportBatch {
+                buffer_id: self.buffer_id.clone(),
+                records,
+                last_sequence: self.sequence,
+                ..ReportBatch::default()
+            };
+            queue.inner.logs.append(batch).await?;
+            queue.remove(&ids).await?;
+            cancelled.count += ids.len();
+        }
+    }
+}
+
+impl WorkQueue {
+    async fn remove(&self, ids: &[String]) -> Result<(), StoreError> {
+        let mut tx = self.inner.store.begin_write().await?;
+        store::work::delete(&mut tx, ids).await?;
+        tx.commit().await
+    }
+
+    /// Whether deliveries wait.
+    pub(super) fn has_deliveries(counts: &[store::work::WorkCount]) -> bool {
+        counts.iter().any(|count| count.kind == WorkKind::DeliveryHandOver && count.count > 0)
+    }
+}
+
+/// What the log is told of a delivery that nobody makes any more. None when it cannot be told which one it is.
+pub fn settled(hand_over: &v1::DeliveryHandOver, state: v1::DeliveryState) -> Option<Record> {
+    let event_id = hand_over.inbound_log.as_ref().map(|log| log.event_id.clone())?;
+    let delivery = hand_over.delivery.as_ref()?;
+    if event_id.is_empty() || delivery.subscription_id.is_empty() {
+        return None;
+    }
+    let delivery = v1::Delivery { state: state.into(), next_attempt_time: None, ..delivery.clone() };
+    Some(Record::Attempts(v1::AttemptsReport { event_id, deliveries: vec![delivery], attempts: Vec::new() }))
+}
