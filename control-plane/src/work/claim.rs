@@ -73,4 +73,3 @@ async fn claimant(store: &Store, number: &UnroutedNumber) -> Result<Option<v1::I
         None => Ok(None),
     }
 }
-

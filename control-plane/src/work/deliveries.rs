@@ -86,14 +86,17 @@ impl Canceller {
             let Some(last) = page.last() else { return Ok(cancelled) };
             after = last.seq;
             // An agent that holds it says itself what becomes of it.
-            let (held, free): (Vec<_>, Vec<_>) = page.into_iter().partition(|row| queue.lock().is_held(&row.id));
+            let (held, free): (Vec<_>, Vec<_>) =
+                page.into_iter().partition(|row| queue.lock().is_held(&row.id));
             cancelled.held += held.len();
             let seqs: Vec<i64> = free.iter().map(|row| row.seq).collect();
             let mut records = Vec::new();
             let mut ids = Vec::new();
             for (_, work) in store::work::read(&queue.inner.store, &seqs).await? {
                 // What cannot be opened stays; whoever would lease it says so.
-                let Ok(v1::Work { id, work: Some(Task::DeliveryHandOver(hand_over)) }) = work else { continue };
+                let Ok(v1::Work { id, work: Some(Task::DeliveryHandOver(hand_over)) }) = work else {
+                    continue;
+                };
                 ids.push(id);
                 self.sequence += 1;
                 let record = settled(&hand_over, v1::DeliveryState::Cancelled);
@@ -135,7 +138,6 @@ pub fn settled(hand_over: &v1::DeliveryHandOver, state: v1::DeliveryState) -> Op
     if event_id.is_empty() || delivery.subscription_id.is_empty() {
         return None;
     }
-    let delivery =
-        v1::Delivery { state: state.into(), next_attempt_time: None, ..delivery.clone() };
+    let delivery = v1::Delivery { state: state.into(), next_attempt_time: None, ..delivery.clone() };
     Some(Record::Attempts(v1::AttemptsReport { event_id, deliveries: vec![delivery], attempts: Vec::new() }))
 }

@@ -86,7 +86,12 @@ impl Open {
 }
 
 impl Leases {
-    pub(super) fn open(&mut self, agent_id: &str, region: &str, tenant_id: Option<&str>) -> (u64, Arc<Notify>) {
+    pub(super) fn open(
+        &mut self,
+        agent_id: &str,
+        region: &str,
+        tenant_id: Option<&str>,
+    ) -> (u64, Arc<Notify>) {
         self.made += 1;
         let woken = Arc::new(Notify::new());
         let now = Instant::now();
@@ -127,8 +132,12 @@ impl Leases {
     /// Frees what is held for too long.
     pub(super) fn expire(&mut self) {
         let now = Instant::now();
-        let late: Vec<u64> =
-            self.streams.iter().filter(|(_, open)| open.end <= now && !open.held.is_empty()).map(|(id, _)| *id).collect();
+        let late: Vec<u64> = self
+            .streams
+            .iter()
+            .filter(|(_, open)| open.end <= now && !open.held.is_empty())
+            .map(|(id, _)| *id)
+            .collect();
         late.into_iter().for_each(|stream| self.free_all(stream));
     }
 

@@ -29,10 +29,7 @@ async fn work_is_leased_until_acknowledged() {
     queue.enqueue(&["eu".into(), "us".into()], task(1)).await.unwrap();
     queue.enqueue(&[], task(2)).await.unwrap();
     let leased = one.lease(0).await.unwrap();
-    assert_eq!(
-        leased.iter().map(|work| work.work.clone().unwrap()).collect::<Vec<_>>(),
-        [task(1), task(2)]
-    );
+    assert_eq!(leased.iter().map(|work| work.work.clone().unwrap()).collect::<Vec<_>>(), [task(1), task(2)]);
     assert!(two.lease(0).await.unwrap().is_empty() && far.lease(0).await.unwrap().is_empty());
     one.acknowledge(ids(&leased[..1])).await.unwrap();
     drop(one);
@@ -100,10 +97,7 @@ async fn give_away(queue: &WorkQueue, count: u64) {
 }
 
 /// The queue of a store in which `sub_1` is.
-async fn with_subscription(
-    dir: &std::path::Path,
-    supervisor: &Supervisor,
-) -> WorkQueue {
+async fn with_subscription(dir: &std::path::Path, supervisor: &Supervisor) -> WorkQueue {
     let store = Store::open(dir).await.unwrap();
     let insert = "INSERT INTO webhook_subscriptions (id, tenant_id, version, instance_id, config) \
          VALUES ('sub_1', 'default', 1, 'inst_1', x'00')";
@@ -150,7 +144,11 @@ async fn deliveries_do_not_hold_up_the_rest() {
         let more = two.lease(1).await.unwrap();
         assert!(!more.is_empty(), "{} seen", seen.len());
         two.acknowledge(ids(&more)).await.unwrap();
-        seen.extend(more.iter().filter(|work| !matches!(work.work, Some(Task::TestEvent(_)))).map(|work| work.id.clone()));
+        seen.extend(
+            more.iter()
+                .filter(|work| !matches!(work.work, Some(Task::TestEvent(_))))
+                .map(|work| work.id.clone()),
+        );
     }
     seen.sort();
     seen.dedup();

@@ -19,7 +19,10 @@ use prometheus_client::{
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::{WorkQueue, deliveries::{Cancelled, Canceller}};
+use super::{
+    WorkQueue,
+    deliveries::{Cancelled, Canceller},
+};
 use crate::{
     app::State,
     fleet::Fleet,

@@ -254,13 +254,12 @@ pub(super) async fn position(
     agent_id: &str,
     buffer_id: &str,
 ) -> Result<i64, sqlx::Error> {
-    let found: Option<i64> = sqlx::query_scalar(
-        "SELECT sequence FROM hand_over_positions WHERE agent_id = ?1 AND buffer_id = ?2",
-    )
-    .bind(agent_id)
-    .bind(buffer_id)
-    .fetch_optional(connection)
-    .await?;
+    let found: Option<i64> =
+        sqlx::query_scalar("SELECT sequence FROM hand_over_positions WHERE agent_id = ?1 AND buffer_id = ?2")
+            .bind(agent_id)
+            .bind(buffer_id)
+            .fetch_optional(connection)
+            .await?;
     Ok(found.unwrap_or(0))
 }
 
@@ -288,11 +287,13 @@ pub(super) async fn readable(
     after: i64,
     limit: i64,
 ) -> Result<Vec<(i64, String, String, i64, Vec<u8>)>, sqlx::Error> {
-    sqlx::query_as("SELECT seq, id, regions, create_time, body FROM work WHERE seq > ?1 ORDER BY seq LIMIT ?2")
-        .bind(after)
-        .bind(limit)
-        .fetch_all(connection)
-        .await
+    sqlx::query_as(
+        "SELECT seq, id, regions, create_time, body FROM work WHERE seq > ?1 ORDER BY seq LIMIT ?2",
+    )
+    .bind(after)
+    .bind(limit)
+    .fetch_all(connection)
+    .await
 }
 
 pub(super) async fn delete_readable(connection: &mut SqliteConnection, seq: i64) -> Result<(), sqlx::Error> {

@@ -14,11 +14,8 @@ const PLANTED: &str = "planted-message-text";
 fn hand_over(number: u32) -> NewWork {
     let log = v1::InboundLog { payload_json: PLANTED.to_owned(), ..Default::default() };
     let delivery = v1::Delivery { subscription_id: "sub_1".to_owned(), ..Default::default() };
-    let hand_over = v1::DeliveryHandOver {
-        inbound_log: Some(log),
-        delivery: Some(delivery),
-        ..Default::default()
-    };
+    let hand_over =
+        v1::DeliveryHandOver { inbound_log: Some(log), delivery: Some(delivery), ..Default::default() };
     let work = v1::Work { id: format!("work_{number}"), work: Some(Task::DeliveryHandOver(hand_over)) };
     NewWork { work, regions: vec!["eu".to_owned()] }
 }
@@ -51,11 +48,13 @@ async fn what_people_wrote_is_sealed() {
     let directory = tempfile::tempdir().unwrap();
     let store = Store::open(directory.path()).await.unwrap();
     let earlier = callback("work_earlier");
-    sqlx::query("INSERT INTO work (id, regions, create_time, body) VALUES ('work_earlier', ' eu us ', 7, ?1)")
-        .bind(earlier.encode_to_vec())
-        .execute(store.pool())
-        .await
-        .unwrap();
+    sqlx::query(
+        "INSERT INTO work (id, regions, create_time, body) VALUES ('work_earlier', ' eu us ', 7, ?1)",
+    )
+    .bind(earlier.encode_to_vec())
+    .execute(store.pool())
+    .await
+    .unwrap();
     store.close().await;
     assert!(shows(&on_disk(directory.path())), "the test sees what is in the clear");
     let store = Store::open(directory.path()).await.unwrap();
@@ -67,10 +66,10 @@ async fn what_people_wrote_is_sealed() {
     let elsewhere = waiting(&store, WorkKind::UnroutedCallback, ("af", None), 0, 10).await.unwrap();
     assert_eq!(elsewhere.len(), 1, "regions are kept");
     let counts = counts(&store).await.unwrap();
-    assert_eq!(counts.iter().map(|count| (count.kind, count.count)).collect::<Vec<_>>(), [(
-        WorkKind::UnroutedCallback,
-        2
-    )]);
+    assert_eq!(
+        counts.iter().map(|count| (count.kind, count.count)).collect::<Vec<_>>(),
+        [(WorkKind::UnroutedCallback, 2)]
+    );
     assert_eq!(counts[0].oldest, Timestamp::from_microsecond(7).unwrap(), "it was queued then");
     let root_keys = rewrap::existing(&RootKeys::of_data_dir(directory.path())).unwrap();
     store.rewrap(&root_keys, true, |_| {}).await.unwrap();
@@ -90,10 +89,12 @@ async fn changed_work_is_refused_alone() {
     let all = ["one", "two"].map(|id| NewWork { work: callback(id), regions: Vec::new() });
     insert(&mut tx, &all).await.unwrap();
     tx.commit().await.unwrap();
-    sqlx::query("UPDATE queued_work SET body = (SELECT body FROM queued_work WHERE id = 'two') WHERE id = 'one'")
-        .execute(store.pool())
-        .await
-        .unwrap();
+    sqlx::query(
+        "UPDATE queued_work SET body = (SELECT body FROM queued_work WHERE id = 'two') WHERE id = 'one'",
+    )
+    .execute(store.pool())
+    .await
+    .unwrap();
     let read = read(&store, &[1, 2]).await.unwrap();
     assert!(read[0].1.is_err() && read[1].1.as_ref().is_ok_and(|work| work.id == "two"));
 }
