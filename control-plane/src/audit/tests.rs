@@ -9,7 +9,7 @@ use super::{
 };
 
 /// Files of messages that are no resources whose changes are audited: their own entries, and what came in.
-const OTHER_FILES: [&str; 2] = ["audit.proto", "inbound_log.proto"];
+const OTHER_FILES: [&str; 3] = ["audit.proto", "inbound_log.proto", "snapshot_export.proto"];
 
 fn messages_below(message: MessageDescriptor, found: &mut BTreeMap<String, MessageDescriptor>) {
     if message.package_name() != "whatsapp_gateway.v1"

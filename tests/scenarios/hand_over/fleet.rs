@@ -142,7 +142,7 @@ pub async fn settled(world: &World, wamids: &BTreeSet<String>) -> anyhow::Result
     Ok(logs)
 }
 
-/// Posts so many messages, each with its first attempt refused.
+/// Posts so many messages, fewer than ten, each with its first attempt refused.
 pub async fn say(world: &World, provider: &MetaProvider, count: usize) -> anyhow::Result<BTreeSet<String>> {
     let mut wamids = BTreeSet::new();
     for _ in 0..count {

@@ -15,10 +15,10 @@ const CANCELLED: &str = "gateway_hand_overs_total{outcome=\"cancelled\"}";
 #[tokio::test]
 async fn deliveries_wait_for_a_new_agent() {
     let mut world = refusing(&[1, 2]).await.unwrap();
-    let wamids = say(&world, &world.provider, 10).await.unwrap();
+    let wamids = say(&world, &world.provider, 5).await.unwrap();
     retire_first(&mut world).await.unwrap();
-    waits(&world, 10.0).await.unwrap();
-    assert_eq!(world.control_plane.metric(QUEUED).await.unwrap(), 10.0);
+    waits(&world, 5.0).await.unwrap();
+    assert_eq!(world.control_plane.metric(QUEUED).await.unwrap(), 5.0);
     let warned = eventually(DEADLINE, async || {
         let log = world.control_plane.log_text()?;
         let line = log.lines().find(|line| line.contains("no agent of their region can take them"));
@@ -28,7 +28,7 @@ async fn deliveries_wait_for_a_new_agent() {
     warned.await.unwrap();
     world.control_plane.kill().await.unwrap();
     world.control_plane.start_again().await.unwrap();
-    waits(&world, 10.0).await.unwrap();
+    waits(&world, 5.0).await.unwrap();
     for log in world.logs().await.unwrap() {
         assert_eq!(log.deliveries[0].state(), v1::DeliveryState::Pending);
     }

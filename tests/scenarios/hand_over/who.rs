@@ -41,7 +41,9 @@ async fn acme(world: &World) -> String {
     };
     let request = v1::CreateInstanceRequest { instance: Some(instance), ..Default::default() };
     client.instances().create_instance(request).await.unwrap();
-    subscribe_instance(client, "inst-acme", &world.receiver.url("/acme"), &["message.received"]).await.unwrap();
+    subscribe_instance(client, "inst-acme", &world.receiver.url("/acme"), &["message.received"])
+        .await
+        .unwrap();
     world.config_applied().await.unwrap();
     route.callback_path
 }
@@ -50,10 +52,13 @@ async fn acme(world: &World) -> String {
 /// the platform.
 #[tokio::test]
 async fn agents_of_a_tenant_take_what_is_its_own() {
-    let world = refusing(&[3]).await.unwrap();
+    let world = refusing(&[2, 5]).await.unwrap();
     let path = acme(&world).await;
-    let of_acme =
-        world.provider.with_url(world.agent.callback_url(&path)).with_secret("acme-secret").with_number(ACME_NUMBER);
+    let of_acme = world
+        .provider
+        .with_url(world.agent.callback_url(&path))
+        .with_secret("acme-secret")
+        .with_number(ACME_NUMBER);
     let own = of_acme.say("966500000007", "of acme").await.unwrap();
     world.receiver.message(&own).within(DEADLINE).await.unwrap();
     let others = say(&world, &world.provider, 3).await.unwrap();

@@ -204,8 +204,12 @@ impl ReportStream {
         for damage in damages {
             record_damage(&self.state.store, &self.identity.agent_id, damage).await?;
         }
+        self.submit(batch, hand_overs.given).await
+    }
+
+    async fn submit(&mut self, batch: ReportBatch, given: Vec<GivenAway>) -> Result<(), Status> {
+        let buffer_id = batch.buffer_id.clone();
         let submitted = self.state.logs.submit(batch).await?;
-        let (buffer_id, given) = (message.buffer_id, hand_overs.given);
         self.committing.push_back(Box::pin(async move {
             Committed { buffer_id, outcome: submitted.committed().await, given }
         }));

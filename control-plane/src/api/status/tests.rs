@@ -11,6 +11,7 @@ fn refusals() -> Vec<(&'static str, Status)> {
         ("invalid_field", invalid_field("id", "must be set")),
         ("missing_field", missing_field("id")),
         ("not_found", not_found("instance", "inst_1")),
+        ("damaged", damaged("instance", "inst_1", "DeleteInstance")),
         ("already_exists", already_exists("instance", "inst_1")),
         ("conflict", conflict("NUMBER_TAKEN", "somebody has it")),
         ("failed_precondition", failed_precondition("LAST_SECRET", "it is the last one")),
@@ -18,6 +19,8 @@ fn refusals() -> Vec<(&'static str, Status)> {
         ("in_use", in_use("inbound route", "route_1", "instances", names())),
         ("check_etag", check_etag("instance", "inst_1", "1-a", "2-a").unwrap_err()),
         ("exhausted", exhausted("TOO_MANY_KEYS", "there are enough")),
+        ("exhausted_until", exhausted_until("TOO_MANY_STREAMS", "there are enough", Duration::from_secs(2))),
+        ("deadline_exceeded", deadline_exceeded()),
         ("unauthenticated", unauthenticated("send a key")),
         ("agent_revoked", agent_revoked()),
         ("permission_denied", permission_denied("not with this key")),
@@ -51,7 +54,8 @@ fn assert_explained(name: &str, status: &Status) {
     let has_fields = status.get_details_bad_request().is_some_and(|bad| !bad.field_violations.is_empty());
     assert_eq!(has_fields, status.code() == Code::InvalidArgument, "{name}");
     let delay = status.get_details_retry_info().and_then(|retry| retry.retry_delay);
-    assert_eq!(delay.is_some_and(|delay| !delay.is_zero()), status.code() == Code::Unavailable, "{name}");
+    let can_come_back = status.code() == Code::Unavailable || name == "exhausted_until";
+    assert_eq!(delay.is_some_and(|delay| !delay.is_zero()), can_come_back, "{name}");
 }
 
 /// Every refusal has a stable reason; bad input names its fields, and what is away says when to come back. A

@@ -74,12 +74,7 @@ impl ReportStream {
         }
     }
 
-    fn refuse(
-        &self,
-        sequence: u64,
-        hand_over: &v1::DeliveryHandOver,
-        flaw: Flaw,
-    ) -> Option<SequencedRecord> {
+    fn refuse(&self, sequence: u64, hand_over: &v1::DeliveryHandOver, flaw: Flaw) -> Option<SequencedRecord> {
         self.state.work.handed_over(HandOverOutcome::Refused);
         let event_id = hand_over.inbound_log.as_ref().and_then(|log| log.event_id.parse::<EventId>().ok());
         error!(

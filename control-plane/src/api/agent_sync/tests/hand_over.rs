@@ -100,7 +100,9 @@ async fn drain(plane: &ControlPlane, id: &str, undo: bool) {
 
 async fn plane() -> ControlPlane {
     let plane = ControlPlane::start().await;
-    for (region, instance_id, number, id) in [("eu", "inst-1", "111", "sub-1"), ("us", "inst-us", "222", "sub-us")] {
+    for (region, instance_id, number, id) in
+        [("eu", "inst-1", "111", "sub-1"), ("us", "inst-us", "222", "sub-us")]
+    {
         plane.create_instance(instance_id, number, None, &[region]).await;
         plane.create_subscription(id, instance_id).await;
     }
@@ -140,7 +142,10 @@ async fn deliveries_go_to_agents_that_take_them() {
     assert_eq!(got[0].0, format!("work_{}", uuid::Uuid::from_u128(1).simple()));
     assert_eq!((&got[0].1.delivery, &got[0].1.id), (&sent.delivery, &sent.id));
     let (log, of) = (got[0].1.inbound_log.clone().unwrap(), sent.inbound_log.unwrap());
-    assert_eq!((log.payload_json, log.event_id, log.tenant_id), (of.payload_json, of.event_id.clone(), "default".into()));
+    assert_eq!(
+        (log.payload_json, log.event_id, log.tenant_id),
+        (of.payload_json, of.event_id.clone(), "default".into())
+    );
     assert!(got[0].1.had_quick_retry && log.deliveries.is_empty());
     assert_eq!(log_of(&plane, &of.event_id).await.deliveries, [owed()], "the log goes on showing it");
     // Not acknowledged, it is free again; and the agent that gave it away may have it when it drains no more.
@@ -148,21 +153,22 @@ async fn deliveries_go_to_agents_that_take_them() {
     drain(&plane, &giving.id, true).await;
     let again = taken(own_work.response().await);
     assert_eq!(again[0].0, got[0].0);
-    own_work.send(v1::StreamWorkRequest { acked_work_ids: vec![again[0].0.clone()], ..Default::default() }).await;
+    own_work
+        .send(v1::StreamWorkRequest { acked_work_ids: vec![again[0].0.clone()], ..Default::default() })
+        .await;
     // A report that comes again brings nothing back.
     let mut stream = giving.reports().await;
     stream.send(message).await;
     assert_eq!(stream.response().await.acked_sequence, 2);
     let mut taking_work = work_of(&mut taking, true).await;
     test_event(&plane, "sub-1").await;
-    loop {
-        // Whichever agent of the region is asked.
-        tokio::select! {
-            response = own_work.response() => { taken_none(&response); break }
-            response = taking_work.response() => { taken_none(&response); break }
-            response = earlier_work.response() => { taken_none(&response); break }
-        }
-    }
+    // Whichever agent of the region is asked.
+    let response = tokio::select! {
+        response = own_work.response() => response,
+        response = taking_work.response() => response,
+        response = earlier_work.response() => response,
+    };
+    taken_none(&response);
     plane.stop().await;
 }
 
