@@ -85,6 +85,8 @@ pub async fn start(config: Config, stop: CancellationToken) -> anyhow::Result<Ru
 
     let buffer =
         Buffer::open(buffer::Config::of(&config), metrics.clone()).await.context("open the buffer")?;
+    // Until the follower hears from the control plane.
+    buffer.hold_hand_overs();
     let opt_outs = OptOuts::new();
     opt_outs.load(buffer.local_opt_outs());
     let log = snapshot::restore(&config.data_dir, config.config_key.as_ref(), &opt_outs)?;

@@ -145,6 +145,9 @@ pub struct Identity {
     pub agent_id: String,
     /// The agent's region, from its join token.
     pub region: String,
+    /// Its tenant, empty for the platform; None when an earlier control plane did not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenant_id: Option<String>,
     credential: String,
     /// The authority that the control plane's certificate must come from, as the join token said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -222,6 +225,8 @@ pub enum IdentityError {
         url: String,
         /// Its words.
         message: String,
+        /// Whether the control plane itself said it; otherwise it may have been a proxy before one that is away.
+        is_its_own: bool,
     },
     /// The control plane did not answer; trying again can help.
     #[error("reach the control plane at {url}: {message}")]
@@ -337,13 +342,14 @@ pub async fn enroll(
         .enroll_agent(request)
         .await
         .map_err(|status| refusal(link, &status))?;
-    let v1::EnrollAgentResponse { agent_id, credential, region, certificate } = response.into_inner();
+    let enrolled = response.into_inner();
+    let v1::EnrollAgentResponse { agent_id, credential, region, certificate, tenant_id } = enrolled;
     // The certificate first: without an identity it is nothing, and is written over by the next enrolment.
     if let (Some(key), Some(certificate)) = (key, certificate) {
         let certificate = AgentCertificate::new(key, certificate)?;
         certificate.store(data_dir)?;
     }
-    let identity = Identity { agent_id, region, credential, control_plane_pin: token.pin };
+    let identity = Identity { agent_id, region, tenant_id, credential, control_plane_pin: token.pin };
     store_identity(&identity, data_dir)?;
     Ok(identity)
 }
@@ -356,7 +362,9 @@ fn refusal(link: &Link, status: &Status) -> IdentityError {
     }
     match status.code() {
         Code::Unauthenticated | Code::InvalidArgument | Code::PermissionDenied | Code::Unimplemented => {
-            IdentityError::Refused { url, message }
+            // The control plane says why in more than words.
+            let is_its_own = !status.details().is_empty();
+            IdentityError::Refused { url, message, is_its_own }
         }
         _ => IdentityError::Away { url, message },
     }
@@ -364,6 +372,6 @@ fn refusal(link: &Link, status: &Status) -> IdentityError {
 
 fn store_identity(identity: &Identity, data_dir: &Path) -> Result<(), IdentityError> {
     let path = data_dir.join(CREDENTIAL_FILE);
-    let bytes = serde_json::to_vec_pretty(identity).expect("four strings are JSON");
+    let bytes = serde_json::to_vec_pretty(identity).expect("strings are JSON");
     private::write_file(&path, &bytes).map_err(|source| IdentityError::File { path, source })
 }

@@ -160,7 +160,7 @@ impl Follower {
                 ended = self.follow(client.clone(), &mut backoff, &mut away, &mut resend) => ended,
                 () = stop.cancelled() => return Ok(()),
             };
-            let was_answered = self.handle.set_connected(false);
+            let was_answered = self.unheard();
             if let Some(ComeAgain(delay)) = ended.as_ref().err().and_then(|failure| failure.downcast_ref()) {
                 let delay = delay.mul_f64(1.0 + COME_AGAIN_JITTER * rand::random::<f64>());
                 debug!(?delay, "the control plane asked to come again later");
@@ -247,7 +247,14 @@ impl Follower {
         failed(status)
     }
 
+    /// The stream has ended. Tells whether it was answered. Another control plane may come, which takes no hand-overs.
+    fn unheard(&self) -> bool {
+        self.buffer.hold_hand_overs();
+        self.handle.set_connected(false)
+    }
+
     fn note_hand_overs(&self, takes: bool) {
+        self.buffer.control_plane_takes_hand_overs(takes);
         if let Err(error) = self.handle.drain().set_takes_hand_overs(takes) {
             error!(%error, "failed to write down whether deliveries may be handed over");
         }

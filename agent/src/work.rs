@@ -110,12 +110,16 @@ impl Worker {
     }
 
     /// Takes deliveries over, those of each webhook subscription together. Returns the ids of the work that is
-    /// durable. What the buffer has no room for is left out, and holds up no other work: when its lease is over, it
-    /// comes again, to this agent or to another.
+    /// durable. What the buffer has no room for is left out, and everything while this agent drains, and holds up no
+    /// other work: when its lease is over, it comes again, to this agent or to another.
     async fn take_over(
         &self,
         hand_overs: Vec<(String, v1::DeliveryHandOver)>,
     ) -> anyhow::Result<Vec<Vec<String>>> {
+        // An agent that says it is drained may be stopped for good: from then on it must take nothing more. Work may
+        // be ahead of the end of the drain.
+        let admitted = self.once(|_| self.snapshot.drain().admit()).await;
+        let Some(_taking) = admitted else { return Ok(Vec::new()) };
         let mut by_subscription: BTreeMap<WebhookSubscriptionId, (Vec<String>, Vec<TakenOver>)> =
             BTreeMap::new();
         let mut durable = Vec::new();

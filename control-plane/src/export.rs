@@ -11,7 +11,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, BufWriter, Write as _},
-    os::unix::fs::OpenOptionsExt as _,
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -120,6 +120,9 @@ pub enum ExportError {
         /// Who we are.
         ours: SignerId,
     },
+    /// The export would take the place of a key.
+    #[error("write export `{0}`: that is a key file; give another --output")]
+    OverKey(PathBuf),
     /// The export cannot be written.
     #[error("write export `{path}`")]
     Write {
@@ -225,6 +228,13 @@ async fn export_from(
     }
     let (signing_key, is_signing_key_new) = signing_key(&data_dir.join(SIGNING_KEY_FILE))?;
     let (key, is_key_file_new) = reader_key(&request.key_file, &signing_key)?;
+    // A key that is written over is lost, with every export that was made with it.
+    if [&request.key_file, &data_dir.join(SIGNING_KEY_FILE)]
+        .into_iter()
+        .any(|key| is_same(key, &request.output))
+    {
+        return Err(ExportError::OverKey(request.output.clone()));
+    }
     let mut unfinished = Unfinished::create(&request.output)?;
     let contents = Contents::read(store, request, clock::now()).await?;
     let (header, counts) = contents.write(store, request, &key, &signing_key, &mut unfinished).await?;
@@ -323,6 +333,12 @@ impl ExportError {
     }
 }
 
+/// Whether both are there and one file.
+fn is_same(one: &Path, other: &Path) -> bool {
+    let id = |path: &Path| fs::metadata(path).map(|found| (found.dev(), found.ino()));
+    matches!((id(one), id(other)), (Ok(one), Ok(other)) if one == other)
+}
+
 /// A file on its way; dropped, it is gone.
 struct Unfinished {
     file: BufWriter<File>,
@@ -332,7 +348,9 @@ struct Unfinished {
 
 impl Unfinished {
     fn create(name: &Path) -> Result<Self, ExportError> {
-        let path = name.with_added_extension(format!("{}.new", std::process::id()));
+        // At random: in a container every process has the same id, and what one that was killed has left behind must be in
+        // nobody's way.
+        let path = name.with_added_extension(format!("{:016x}.new", rand::random::<u64>()));
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
         let file = BufWriter::new(file.map_err(ExportError::write(name))?);
         Ok(Self { file, path, name: name.to_owned() })
@@ -349,8 +367,7 @@ impl Unfinished {
         self.file.get_ref().sync_all()?;
         let bytes = self.file.get_ref().metadata()?.len();
         fs::rename(&self.path, &self.name)?;
-        let directory = self.name.parent().filter(|directory| !directory.as_os_str().is_empty());
-        File::open(directory.unwrap_or(Path::new(".")))?.sync_all()?;
+        sync_directory_of(&self.name)?;
         Ok(bytes)
     }
 }
@@ -360,6 +377,12 @@ impl Drop for Unfinished {
         // It has another name when it is finished; what cannot be removed is in nobody's way.
         drop(fs::remove_file(&self.path));
     }
+}
+
+/// Makes the name of a file durable.
+fn sync_directory_of(name: &Path) -> io::Result<()> {
+    let directory = name.parent().filter(|directory| !directory.as_os_str().is_empty());
+    File::open(directory.unwrap_or(Path::new(".")))?.sync_all()
 }
 
 /// The key that signs, and whether it was made now.
@@ -390,8 +413,9 @@ fn read_key(path: &Path) -> Result<Zeroizing<String>, ExportError> {
     text.map_err(|source| ExportError::KeyFile { path: path.to_owned(), source })
 }
 
-/// Writes a key file that is not there yet, whole and durable before it has its name. False when it is there: of two
-/// that make it at the same time one wins, and both use that one.
+/// Writes a key file that is not there yet, whole and durable before it has its name, and its name before it is used:
+/// agents would trust a key that a crash takes away. False when it is there: of two that make it at the same time one
+/// wins, and both use that one.
 fn make_once(path: &Path, text: &str) -> Result<bool, ExportError> {
     let failed = |source| ExportError::KeyFile { path: path.to_owned(), source };
     if path.try_exists().map_err(failed)? {
@@ -402,7 +426,7 @@ fn make_once(path: &Path, text: &str) -> Result<bool, ExportError> {
     let linked = fs::hard_link(&whole, path);
     fs::remove_file(&whole).map_err(failed)?;
     match linked {
-        Ok(()) => Ok(true),
+        Ok(()) => sync_directory_of(path).map_err(failed).map(|()| true),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
         Err(error) => Err(failed(error)),
     }

@@ -132,7 +132,7 @@ pub enum Record {
 /// The inbound log: reports go in, in groups that are stored whole or not at all, and pages, single logs and
 /// watches come out.
 ///
-/// - A record is taken once: by (agent, buffer, sequence), and, reported under another buffer or by another
+/// - A record is taken once: by (agent, buffer, sequence), of the buffers used lately, and, reported under another buffer or by another
 ///   agent, an event by its id, an attempt by its id within its event, an unrouted callback by its id within
 ///   its inbound route while that is listed.
 /// - A settled delivery stays settled, and its count of attempts never goes down, in whatever order agents report.

@@ -101,8 +101,7 @@ impl Tls {
             Self::OwnCa { names } => own_certificate(authority, names.clone(), supervisor)?,
         };
         metrics.shows_certificate(current.clone());
-        let verifier =
-            AgentVerifier::new(authority).context("trust certificates of agents")?;
+        let verifier = AgentVerifier::new(authority).context("trust certificates of agents")?;
         Ok(Some(tls::acceptor(current, Some(Arc::new(verifier)), &[tls::HTTP_2])))
     }
 }

@@ -15,6 +15,7 @@ use std::{
 use gateway_core::snapshot::canonical_number;
 use gateway_proto::v1::{self, work::Work as Task};
 use gateway_runtime::supervise::Supervisor;
+use tokio::sync::Notify;
 use uuid::Uuid;
 
 use crate::{
@@ -36,6 +37,7 @@ use accounts::Accounts;
 use lease::Leases;
 use watch::WorkMetrics;
 
+pub use claim::DueClaim;
 pub use deliveries::{GivenAway, settled};
 pub use lease::LEASE_TIME;
 pub use stream::WorkStream;
@@ -68,12 +70,20 @@ struct Inner {
     logs: Arc<dyn LogStore>,
     leases: Mutex<Leases>,
     metrics: WorkMetrics,
+    /// Told when callbacks wait that nobody claims although they could be.
+    unclaimed: Notify,
 }
 
 impl WorkQueue {
     /// The queue in `store`; unrouted callbacks come out of `logs`.
     pub fn new(store: Store, logs: Arc<dyn LogStore>) -> Self {
-        let inner = Inner { store, logs, leases: Mutex::default(), metrics: WorkMetrics::default() };
+        let inner = Inner {
+            store,
+            logs,
+            leases: Mutex::default(),
+            metrics: WorkMetrics::default(),
+            unclaimed: Notify::new(),
+        };
         Self { inner: Arc::new(inner) }
     }
 

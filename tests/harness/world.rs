@@ -177,6 +177,35 @@ impl World {
         .await
     }
 
+    /// Whether a marketing message to this contact is allowed.
+    ///
+    /// # Errors
+    /// When the control plane does not say.
+    pub async fn is_allowed(&self, phone: &str) -> anyhow::Result<bool> {
+        let request = v1::CheckSuppressionRequest {
+            instance_id: INSTANCE_ID.to_owned(),
+            phone: phone.to_owned(),
+            purpose: v1::Purpose::Marketing.into(),
+            ..Default::default()
+        };
+        Ok(self.client().opt_outs().check_suppression(request).await?.into_inner().allowed)
+    }
+
+    /// Waits until [`Self::is_allowed`] gives `allowed`.
+    ///
+    /// # Errors
+    /// When it does not come to that.
+    pub async fn becomes_allowed(&self, phone: &str, allowed: bool) -> anyhow::Result<()> {
+        eventually(DEADLINE, async || {
+            ensure!(
+                self.is_allowed(phone).await? == allowed,
+                "marketing to {phone} is not what it should be"
+            );
+            Ok(())
+        })
+        .await
+    }
+
     /// All inbound logs, newest first.
     ///
     /// # Errors

@@ -8,7 +8,6 @@ use std::{
 };
 
 use anyhow::{Context as _, ensure};
-use gateway_proto::v1;
 use gateway_tests::{DEADLINE, Within as _, World, eventually, programs::programs};
 use tokio::process::Command;
 
@@ -34,31 +33,17 @@ async fn succeed(arguments: &[&str], paths: &[(&str, &Path)]) -> anyhow::Result<
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-async fn is_allowed(world: &World, phone: &str) -> anyhow::Result<bool> {
-    let request = v1::CheckSuppressionRequest {
-        instance_id: world.subscription.instance_id.clone(),
-        phone: phone.to_owned(),
-        purpose: v1::Purpose::Marketing.into(),
-        ..Default::default()
-    };
-    Ok(world.client().opt_outs().check_suppression(request).await?.into_inner().allowed)
-}
-
-async fn becomes(world: &World, phone: &str, allowed: bool) {
-    let check = eventually(DEADLINE, async || {
-        ensure!(is_allowed(world, phone).await? == allowed, "marketing to {phone} is not what it should be");
-        Ok(())
-    });
-    check.await.unwrap();
-}
-
 /// The data directory is lost and restored from the backup; keys come from where they were kept.
 async fn lose_and_restore(world: &mut World, backup: &Path) -> anyhow::Result<PathBuf> {
     let data_dir = world.control_plane.data_dir();
     world.control_plane.kill().await?;
     let lost = data_dir.with_extension("lost");
     fs::rename(&data_dir, &lost)?;
-    let told = succeed(&["restore"], &[("--from", backup), ("--data-dir", &data_dir), ("--previous-data-dir", &lost)]).await?;
+    let told = succeed(
+        &["restore"],
+        &[("--from", backup), ("--data-dir", &data_dir), ("--previous-data-dir", &lost)],
+    )
+    .await?;
     ensure!(told.contains("restored configuration version"), "{told}");
     for name in KEPT_ELSEWHERE {
         if lost.join(name).exists() {
@@ -77,7 +62,7 @@ async fn opt_outs_after_the_backup_come_back() {
     let mut world = World::start().await.unwrap();
     for phone in [BEFORE, RETURNED] {
         world.provider.say(phone, "STOP").await.unwrap();
-        becomes(&world, phone, false).await;
+        world.becomes_allowed(phone, false).await.unwrap();
     }
     let backup = world.directory().join("backup");
     let data_dir = world.control_plane.data_dir();
@@ -86,18 +71,18 @@ async fn opt_outs_after_the_backup_come_back() {
     assert!(KEPT_ELSEWHERE.iter().all(|name| !backup.join(name).exists()));
 
     world.provider.say(AFTER, "STOP").await.unwrap();
-    becomes(&world, AFTER, false).await;
+    world.becomes_allowed(AFTER, false).await.unwrap();
     world.provider.say(RETURNED, "START").await.unwrap();
-    becomes(&world, RETURNED, true).await;
+    world.becomes_allowed(RETURNED, true).await.unwrap();
     world.subscribe("/later", &["message.received"]).await.unwrap();
 
     lose_and_restore(&mut world, &backup).await.unwrap();
     // Seen while nobody is in control: it goes up with the others.
     world.provider.say(BEFORE, "hello?").await.unwrap();
     world.control_plane.start_again().await.unwrap();
-    becomes(&world, AFTER, false).await;
-    becomes(&world, RETURNED, true).await;
-    becomes(&world, BEFORE, false).await;
+    world.becomes_allowed(AFTER, false).await.unwrap();
+    world.becomes_allowed(RETURNED, true).await.unwrap();
+    world.becomes_allowed(BEFORE, false).await.unwrap();
     // The subscription that was made after the backup is gone, and the agent knows it.
     world.config_applied().await.unwrap();
     let told = eventually(DEADLINE, async || {
@@ -109,7 +94,7 @@ async fn opt_outs_after_the_backup_come_back() {
     assert_eq!(told.await.unwrap(), 3, "nobody is told of an opt-out a second time");
     // It is as before for what comes now.
     world.provider.say(AFTER, "START").await.unwrap();
-    becomes(&world, AFTER, true).await;
+    world.becomes_allowed(AFTER, true).await.unwrap();
 }
 
 /// The agent is killed while the control plane is being restored, and starts after it: it still knows of which store
@@ -121,13 +106,13 @@ async fn an_agent_that_was_away_sends_opt_outs_back_too() {
     let data_dir = world.control_plane.data_dir();
     succeed(&["backup"], &[("--to", &backup), ("--data-dir", &data_dir)]).await.unwrap();
     world.provider.say(AFTER, "STOP").await.unwrap();
-    becomes(&world, AFTER, false).await;
+    world.becomes_allowed(AFTER, false).await.unwrap();
     world.agent.kill().await.unwrap();
     lose_and_restore(&mut world, &backup).await.unwrap();
     world.control_plane.start_again().await.unwrap();
-    assert!(is_allowed(&world, AFTER).await.unwrap(), "the backup is older than the opt-out");
+    assert!(world.is_allowed(AFTER).await.unwrap(), "the backup is older than the opt-out");
     world.agent.start_again().await.unwrap();
-    becomes(&world, AFTER, false).await;
+    world.becomes_allowed(AFTER, false).await.unwrap();
 }
 
 /// A backup with one byte changed, and a data directory in use, are refused with a reason and without doing anything;

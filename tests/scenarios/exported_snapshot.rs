@@ -63,7 +63,7 @@ async fn world() -> World {
         let then = jiff::Timestamp::now().as_second() - 60;
         let stop = text_message_at(&unique_wamid(), phone, "STOP", then);
         assert_eq!(world.provider.post(&world.provider.messages(&[stop])).await.unwrap().status, 200);
-        becomes(&world, phone, false).await;
+        world.becomes_allowed(phone, false).await.unwrap();
     }
     world
 }
@@ -115,24 +115,6 @@ fn calling(world: &World, agent: &Agent) -> MetaProvider {
 
 async fn readyz(agent: &Agent) -> anyhow::Result<String> {
     Ok(reqwest::get(agent.admin_url("/readyz")).await?.text().await?)
-}
-
-async fn is_allowed(world: &World, phone: &str) -> anyhow::Result<bool> {
-    let request = v1::CheckSuppressionRequest {
-        instance_id: INSTANCE_ID.to_owned(),
-        phone: phone.to_owned(),
-        purpose: v1::Purpose::Marketing.into(),
-        ..Default::default()
-    };
-    Ok(world.client().opt_outs().check_suppression(request).await?.into_inner().allowed)
-}
-
-async fn becomes(world: &World, phone: &str, allowed: bool) {
-    let check = eventually(DEADLINE, async || {
-        ensure!(is_allowed(world, phone).await? == allowed, "marketing to {phone} is not what it should be");
-        Ok(())
-    });
-    check.await.unwrap();
 }
 
 /// How often customers were told this of a contact.
@@ -263,7 +245,7 @@ async fn a_new_agent_starts_without_control_plane() {
     assert_eq!(connected_with(&world, &found.id).unwrap(), version, "only a delta is needed");
     logged_once(&world, &wamids, &found.id).await;
     for (phone, allowed) in [(OPTED_OUT, false), (OPTS_OUT, false), (RETURNS, true)] {
-        becomes(&world, phone, allowed).await;
+        world.becomes_allowed(phone, allowed).await.unwrap();
         assert_eq!(told(&world, "recipient.opted_out", phone), 1, "{phone}");
     }
     let subscription = world.receiver.url("/later");
@@ -285,7 +267,7 @@ async fn the_control_plane_comes_back_from_an_older_backup() {
     let (backup, data_dir) = (world.directory().join("backup"), world.control_plane.data_dir());
     control_plane_command(&["backup"], &[("--to", &backup), ("--data-dir", &data_dir)]).await.unwrap();
     world.provider.say(OPTS_OUT, "STOP").await.unwrap();
-    becomes(&world, OPTS_OUT, false).await;
+    world.becomes_allowed(OPTS_OUT, false).await.unwrap();
     let (files, _) = export(&world, REGION).await.unwrap();
     let join_token = world.control_plane.join_token(REGION).await.unwrap();
     world.control_plane.kill().await.unwrap();
@@ -310,12 +292,12 @@ async fn the_control_plane_comes_back_from_an_older_backup() {
     };
     agent.process().logged(is_refused).await.unwrap();
     wamids.insert(say(&world, &provider, FROM, "still there?").await);
-    assert!(is_allowed(&world, OPTS_OUT).await.unwrap(), "the backup is older than the opt-out");
+    assert!(world.is_allowed(OPTS_OUT).await.unwrap(), "the backup is older than the opt-out");
 
     let join_token = world.control_plane.join_token(REGION).await.unwrap();
     fs::write(world.directory().join("new/join-token"), join_token).unwrap();
     let found = online(&world, 1).await.remove(0);
-    becomes(&world, OPTS_OUT, false).await;
+    world.becomes_allowed(OPTS_OUT, false).await.unwrap();
     logged_once(&world, &wamids, &found.id).await;
     // The same keys sign for the agents that are to come.
     let (_, shown) = export(&world, REGION).await.unwrap();

@@ -61,7 +61,10 @@ async fn join_tokens_say_whom_to_trust() {
     let expires = agent(&world).await.unwrap().certificate_expire_time.unwrap().seconds;
     // What the programs show of their certificates, for whoever watches them.
     let shown = |name| format!("gateway_tls_certificate_expire_time_seconds{{certificate=\"{name}\"}}");
-    assert_eq!(world.agent.metric(&shown("client")).await.unwrap(), f64::from(u32::try_from(expires).unwrap()));
+    assert_eq!(
+        world.agent.metric(&shown("client")).await.unwrap(),
+        f64::from(u32::try_from(expires).unwrap())
+    );
     let served = world.control_plane.metric(&shown("grpc")).await.unwrap();
     assert!(served > f64::from(u32::try_from(expires).unwrap()), "{served} is before {expires}");
     for (directory, file) in [

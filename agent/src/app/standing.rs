@@ -10,7 +10,7 @@ use crate::{
     config::Config,
     control_plane::{
         self, IdentityError, Link, Scope,
-        enrolment::{Enrolled, Unenrolled, enroll_now},
+        enrolment::{Enrolled, Unenrolled, enroll_now, enroll_with, join_token},
     },
     opt_out::OptOuts,
     snapshot::{
@@ -72,8 +72,8 @@ impl Start<'_> {
         }
         Unenrolled::forget(&config.data_dir);
         if let Some(files) = config.snapshot.as_ref().filter(|_| self.log.is_empty()) {
-            // For which tenant the agent enrolled it does not know.
-            let installed = self.install(files, Some(&identity.region), false, |_| Ok(())).await;
+            let scope = Scope { region: Some(&identity.region), tenant_id: identity.tenant_id.as_deref() };
+            let installed = self.install(files, scope, scope.tenant_id.is_some(), |_| Ok(())).await;
             if let Err(failure) = installed {
                 let error = format!("{failure:#}");
                 warn!(error, "failed to start from the snapshot export; waiting for the control plane");
@@ -104,20 +104,27 @@ impl Start<'_> {
     /// Enrolls, and waits for the control plane if need be.
     async fn enroll(&self, stop: &CancellationToken) -> anyhow::Result<Standing> {
         let mut backoff = Backoff::new(ENROLL_RETRY_FIRST, ENROLL_RETRY_MAX);
+        let mut token = join_token(self.config)?;
         loop {
-            match enroll_now(self.config, self.scope()).await {
+            match enroll_with(self.config, &token, self.scope()).await {
                 Ok(enrolled) => return Ok(joined(enrolled)),
                 Err(IdentityError::Away { url, message }) => {
-                    warn!(url, message, "failed to reach the control plane; trying again");
+                    // Not under its own name, which is that of the text in a log of JSON.
+                    warn!(url, error = message, "failed to reach the control plane; trying again");
                 }
                 Err(failure) => return Err(failure.into()),
             }
             anyhow::ensure!(backoff.wait(stop).await, "stopped before the control plane could be reached");
+            // Somebody may be in the middle of writing another one, and a pipe gives it only once.
+            if let Ok(newer) = join_token(self.config) {
+                token = newer;
+            }
         }
     }
 
     /// Enrolls if that can be done now, since nothing is as good as the newest configuration; otherwise serves from the
-    /// export.
+    /// export. Not when the control plane refuses: it is not away then, and an agent that was revoked and has lost its
+    /// disk is not to serve again.
     async fn enroll_or_serve(
         &self,
         files: &ExportFiles,
@@ -127,12 +134,12 @@ impl Start<'_> {
             tried = enroll_now(self.config, self.scope()) => tried,
             () = stop.cancelled() => anyhow::bail!("stopped before the control plane could be reached"),
         };
-        match tried {
+        // Said with what to do about it by whoever goes on trying, or else together with what is wrong with the export.
+        let failure = match tried {
             Ok(enrolled) => return Ok(joined(enrolled)),
-            // Said once more, with what to do about it, by whoever goes on trying.
-            Err(failure) => tracing::debug!(error = format!("{failure:#}"), "failed to enroll at once"),
-        }
-        let region = self.config.region.as_deref();
+            Err(failure @ IdentityError::Refused { is_its_own: true, .. }) => return Err(failure.into()),
+            Err(failure) => anyhow::Error::from(failure),
+        };
         let mut unenrolled = None;
         // Written down before there is a configuration: in between, the next start begins anew.
         let keep = |export: &Export| {
@@ -142,7 +149,9 @@ impl Start<'_> {
             unenrolled = Some(kept);
             Ok(())
         };
-        self.install(files, region, true, keep).await?;
+        self.install(files, self.scope(), true, keep).await.with_context(|| {
+            format!("start from the snapshot export, as the agent could not enroll ({failure:#})")
+        })?;
         Ok(Standing::Unenrolled(unenrolled.expect("it was kept before the export was installed")))
     }
 
@@ -150,12 +159,16 @@ impl Start<'_> {
     async fn install(
         &self,
         files: &ExportFiles,
-        region: Option<&str>,
+        scope: Scope<'_>,
         is_scope_sure: bool,
         before: impl FnOnce(&Export) -> Result<(), IdentityError>,
     ) -> anyhow::Result<()> {
-        let (files, region) = (files.clone(), region.map(str::to_owned));
-        let open = move || Export::open(&files, region.as_deref(), clock::now());
+        let files = files.clone();
+        let [region, tenant_id] = [scope.region, scope.tenant_id].map(|id| id.map(str::to_owned));
+        let open = move || {
+            let scope = Scope { region: region.as_deref(), tenant_id: tenant_id.as_deref() };
+            Export::open(&files, scope, clock::now())
+        };
         let export = tokio::task::spawn_blocking(open).await??;
         before(&export)?;
         let (log, opt_outs) = (self.log.clone(), self.opt_outs.clone());

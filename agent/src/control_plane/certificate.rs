@@ -120,9 +120,13 @@ impl AgentCertificate {
 
     /// The one that was stored. None when there is none or it cannot be read; then it is renewed.
     pub fn stored(data_dir: &Path) -> Option<Self> {
-        let path = data_dir.join(FILE);
-        private::warn_if_open(&path);
-        let bytes = fs::read(path).ok()?;
+        private::warn_if_open(&data_dir.join(FILE));
+        Self::read(data_dir)
+    }
+
+    /// As [`AgentCertificate::stored`], without a warning of who else can read it.
+    pub(super) fn read(data_dir: &Path) -> Option<Self> {
+        let bytes = fs::read(data_dir.join(FILE)).ok()?;
         let stored: Stored = serde_json::from_slice(&bytes).ok()?;
         let chain: Result<Vec<_>, _> = stored.chain.iter().map(|one| STANDARD.decode(one)).collect();
         let certificate = Self {

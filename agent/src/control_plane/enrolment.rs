@@ -16,7 +16,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use super::{
-    Client, Identity, IdentityError, JoinToken, Link, ReportClient, Scope, client, enroll, report_client,
+    AgentCertificate, Client, Identity, IdentityError, JoinToken, Link, ReportClient, Scope, client, enroll,
+    report_client,
 };
 use crate::{config::Config, private};
 
@@ -40,11 +41,16 @@ pub struct Enrolled {
 }
 
 impl Enrolled {
-    /// Makes the clients of an identity.
+    /// Makes the clients of an identity. `link` shows the certificate that came with it, if it can be used, from its
+    /// first connection on: the control plane refuses calls without it.
     ///
     /// # Errors
     /// When its credential cannot be a header.
     pub fn new(identity: Identity, link: Link, data_dir: &Path) -> Result<Self, IdentityError> {
+        if let Some(certificate) = AgentCertificate::read(data_dir).filter(|_| link.is_tls()) {
+            // One that cannot be used is as good as none; who keeps it renews it.
+            drop(link.show(&certificate));
+        }
         let client = client(&link, &identity, data_dir)?;
         let reports = report_client(&link, &identity, data_dir)?;
         Ok(Self { identity, link, client, reports })
@@ -122,6 +128,7 @@ impl Unenrolled {
         Identity {
             agent_id: String::new(),
             region: self.region.clone(),
+            tenant_id: Some(self.tenant_id.clone()),
             credential: String::new(),
             control_plane_pin: None,
         }
@@ -178,11 +185,32 @@ pub async fn enroll_while_serving(
 /// # Errors
 /// When there is no join token, or the control plane refuses or cannot be reached.
 pub async fn enroll_now(config: &Config, scope: Scope<'_>) -> Result<Enrolled, IdentityError> {
-    let token = JoinToken::read(config.join_token_file.as_deref(), &config.data_dir)?;
+    enroll_with(config, &join_token(config)?, scope).await
+}
+
+/// One attempt to enroll, with this token.
+///
+/// # Errors
+/// When the control plane refuses or cannot be reached.
+pub async fn enroll_with(
+    config: &Config,
+    token: &JoinToken,
+    scope: Scope<'_>,
+) -> Result<Enrolled, IdentityError> {
     let link = || Link::new(&config.control_plane_url, config.control_plane_ca.as_deref(), token.pin);
-    let identity = enroll(&link()?, &token, scope, &config.data_dir).await?;
-    // The connection there is was made without the certificate that came with the identity.
-    Enrolled::new(identity, link()?, &config.data_dir)
+    // Two, as the connection of the first is made without the certificate that comes with the identity; and both
+    // before the token is used up.
+    let (link, own_link) = (link()?, link()?);
+    let identity = enroll(&link, token, scope, &config.data_dir).await?;
+    Enrolled::new(identity, own_link, &config.data_dir)
+}
+
+/// The join token, as its file has it now.
+///
+/// # Errors
+/// When there is none.
+pub fn join_token(config: &Config) -> Result<JoinToken, IdentityError> {
+    JoinToken::read(config.join_token_file.as_deref(), &config.data_dir)
 }
 
 /// When the join token file was changed last.

@@ -207,6 +207,23 @@ fn renewal_is_due_in_time() {
     assert!(keeper(empty.path()).due_in(received).is_zero());
 }
 
+/// Who has enrolled shows the certificate from the first connection on, whoever of its tasks makes that: without it the
+/// control plane refuses the call.
+#[tokio::test]
+async fn certificates_are_shown_from_the_beginning() {
+    let (directory, issuer) = (tempfile::tempdir().unwrap(), ca("issuer"));
+    let key = NewKey::make().unwrap();
+    let answered = answer(&key, &issuer, Duration::from_secs(100));
+    let leaf = answered.chain[0].clone();
+    AgentCertificate::new(key, answered).unwrap().store(directory.path()).unwrap();
+    let link = Link::new("https://localhost:1", None, Some(Pin::of(b"x"))).unwrap();
+    let identity: Identity =
+        serde_json::from_str(r#"{"agent_id":"agt_1","region":"eu","credential":"agent_x"}"#).unwrap();
+    let enrolled = enrolment::Enrolled::new(identity, link, directory.path()).unwrap();
+    let shown = enrolled.link.certificate().load().expect("it is shown");
+    assert_eq!(shown.cert[0].as_ref(), leaf);
+}
+
 /// Without TLS there is no certificate to keep.
 #[tokio::test]
 async fn nothing_is_kept_without_tls() {

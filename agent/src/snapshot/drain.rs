@@ -125,11 +125,12 @@ impl Drain {
         self.write(&self.is_revoked, REVOKED_FILE, true)
     }
 
-    /// Who was revoked is no more: the agent is about to enroll.
+    /// Who was revoked, or asked to drain, is no more: the agent is about to enroll, or to serve until it can.
     ///
     /// # Errors
     /// When the disk refuses.
     pub fn begin_anew(&self) -> io::Result<()> {
+        self.write(&self.is_on, FILE, false)?;
         self.write(&self.is_revoked, REVOKED_FILE, false).map(drop)
     }
 
@@ -227,6 +228,9 @@ mod tests {
         assert!(drain.admit().is_none());
         let drain = restarted();
         assert!(drain.is_revoked() && !drain.set(false).unwrap() && drain.admit().is_none());
+        drain.begin_anew().unwrap();
+        assert!(drain.admit().is_some() && restarted().admit().is_some());
+        drain.set(true).unwrap();
         drain.begin_anew().unwrap();
         assert!(drain.admit().is_some() && restarted().admit().is_some());
     }

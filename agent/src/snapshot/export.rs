@@ -2,6 +2,7 @@
 //! it. What is taken from it becomes the ordinary configuration on disk, so that the file is needed once.
 
 use std::{
+    collections::HashSet,
     fs::{self, File},
     io::{self, BufReader},
     path::{Path, PathBuf},
@@ -25,8 +26,11 @@ use prost::Message as _;
 use tracing::{info, warn};
 use zeroize::Zeroizing;
 
-use super::disk::{ConfigLog, ConfigLogError, name_of};
-use crate::opt_out::OptOuts;
+use super::{
+    CLOCK_SKEW_MAX,
+    disk::{ConfigLog, ConfigLogError, name_of},
+};
+use crate::{control_plane::Scope, opt_out::OptOuts};
 
 #[cfg(test)]
 mod tests;
@@ -120,11 +124,11 @@ pub struct Export {
 
 impl Export {
     /// Opens an export and checks all of it: that it is whole, signed by the control plane that the key names, for
-    /// `region`, if the agent was told where it runs, and not expired at `now`.
+    /// the region and tenant of `scope`, as far as the agent was told, and not expired at `now`.
     ///
     /// # Errors
     /// When it may not be used.
-    pub fn open(files: &ExportFiles, region: Option<&str>, now: Timestamp) -> Result<Self, ExportError> {
+    pub fn open(files: &ExportFiles, scope: Scope<'_>, now: Timestamp) -> Result<Self, ExportError> {
         let path = files.snapshot.clone();
         let key = read_key(&files.key)?;
         let input = File::open(&path).map_err(ExportError::open(&path))?;
@@ -134,7 +138,16 @@ impl Export {
         let header = header.map_err(|source| ExportError::Unreadable { path: path.clone(), source })?;
         let header = ExportHeader::try_from(&header)
             .map_err(|source| ExportError::Header { path: path.clone(), source })?;
-        header.check(region, now).map_err(|source| ExportError::Refused { path: path.clone(), source })?;
+        let checked = header.check(scope.region, scope.tenant_id, now);
+        checked.map_err(|source| ExportError::Refused { path: path.clone(), source })?;
+        if header.create_time.duration_since(now) > CLOCK_SKEW_MAX {
+            warn!(
+                path = %path.display(),
+                create_time = rfc3339_seconds(header.create_time),
+                "the snapshot export was made after what our clock says, so that it may have expired unnoticed; set \
+                 the clock"
+            );
+        }
         Ok(Self { path, file, header })
     }
 
@@ -157,13 +170,13 @@ impl Export {
         };
         warn_of(&refused);
         let is_continued = is_scope_sure && refused.is_empty();
+        // It may be all there is that an older program cannot use.
+        let unusable: HashSet<(&str, &str)> =
+            refused.iter().map(|refused| (refused.resource_type, refused.id.as_str())).collect();
         let parts = records.iter().enumerate().map(|(index, record)| {
             let mut part = self.response(record, is_continued);
             part.snapshot = index == 0;
-            part.upserts.retain(|upsert| {
-                let (resource_type, id) = name_of(upsert);
-                !refused.iter().any(|refused| refused.resource_type == resource_type && refused.id == id)
-            });
+            part.upserts.retain(|upsert| !unusable.contains(&name_of(upsert)));
             opt_outs.merge_from_stream(std::mem::take(&mut part.opt_outs));
             part
         });

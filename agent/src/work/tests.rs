@@ -52,3 +52,37 @@ async fn only_what_is_durable_is_acked() {
     buffer.close().await;
     assert!(worker.take_over(vec![hand_over(53, "sub_b")]).await.is_err());
 }
+
+/// A draining agent takes nothing over, whatever was on its way to it: it may have said already that it is drained, and
+/// be stopped for good. What it takes when the drain begins keeps it from saying so.
+#[tokio::test]
+async fn draining_agents_take_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let (worker, buffer) = worker(directory.path()).await;
+    let drain = worker.snapshot.drain();
+    let mut taking = Box::pin(worker.take_over(vec![hand_over(1, "sub_a")]));
+    tokio::select! {
+        biased;
+        _ = &mut taking => panic!("it waits for the disk"),
+        () = std::future::ready(()) => {}
+    }
+    drain.set(true).unwrap();
+    assert!(!drain.is_quiet());
+    assert_eq!(taking.await.unwrap().concat(), ["work_sub_a_1"]);
+    assert!(drain.is_quiet() && buffer.stats().events == 1);
+
+    tokio::time::pause();
+    let late = worker.take_over(vec![hand_over(2, "sub_a")]).await.unwrap();
+    tokio::time::resume();
+    assert_eq!((late.len(), buffer.stats().events), (0, 1));
+    // Work may be there before the word that the drain has ended.
+    let mut taking = Box::pin(worker.take_over(vec![hand_over(2, "sub_a")]));
+    tokio::select! {
+        biased;
+        _ = &mut taking => panic!("it drains"),
+        () = std::future::ready(()) => {}
+    }
+    drain.set(false).unwrap();
+    worker.snapshot.replace(gateway_core::snapshot::Snapshot::default());
+    assert_eq!(taking.await.unwrap().concat(), ["work_sub_a_2"]);
+}

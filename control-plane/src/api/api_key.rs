@@ -8,12 +8,13 @@ use gateway_core::{
 };
 use gateway_proto::v1;
 use gateway_runtime::clock;
+use jiff::Timestamp;
 use rand::RngExt as _;
 use sha2::{Digest as _, Sha256};
 use tonic::Status;
 
 use super::{
-    authorize::{Actor, Caller, access},
+    authorize::{Actor, Caller, access, keys},
     new_id,
     page::Page,
     status, tenant,
@@ -21,7 +22,7 @@ use super::{
 use crate::{
     app::State,
     audit::Audited,
-    store::{Connection, api_keys, tenants},
+    store::{Connection, Store, api_keys, tenants},
 };
 
 /// Keys read by one query.
@@ -29,7 +30,7 @@ const KEYS_CHUNK: i64 = 1_000;
 
 /// Makes a key that may do at most what its creator may.
 pub(super) async fn create(
-    state: &State,
+    store: &Store,
     caller: &Caller,
     request: v1::CreateApiKeyRequest,
 ) -> Result<v1::CreateApiKeyResponse, Status> {
@@ -40,8 +41,9 @@ pub(super) async fn create(
     } else {
         wanted.tenant_id = caller.tenant_for(&wanted.tenant_id)?.to_string();
     }
-    let mut transaction = state.store.begin_write().await?;
+    let mut transaction = store.begin_write().await?;
     let now = clock::now();
+    check_works(&mut transaction, caller, now).await?;
     if !is_platform {
         tenant::require(&mut transaction, &wanted.tenant_id).await?;
     }
@@ -67,6 +69,17 @@ pub(super) async fn create(
     transaction.audit(caller, Audited::created("TenantService/CreateApiKey", &key)).await?;
     transaction.commit().await?;
     Ok(v1::CreateApiKeyResponse { api_key: Some(key), secret })
+}
+
+/// The caller's key works still. It may have been revoked while the call waited for its turn, together with all keys
+/// made with it: one made after that would be missed.
+async fn check_works(connection: &mut dyn Connection, caller: &Caller, now: Timestamp) -> Result<(), Status> {
+    let Actor::ApiKey(id) = &caller.actor else { return Ok(()) };
+    let key = api_keys::find(connection, &caller.tenants(), id).await?;
+    match key.filter(|key| keys::refusal(key, now).is_none()) {
+        Some(_) => Ok(()),
+        None => Err(status::unauthenticated("the API key of this call was revoked, or has expired")),
+    }
 }
 
 /// A creator cannot give more than it has: neither role, nor scopes, nor time.
@@ -149,10 +162,7 @@ pub(super) async fn revoke(
 
 /// The keys that were made with a key, those made with these, and so on, without the key itself. A tenant's key
 /// makes keys of its tenant only.
-async fn created_with(
-    connection: &mut dyn Connection,
-    key: &v1::ApiKey,
-) -> Result<Vec<v1::ApiKey>, Status> {
+async fn created_with(connection: &mut dyn Connection, key: &v1::ApiKey) -> Result<Vec<v1::ApiKey>, Status> {
     let tenant_id = Some(key.tenant_id.as_str()).filter(|tenant_id| !tenant_id.is_empty());
     let mut by_creator: HashMap<String, Vec<v1::ApiKey>> = HashMap::new();
     let mut after: Option<String> = None;

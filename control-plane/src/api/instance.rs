@@ -17,6 +17,7 @@ use crate::{
     app::State,
     audit::Audited,
     store::{Connection, WriteTx, inbound_routes, instances, requests, tenants, webhook_subscriptions},
+    work::DueClaim,
 };
 
 /// How many referring resources an error names.
@@ -46,9 +47,12 @@ impl InstanceApi {
     /// Callbacks that waited for the instance go on their way, if it has a webhook subscription; otherwise
     /// the first one claims them. The instance stands whatever comes of it:
     /// the claiming task looks again.
-    async fn claim_unrouted(&self, instance: &v1::Instance) {
-        if let Err(error) = self.state.work.claim_unrouted(instance).await {
-            warn!(gateway.instance.id = instance.id, %error, "failed to claim unrouted callbacks");
+    async fn claim_unrouted(&self, instance: &v1::Instance, due: &DueClaim) {
+        match self.state.work.claim_unrouted(instance).await {
+            Ok(_) => due.claimed(),
+            Err(error) => {
+                warn!(gateway.instance.id = instance.id, %error, "failed to claim unrouted callbacks");
+            }
         }
     }
 }
@@ -69,9 +73,10 @@ impl InstanceService for InstanceApi {
         let response = create(&mut transaction, &caller, &request).await?;
         audit_creation(&mut transaction, &caller, &response).await?;
         requests::remember(&mut transaction, &key, &response).await?;
+        let due = self.state.work.claim_due(&mut transaction);
         transaction.commit().await?;
         if let Some(instance) = &response.instance {
-            self.claim_unrouted(instance).await;
+            self.claim_unrouted(instance, &due).await;
         }
         Ok(Response::new(response))
     }
@@ -128,9 +133,10 @@ impl InstanceService for InstanceApi {
         transaction
             .audit(&caller, Audited::changed("InstanceService/UpdateInstance", &was, &instance))
             .await?;
+        let due = (routing(&was) != routing(&instance)).then(|| self.state.work.claim_due(&mut transaction));
         transaction.commit().await?;
-        if routing(&was) != routing(&instance) {
-            self.claim_unrouted(&instance).await;
+        if let Some(due) = due {
+            self.claim_unrouted(&instance, &due).await;
         }
         Ok(Response::new(v1::UpdateInstanceResponse { instance: Some(instance) }))
     }

@@ -159,7 +159,7 @@ impl TenantService for TenantApi {
         request: Request<v1::CreateApiKeyRequest>,
     ) -> Result<Response<v1::CreateApiKeyResponse>, Status> {
         let caller = authorize::caller(&request)?;
-        Ok(Response::new(api_key::create(&self.state, &caller, request.into_inner()).await?))
+        Ok(Response::new(api_key::create(&self.state.store, &caller, request.into_inner()).await?))
     }
 
     async fn list_api_keys(

@@ -27,7 +27,7 @@ use crate::{
     app::State,
     audit::Audited,
     store::{Connection, WriteTx, damaged::Found, instances, requests, tenants, webhook_subscriptions},
-    work::WorkQueue,
+    work::{DueClaim, WorkQueue},
 };
 pub(super) use secrets::masked;
 use secrets::{keep_authentication, keep_client_certificate, set_headers};
@@ -82,7 +82,7 @@ impl WebhookSubscriptionApi {
 
     /// Callbacks that waited for an instance to have a subscription go on their way. The subscription stands
     /// whatever comes of it.
-    async fn claim_unrouted(&self, instance_id: &str) {
+    async fn claim_unrouted(&self, instance_id: &str, due: &DueClaim) {
         let claimed = async {
             let mut connection = self.state.store.reader().await?;
             let instance = instances::find_any(&mut connection, instance_id).await?;
@@ -92,8 +92,11 @@ impl WebhookSubscriptionApi {
                 None => Ok(0),
             }
         };
-        if let Err(error) = claimed.await {
-            warn!(gateway.instance.id = instance_id, %error, "failed to claim unrouted callbacks");
+        match claimed.await {
+            Ok(_) => due.claimed(),
+            Err(error) => {
+                warn!(gateway.instance.id = instance_id, %error, "failed to claim unrouted callbacks");
+            }
         }
     }
 
@@ -160,8 +163,9 @@ impl WebhookSubscriptionService for WebhookSubscriptionApi {
         let instance_id = subscription.instance_id.clone();
         let response = v1::CreateWebhookSubscriptionResponse { webhook_subscription: Some(subscription) };
         requests::remember(&mut transaction, &key, &response).await?;
+        let due = self.state.work.claim_due(&mut transaction);
         transaction.commit().await?;
-        self.claim_unrouted(&instance_id).await;
+        self.claim_unrouted(&instance_id, &due).await;
         Ok(Response::new(response))
     }
 

@@ -193,13 +193,13 @@ impl ShutOut {
     async fn of(connection: &mut Connected, manifest: &Manifest) -> Result<Self, Cause> {
         let keys = all_keys(connection).await?;
         let agents = files::revoked_agents(connection).await?;
-        let (epoch, _) = files::epoch_and_version(connection).await?;
-        // Another store never had the backup's keys.
-        let is_same = epoch == manifest.store_epoch;
+        let (epoch, version) = files::epoch_and_version(connection).await?;
+        // Another store never had the backup's keys, and an older state of this one not yet.
+        let is_later = epoch == manifest.store_epoch && version >= manifest.config_version;
         let keys = keys.into_iter().map(|key| (key.id, key.revoke_time.is_some())).collect();
         let known = |found: Vec<(String, bool)>| Known {
             revoked: found.iter().filter(|(_, is_revoked)| *is_revoked).map(|(id, _)| id.clone()).collect(),
-            all: is_same.then(|| found.into_iter().map(|(id, _)| id).collect()),
+            all: is_later.then(|| found.into_iter().map(|(id, _)| id).collect()),
         };
         Ok(Self { keys: known(keys), agents: known(agents) })
     }

@@ -259,3 +259,18 @@ async fn revocations_after_the_backup_are_kept() {
         [("gateway", "Restore", "agt_1"), ("gateway", "Restore", "key_1"), ("gateway", "Restore", "key_3")]
     );
 }
+
+/// An older state of the store, as a snapshot of its disk that was taken before the backup, does not know the keys and
+/// agents that came after it: that is no reason to revoke them.
+#[tokio::test]
+async fn an_older_state_revokes_nobody() {
+    let source = source().await;
+    let older = source.directory.path().join("older");
+    backup(&source.data_dir(), &older, |_| {}).await.unwrap();
+    bump(&source.store, 1).await;
+    with_credentials(&source.store).await;
+    backup(&source.data_dir(), &source.backup_dir(), |_| {}).await.unwrap();
+    let restored = restore(&source.backup_dir(), &source.restored_dir(), Some(&older), |_| {}).await.unwrap();
+    assert_eq!(ids(&restored.credentials.revoked), [""; 0]);
+    assert_eq!(ids(&restored.credentials.working), ["key_1", "key_2", "key_3", "agt_1", "agt_2"]);
+}

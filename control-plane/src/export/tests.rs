@@ -97,3 +97,32 @@ async fn refusals_leave_the_last_export() {
     let damaged = refused(place.request()).await;
     assert!(matches!(damaged, ExportError::BadKey { .. }), "{damaged}");
 }
+
+/// Half an export of a process that was killed is in nobody's way, also when the process ids are the same, as in
+/// containers.
+#[tokio::test]
+async fn a_killed_export_is_in_nobodys_way() {
+    let place = Place::new();
+    Store::open(place.data_dir()).await.unwrap().close().await;
+    let killed = Unfinished::create(&place.request().output).unwrap();
+    place.export(&place.request()).await.unwrap();
+    assert!(killed.path.exists());
+}
+
+/// An export is not written over a key, by whatever name: it could never be read, nor could those before it.
+#[tokio::test]
+async fn keys_are_not_written_over() {
+    let place = Place::new();
+    Store::open(place.data_dir()).await.unwrap().close().await;
+    place.export(&place.request()).await.unwrap();
+    let (key_file, signing_key) = (place.request().key_file, place.data_dir().join(SIGNING_KEY_FILE));
+    let link = place.data_dir().join("link");
+    fs::hard_link(&key_file, &link).unwrap();
+    for output in [&key_file, &signing_key, &link] {
+        let before = fs::read(output).unwrap();
+        let request = ExportRequest { output: output.clone(), ..place.request() };
+        let refused = place.export(&request).await.unwrap_err();
+        assert!(matches!(refused, ExportError::OverKey(_)), "{refused}");
+        assert_eq!(fs::read(output).unwrap(), before);
+    }
+}

@@ -7,7 +7,7 @@
 //! ids in memory ([`event_index`]), and older ids are looked up in sealed, sorted segments.
 //!
 //! Reading order: [`schema`] (tables), [`writer`] (group commit), [`insert`] (many rows per statement),
-//! [`event_index`], [`instance_index`], [`unrouted_keys`], [`changes`] (the order of all of it), [`failing`], then the
+//! [`positions`], [`event_index`], [`instance_index`], [`unrouted_keys`], [`changes`] (the order of all of it), [`failing`], then the
 //! readers [`query`], [`attempts`], [`live`] and [`unrouted`].
 
 use std::{
@@ -34,6 +34,7 @@ mod insert;
 mod event_index;
 mod instance_index;
 mod unrouted_keys;
+mod positions;
 mod changes;
 mod failing;
 mod query;

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use prost::Message as _;
 use tonic::async_trait;
 
-use super::{Connection, Store, StoreError, WriteTx, decode};
+use super::{Connection, Store, StoreError, WriteTx, decode, work};
 use crate::api::authorize::AgentIdentity;
 
 /// Damages kept per agent; the oldest go.
@@ -245,6 +245,7 @@ pub async fn record_certificate(store: &Store, id: &str, expire_time: Timestamp)
 /// # Errors
 /// When the database cannot be written.
 pub async fn revoke(transaction: &mut WriteTx, id: &str, now: Timestamp) -> Result<(), StoreError> {
+    work::forget_agent(transaction, id).await?;
     transaction.writes().revoke_agent(id, now).await
 }
 

@@ -73,7 +73,7 @@ macro_rules! suite {
                     tenants_page_under_writes, api_keys_page_under_writes, agents_page_under_writes,
                     opt_out_log_pages_under_writes;
                 queue: work_is_kept_in_order_until_deleted, work_is_queued_once_by_id, places_are_never_given_again,
-                    work_goes_to_its_regions, work_is_of_tenants;
+                    work_goes_to_its_regions, work_is_of_tenants, deliveries_follow_their_instance;
                 audit: entries_come_with_their_change, audit_filters_narrow_the_list, audit_pages_under_writes;
                 tenancy: tenants_see_only_their_own, ids_stay_their_tenants, deleted_tenants_are_gone;
                 agents: join_tokens_are_used_once, credentials_name_their_agent, revocation_is_final,

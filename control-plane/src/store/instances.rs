@@ -5,7 +5,9 @@ use gateway_proto::v1::{self, config_resource::Resource};
 use prost::Message as _;
 use tonic::async_trait;
 
-use super::{Connection, StoreError, WriteTx, decode, decode_all, opt_out_policies, route_reach, tenants};
+use super::{
+    Connection, StoreError, WriteTx, decode, decode_all, opt_out_policies, route_reach, tenants, work,
+};
 
 const TYPE: &str = "instance";
 
@@ -178,7 +180,8 @@ pub async fn put(
         number_key,
         body: &instance.encode_to_vec(),
     };
-    transaction.writes().put_instance(row).await
+    transaction.writes().put_instance(row).await?;
+    work::follow_instance(transaction, instance, version).await
 }
 
 /// Removes an instance and its policy. Its opt-outs stay: they outlive it, should its id come back.

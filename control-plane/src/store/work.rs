@@ -5,14 +5,21 @@ use std::collections::HashMap;
 
 use gateway_proto::v1::{self, work::Work as Task};
 use gateway_runtime::clock;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use prost::Message as _;
 use tonic::async_trait;
 
-use super::{Connection as _, Store, StoreError, WriteTx, open};
+use super::{Connection as _, Store, StoreError, WriteTx, decode, open};
 
 #[cfg(test)]
 mod tests;
+
+/// Buffers of an agent whose positions are kept: those used last. An agent has one, and another one after its disk was
+/// lost or copied.
+const POSITIONS_KEPT: u32 = 16;
+/// How long a position is kept that is not moved. It must be longer than any agent is away; a report that comes again
+/// after that costs a repeated webhook.
+const POSITION_AGE_MAX: SignedDuration = SignedDuration::from_hours(60 * 24);
 
 /// What kind of work there is, in the order in which it is given out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -155,12 +162,32 @@ pub trait WorkWrites: Send {
     /// Removes work. Nothing when it is not there.
     async fn delete_work(&mut self, id: &str) -> Result<(), StoreError>;
 
-    /// Notes up to which sequence of an agent's buffer deliveries were taken over, in place of an earlier note.
+    /// Notes at `now` up to which sequence of an agent's buffer deliveries were taken over, in place of an earlier note.
     async fn set_hand_over_position(
         &mut self,
         agent_id: &str,
         buffer_id: &str,
         sequence: u64,
+        now: Timestamp,
+    ) -> Result<(), StoreError>;
+
+    /// Forgets the positions of an agent but for the `keep` that were set last, and those of all agents that were set
+    /// before `before`.
+    async fn forget_hand_over_positions(
+        &mut self,
+        agent_id: &str,
+        keep: u32,
+        before: Timestamp,
+    ) -> Result<(), StoreError>;
+
+    /// Deliveries to webhook subscriptions of an instance that wait in none of `regions` wait in the region `to` from now
+    /// on, for agents that use the configuration `version`. They keep their places.
+    async fn move_deliveries(
+        &mut self,
+        instance_id: &str,
+        regions: &[String],
+        to: &str,
+        version: u64,
     ) -> Result<(), StoreError>;
 }
 
@@ -191,9 +218,14 @@ pub async fn insert(tx: &mut WriteTx, all: &[NewWork]) -> Result<(), StoreError>
     let newest = tx.rows().version().await?;
     let create_time = clock::now();
     let mut owners: HashMap<(WorkKind, &str), String> = HashMap::new();
+    let mut served: HashMap<&str, Vec<String>> = HashMap::new();
     for NewWork { work, regions } in all {
         let Some(task) = &work.work else { continue };
         let (kind, subject) = about(task);
+        let elsewhere = match task {
+            Task::DeliveryHandOver(hand_over) => elsewhere(tx, hand_over, regions, &mut served).await?,
+            _ => None,
+        };
         let tenant_id = match owners.get(&(kind, subject)) {
             Some(tenant_id) => tenant_id.clone(),
             None => {
@@ -206,7 +238,7 @@ pub async fn insert(tx: &mut WriteTx, all: &[NewWork]) -> Result<(), StoreError>
         let row = NewRow {
             id: &work.id,
             kind,
-            regions,
+            regions: elsewhere.as_ref().map_or(regions, std::slice::from_ref),
             tenant_id: &tenant_id,
             subject,
             version: version_for(kind, newest),
@@ -216,6 +248,48 @@ pub async fn insert(tx: &mut WriteTx, all: &[NewWork]) -> Result<(), StoreError>
         tx.writes().insert_work(row).await?;
     }
     Ok(())
+}
+
+/// Where a delivery goes when the regions in which it was given away do not serve its instance any more: to the first
+/// one that does. There alone are agents that know its webhook subscription.
+async fn elsewhere<'a>(
+    tx: &mut WriteTx,
+    hand_over: &'a v1::DeliveryHandOver,
+    from: &[String],
+    served: &mut HashMap<&'a str, Vec<String>>,
+) -> Result<Option<String>, StoreError> {
+    let Some(log) = &hand_over.inbound_log else { return Ok(None) };
+    let instance_id = log.instance_id.as_str();
+    if !served.contains_key(instance_id) {
+        let body = tx.rows().instance(instance_id).await?;
+        // Of an instance that is not there or cannot be read nothing better is known.
+        let instance = body.and_then(|body| decode::<v1::Instance>(&body).ok()).unwrap_or_default();
+        served.insert(instance_id, instance.regions);
+    }
+    let regions = &served[instance_id];
+    Ok(regions.first().filter(|_| !from.iter().any(|region| regions.contains(region))).cloned())
+}
+
+/// Takes the waiting deliveries of an instance out of regions that do not serve it any more, inside the transaction that
+/// changes it. Streams of their new region find them within a lease's time.
+///
+/// # Errors
+/// When the database cannot be written.
+pub(super) async fn follow_instance(
+    tx: &mut WriteTx,
+    instance: &v1::Instance,
+    version: u64,
+) -> Result<(), StoreError> {
+    let Some(to) = instance.regions.first() else { return Ok(()) };
+    tx.writes().move_deliveries(&instance.id, &instance.regions, to, version).await
+}
+
+/// Forgets what is known of the buffers of an agent that never comes back.
+///
+/// # Errors
+/// When the database cannot be written.
+pub(super) async fn forget_agent(tx: &mut WriteTx, agent_id: &str) -> Result<(), StoreError> {
+    tx.writes().forget_hand_over_positions(agent_id, 0, Timestamp::UNIX_EPOCH).await
 }
 
 /// The configuration that an agent must use to be given work of a kind. With an older one it would not know the
@@ -318,7 +392,12 @@ pub async fn hand_over(
     let Some(last) = new.iter().map(|(sequence, _)| *sequence).max() else { return Ok(()) };
     let new: Vec<NewWork> = new.into_iter().map(|(_, work)| work).collect();
     insert(&mut tx, &new).await?;
-    tx.writes().set_hand_over_position(agent_id, buffer_id, last).await?;
+    let now = clock::now();
+    tx.writes().set_hand_over_position(agent_id, buffer_id, last, now).await?;
+    if position == 0 {
+        let before = now.checked_sub(POSITION_AGE_MAX).unwrap_or(Timestamp::UNIX_EPOCH);
+        tx.writes().forget_hand_over_positions(agent_id, POSITIONS_KEPT, before).await?;
+    }
     tx.after_commit(tell);
     tx.commit().await
 }

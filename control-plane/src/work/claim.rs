@@ -1,22 +1,63 @@
 //! The task that finds instances for unrouted callbacks.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use gateway_proto::v1;
 use gateway_runtime::supervise::{OnEnd, Supervisor};
 use tracing::warn;
 
-use super::ClaimError;
+use super::{ClaimError, WorkQueue};
 use crate::{
     app::State,
     inbound_log::UnroutedNumber,
-    store::{Store, StoreError},
+    store::{Store, StoreError, WriteTx},
 };
 
 /// Pause after a failure to claim.
 const CLAIM_RETRY: Duration = Duration::from_secs(5);
 /// Pause after callbacks were claimed: an agent that cannot use the instance reports them again at once.
 const CLAIM_PAUSE: Duration = Duration::from_secs(1);
+
+/// Callbacks that a change lets an instance claim, which whoever makes the change does after the commit. When that does
+/// not happen, because claiming fails or the caller's deadline passes before, the task looks at all callbacks.
+pub struct DueClaim {
+    queue: WorkQueue,
+    is_committed: AtomicBool,
+    is_claimed: AtomicBool,
+}
+
+impl WorkQueue {
+    /// Call before the commit of a change after which an instance may claim callbacks.
+    pub fn claim_due(&self, tx: &mut WriteTx) -> Arc<DueClaim> {
+        let due = DueClaim { queue: self.clone(), is_committed: false.into(), is_claimed: false.into() };
+        let due = Arc::new(due);
+        let told = Arc::clone(&due);
+        // Held until the commit ends, so that the task does not look before.
+        tx.after_commit(move || told.is_committed.store(true, Ordering::Release));
+        due
+    }
+}
+
+impl DueClaim {
+    /// The callbacks are claimed.
+    pub fn claimed(&self) {
+        self.is_claimed.store(true, Ordering::Release);
+    }
+}
+
+impl Drop for DueClaim {
+    fn drop(&mut self) {
+        if *self.is_committed.get_mut() && !*self.is_claimed.get_mut() {
+            self.queue.inner.unclaimed.notify_one();
+        }
+    }
+}
 
 /// Starts it.
 pub(super) fn spawn(state: &State, supervisor: &Supervisor) {
@@ -46,6 +87,7 @@ pub(super) fn spawn(state: &State, supervisor: &Supervisor) {
             };
             tokio::select! {
                 () = again => {}
+                () = state.work.inner.unclaimed.notified() => looked_at = 0,
                 () = stop.cancelled() => return Ok(()),
             }
         }

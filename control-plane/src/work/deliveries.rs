@@ -125,9 +125,13 @@ impl WorkQueue {
         tx.commit().await
     }
 
-    /// Whether deliveries wait.
-    pub(super) fn has_deliveries(counts: &[store::work::WorkCount]) -> bool {
-        counts.iter().any(|count| count.kind == WorkKind::DeliveryHandOver && count.count > 0)
+    /// Whether deliveries wait that may have to be cancelled. `is_changed` says whether the configuration has changed since
+    /// they were all looked at; a webhook subscription that was deleted just before a delivery to it was queued left
+    /// that without a tenant.
+    pub(super) fn may_cancel(counts: &[store::work::WorkCount], is_changed: bool) -> bool {
+        let mut deliveries =
+            counts.iter().filter(|count| count.kind == WorkKind::DeliveryHandOver && count.count > 0);
+        deliveries.any(|count| is_changed || count.tenant_id.is_empty())
     }
 }
 

@@ -207,7 +207,12 @@ impl Leases {
 
     /// Those of `ids` that the stream holds.
     pub(super) fn held_of(&self, stream: u64, ids: &[String]) -> Vec<String> {
-        ids.iter().filter(|id| self.by_work.get(*id) == Some(&stream)).cloned().collect()
+        ids.iter().filter(|id| self.is_held_by(stream, id)).cloned().collect()
+    }
+
+    /// Whether the stream holds it.
+    pub(super) fn is_held_by(&self, stream: u64, id: &str) -> bool {
+        self.by_work.get(id) == Some(&stream)
     }
 
     /// Whether somebody holds it.
@@ -218,10 +223,14 @@ impl Leases {
     /// Gives work back that the stream holds.
     pub(super) fn free(&mut self, stream: u64, ids: &[String]) {
         let Some(open) = self.streams.get_mut(&stream) else { return };
-        let freed: Vec<Held> = ids.iter().filter_map(|id| open.held.remove(id)).collect();
-        ids.iter().for_each(|id| {
-            self.by_work.remove(id);
-        });
+        let mut freed = Vec::new();
+        for id in ids {
+            // What it holds no more may be another's by now.
+            if let Some(held) = open.held.remove(id) {
+                self.by_work.remove(id);
+                freed.push(held);
+            }
+        }
         self.look_again(&freed);
     }
 

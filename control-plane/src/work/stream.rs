@@ -1,6 +1,10 @@
 //! One agent's work stream.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{
+    collections::{HashSet, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
 
 use gateway_proto::v1;
 use tokio::{sync::Notify, time::Instant};
@@ -122,7 +126,8 @@ impl WorkStream {
         };
         tokio::select! {
             () = self.woken.notified() => {}
-            () = tokio::time::sleep_until(lease_end) => {}
+            // Also when nobody leases, as all of them may drain: an end that is past must not come again and again.
+            () = tokio::time::sleep_until(lease_end) => self.queue.lock().expire(),
             () = look_again => {}
         }
     }
@@ -142,6 +147,12 @@ impl WorkStream {
         tx.commit().await?;
         self.queue.lock().done(self.stream, &ids);
         Ok(())
+    }
+
+    /// Takes out of `leased` what the stream holds no more, because it was not sent in the time of a lease.
+    pub fn keep_held(&self, leased: &mut VecDeque<v1::Work>) {
+        let leases = self.queue.lock();
+        leased.retain(|work| leases.is_held_by(self.stream, &work.id));
     }
 
     /// Gives back what was leased and not sent.

@@ -209,3 +209,120 @@ async fn a_long_queue_is_read_once() {
     supervisor.stop().cancel();
     supervisor.wait(DEADLINE).await.unwrap();
 }
+
+/// The lease of a stream ends although nobody looks for work, as when every agent drains: whoever waits for work is
+/// woken by that once, and not again and again.
+#[tokio::test]
+async fn leases_end_without_anybody_who_looks() {
+    let dir = tempfile::tempdir().unwrap();
+    let supervisor = Supervisor::new(CancellationToken::new());
+    let queue = with_subscription(dir.path(), &supervisor).await;
+    give_away(&queue, 3).await;
+    let mut drains = queue.open("agt_1", "eu", None);
+    drains.takes_hand_overs();
+    assert_eq!(drains.lease(1).await.unwrap().len(), 3);
+    tokio::time::pause();
+    tokio::time::advance(LEASE_TIME * 2).await;
+    let mut woken = 0;
+    while woken < 10 && tokio::time::timeout(Duration::from_secs(1), drains.available()).await.is_ok() {
+        woken += 1;
+    }
+    tokio::time::resume();
+    assert!((1..=2).contains(&woken), "{woken}");
+    assert_eq!(queue.open("agt_2", "eu", None).looked(store::work::WorkKind::DeliveryHandOver), Some(0));
+    assert_eq!(drains.lease(1).await.unwrap().len(), 3);
+    supervisor.stop().cancel();
+    supervisor.wait(DEADLINE).await.unwrap();
+}
+
+/// Callbacks that a committed change lets an instance claim are looked for once more when they were not claimed with it:
+/// also when the caller went away while it was being committed. Otherwise nobody looks.
+#[tokio::test]
+async fn claims_are_made_up_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let supervisor = Supervisor::new(CancellationToken::new());
+    let queue = with_subscription(dir.path(), &supervisor).await;
+    let is_told = async || {
+        let told = queue.inner.unclaimed.notified();
+        tokio::time::timeout(Duration::ZERO, told).await.is_ok()
+    };
+    for (is_committed, is_claimed) in [(false, false), (true, true), (true, false)] {
+        let mut tx = queue.inner.store.begin_write().await.unwrap();
+        let due = queue.claim_due(&mut tx);
+        if is_committed {
+            tx.commit().await.unwrap();
+        } else {
+            drop(tx);
+        }
+        if is_claimed {
+            due.claimed();
+        }
+        drop(due);
+        assert_eq!(is_told().await, is_committed && !is_claimed);
+    }
+    let mut tx = queue.inner.store.begin_write().await.unwrap();
+    let due = queue.claim_due(&mut tx);
+    let mut commit = Box::pin(tx.commit());
+    assert!(futures_util::poll!(&mut commit).is_pending());
+    drop((due, commit));
+    tokio::time::timeout(DEADLINE, queue.inner.unclaimed.notified()).await.unwrap();
+    supervisor.stop().cancel();
+    supervisor.wait(DEADLINE).await.unwrap();
+}
+
+/// A delivery that is queued just after its webhook subscription was deleted is looked for, though the configuration
+/// does not change any more; others are not looked for again and again.
+#[tokio::test]
+async fn deliveries_without_a_subscription_are_found() {
+    let dir = tempfile::tempdir().unwrap();
+    let supervisor = Supervisor::new(CancellationToken::new());
+    let queue = with_subscription(dir.path(), &supervisor).await;
+    let may_cancel = async |is_changed| {
+        let counts = store::work::counts(&queue.inner.store).await.unwrap();
+        WorkQueue::may_cancel(&counts, is_changed)
+    };
+    assert!(!may_cancel(true).await);
+    give_away(&queue, 1).await;
+    assert_eq!([may_cancel(true).await, may_cancel(false).await], [true, false]);
+    testing::execute(dir.path(), "DELETE FROM webhook_subscriptions").await;
+    let given = GivenAway {
+        sequence: 2,
+        id: Uuid::now_v7(),
+        hand_over: v1::DeliveryHandOver {
+            delivery: Some(v1::Delivery { subscription_id: "sub_1".into(), ..Default::default() }),
+            ..Default::default()
+        },
+    };
+    queue.hand_over(("agt_0", "eu"), "buf_1", vec![given]).await.unwrap();
+    assert!(may_cancel(false).await);
+    supervisor.stop().cancel();
+    supervisor.wait(DEADLINE).await.unwrap();
+}
+
+/// What an agent did not read in the time of a lease goes to another one and to no third: the first is not sent it any
+/// more, and cannot give it back.
+#[tokio::test]
+async fn late_streams_let_go() {
+    let dir = tempfile::tempdir().unwrap();
+    let supervisor = Supervisor::new(CancellationToken::new());
+    let queue = with_subscription(dir.path(), &supervisor).await;
+    give_away(&queue, 3).await;
+    let [mut late, mut other, mut third] = ["agt_1", "agt_2", "agt_3"].map(|agent| {
+        let mut stream = queue.open(agent, "eu", None);
+        stream.takes_hand_overs();
+        stream
+    });
+    let mut unsent: std::collections::VecDeque<_> = late.lease(1).await.unwrap().into();
+    late.keep_held(&mut unsent);
+    assert_eq!(unsent.len(), 3);
+    tokio::time::pause();
+    tokio::time::advance(LEASE_TIME).await;
+    tokio::time::resume();
+    assert_eq!(other.lease(1).await.unwrap().len(), 3);
+    late.give_back(&unsent.iter().map(|work| work.id.clone()).collect::<Vec<_>>());
+    late.keep_held(&mut unsent);
+    assert!(unsent.is_empty());
+    assert!(third.lease(1).await.unwrap().is_empty());
+    supervisor.stop().cancel();
+    supervisor.wait(DEADLINE).await.unwrap();
+}

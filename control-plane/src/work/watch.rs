@@ -175,7 +175,7 @@ pub(super) fn spawn(state: &State, supervisor: &Supervisor) {
                     warn_of_abandoned(&state, &counts, &mut abandoned);
                     // Read before it is looked for: what is deleted meanwhile is found next time.
                     let version = *state.store.watch_version().borrow();
-                    if WorkQueue::has_deliveries(&counts) && cancelled_at != Some(version) {
+                    if WorkQueue::may_cancel(&counts, cancelled_at != Some(version)) {
                         match canceller.cancel(&state.work).await {
                             Ok(Cancelled { count, held }) => {
                                 cancelled_at = (held == 0).then_some(version);

@@ -55,16 +55,39 @@ pub enum ExportRefusal {
         /// The agent's region.
         region: String,
     },
+    /// It is for another tenant, or one of them is of the platform.
+    #[error("use the export: it is for {}, and this agent works for {}", whom(exported), whom(tenant_id))]
+    Tenant {
+        /// The export's tenant, empty for the platform.
+        exported: String,
+        /// The agent's tenant, empty for the platform.
+        tenant_id: String,
+    },
+}
+
+fn whom(tenant_id: &str) -> String {
+    if tenant_id.is_empty() { "the platform".to_owned() } else { format!("tenant `{tenant_id}`") }
 }
 
 impl ExportHeader {
-    /// Whether an agent may start from it at `now`. `region` is where the agent runs, if it was told.
+    /// Whether an agent may start from it at `now`. `region` is where the agent runs, and `tenant_id` whom it works for
+    /// (empty for the platform), if it was told.
     ///
     /// # Errors
     /// Why it may not.
-    pub fn check(&self, region: Option<&str>, now: Timestamp) -> Result<(), ExportRefusal> {
+    pub fn check(
+        &self,
+        region: Option<&str>,
+        tenant_id: Option<&str>,
+        now: Timestamp,
+    ) -> Result<(), ExportRefusal> {
         if let Some(region) = region.filter(|region| *region != self.region) {
             return Err(ExportRefusal::Region { exported: self.region.clone(), region: region.to_owned() });
+        }
+        let exported = self.tenant_id.as_ref().map_or("", TenantId::as_str);
+        if let Some(tenant_id) = tenant_id.filter(|tenant_id| *tenant_id != exported) {
+            let (exported, tenant_id) = (exported.to_owned(), tenant_id.to_owned());
+            return Err(ExportRefusal::Tenant { exported, tenant_id });
         }
         if now >= self.expire_time {
             let (create_time, expire_time) = (self.create_time, self.expire_time);
@@ -158,7 +181,7 @@ mod tests {
     /// An export is for its region, until it expires.
     #[test]
     fn exports_are_for_one_region_and_expire() {
-        let check = |region, now: &str| header().check(region, now.parse().unwrap());
+        let check = |region, now: &str| header().check(region, None, now.parse().unwrap());
         let last = "2026-11-07T23:59:59Z";
         assert_eq!(check(None, last), Ok(()));
         assert_eq!(check(Some("eu"), last), Ok(()));

@@ -15,10 +15,13 @@ use tonic::{
     Request,
     transport::{Channel, Endpoint},
 };
+use tonic_types::StatusExt as _;
 
 /// Streams that a caller tries to open.
 const STREAMS: usize = 10_000;
-/// Streams that the control plane lets a connection have.
+/// Streams that the control plane lets a key have.
+const PER_KEY: usize = 64;
+/// Streams that it lets a connection have.
 const PER_CONNECTION: usize = 128;
 /// What all of them together may cost the control plane.
 const MEMORY_MAX: u64 = 200 << 20;
@@ -57,59 +60,78 @@ async fn connect(control_plane: &ControlPlane, window_bytes: u32) -> anyhow::Res
 
 type Watch = tonic::Streaming<v1::WatchInboundLogsResponse>;
 
-async fn watch(channel: Channel, admin_key: String) -> anyhow::Result<Watch> {
+async fn watch(channel: Channel, key: String) -> anyhow::Result<Watch> {
     let mut client = v1::inbound_log_service_client::InboundLogServiceClient::new(channel);
     let mut request = Request::new(v1::WatchInboundLogsRequest::default());
-    request.metadata_mut().insert("authorization", format!("Bearer {admin_key}").parse()?);
+    request.metadata_mut().insert("authorization", format!("Bearer {key}").parse()?);
     Ok(client.watch_inbound_logs(request).await?.into_inner())
 }
 
-/// Opens streams over one connection until no more open within a moment.
-async fn open_all(
-    control_plane: &ControlPlane,
-    streams: usize,
-) -> anyhow::Result<(Vec<Watch>, JoinSet<anyhow::Result<Watch>>)> {
-    let channel = connect(control_plane, 65_535).await?;
-    let mut opening = JoinSet::new();
-    for _ in 0..streams {
-        opening.spawn(watch(channel.clone(), control_plane.admin_key().to_owned()));
-    }
-    let mut open = Vec::new();
-    while let Ok(Some(watch)) = opening.join_next().within(Duration::from_secs(1)).await {
-        open.push(watch??);
-    }
-    Ok((open, opening))
+/// The key of another platform admin.
+async fn new_key(control_plane: &ControlPlane) -> anyhow::Result<String> {
+    let api_key = v1::ApiKey {
+        role: v1::Role::PlatformAdmin.into(),
+        display_name: "opens streams".to_owned(),
+        ..Default::default()
+    };
+    let request = v1::CreateApiKeyRequest { api_key: Some(api_key) };
+    Ok(control_plane.client().tenants().create_api_key(request).await?.into_inner().secret)
 }
 
-/// A caller tries to open ten thousand streams over one connection: it gets as many as a connection may have,
-/// the others wait on its side; another caller is served. Over eighty connections it has its ten thousand, which
-/// cost the control plane little, and nothing any more once they are closed.
+/// Opens streams over one connection, all at the same time. Those that are refused are told when to come again.
+async fn open_all(channel: &Channel, key: &str, streams: usize) -> anyhow::Result<Vec<Watch>> {
+    let mut opening = JoinSet::new();
+    for _ in 0..streams {
+        opening.spawn(watch(channel.clone(), key.to_owned()));
+    }
+    let mut open = Vec::new();
+    while let Some(watch) = opening.join_next().within(DEADLINE).await? {
+        match watch? {
+            Ok(watch) => open.push(watch),
+            Err(refused) => {
+                let status = refused.downcast::<tonic::Status>()?;
+                ensure!(status.code() == tonic::Code::ResourceExhausted, "refused with {status:?}");
+                ensure!(status.get_details_retry_info().is_some(), "does not say when to come again");
+            }
+        }
+    }
+    Ok(open)
+}
+
+/// A caller tries to open ten thousand streams: its key gets as many as one may have, and another caller is served.
+/// With many keys and connections it has its ten thousand, which cost the control plane little, and nothing any more
+/// once they are closed; more than a connection may have wait on its side.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ten_thousand_streams_harm_nobody() {
     let directory = tempfile::tempdir().unwrap();
     let mut control_plane = ControlPlane::start(directory.path()).await.unwrap();
     create_instance(control_plane.client()).await.unwrap();
     let before = memory(&mut control_plane).unwrap();
-    let (open, waiting) = open_all(&control_plane, STREAMS).await.unwrap();
-    assert_eq!(open.len(), PER_CONNECTION);
-    let one_connection = others_are_served(&control_plane).await.unwrap();
-    drop((open, waiting));
+    let channel = connect(&control_plane, 65_535).await.unwrap();
+    let open = open_all(&channel, control_plane.admin_key(), STREAMS).await.unwrap();
+    assert_eq!(open.len(), PER_KEY);
+    let one_key = others_are_served(&control_plane).await.unwrap();
+    drop((open, channel));
 
     let mut open = Vec::new();
-    for _ in 0..STREAMS.div_ceil(PER_CONNECTION) {
+    while open.len() < STREAMS {
         let channel = connect(&control_plane, 65_535).await.unwrap();
-        let mut opening = JoinSet::new();
-        for _ in 0..PER_CONNECTION {
-            opening.spawn(watch(channel.clone(), control_plane.admin_key().to_owned()));
+        for _ in 0..PER_CONNECTION / PER_KEY {
+            let key = new_key(&control_plane).await.unwrap();
+            let of_key = open_all(&channel, &key, PER_KEY).await.unwrap();
+            assert_eq!(of_key.len(), PER_KEY);
+            open.extend(of_key);
         }
-        for opened in opening.join_all().await {
-            open.push(opened.unwrap());
+        if open.len() == PER_CONNECTION {
+            let key = new_key(&control_plane).await.unwrap();
+            let one_more = watch(channel, key).within(Duration::from_secs(1)).await;
+            assert!(one_more.is_err(), "a connection has more than {PER_CONNECTION}");
         }
     }
     let many_connections = others_are_served(&control_plane).await.unwrap();
     let used = memory(&mut control_plane).unwrap().saturating_sub(before);
     figure(format_args!(
-        "{} open streams cost {} MiB; another caller waits {one_connection:?} and {many_connections:?}",
+        "{} open streams cost {} MiB; another caller waits {one_key:?} and {many_connections:?}",
         open.len(),
         used >> 20
     ));
@@ -125,11 +147,12 @@ async fn callers_that_never_read_cost_nothing() {
     const CHANGES: usize = 300;
     const MESSAGES: usize = 1_000;
     let mut world = World::start().await.unwrap();
+    let key = new_key(&world.control_plane).await.unwrap();
     let mut unread_logs = Vec::new();
     let mut unread_agents = Vec::new();
     for _ in 0..IDLE_READERS {
         let channel = connect(&world.control_plane, 65_535).await.unwrap();
-        unread_logs.push(watch(channel, world.control_plane.admin_key().to_owned()).await.unwrap());
+        unread_logs.push(watch(channel, key.clone()).await.unwrap());
         let answer = world.client().agents().watch_agents(v1::WatchAgentsRequest::default()).await;
         unread_agents.push(answer.unwrap());
     }

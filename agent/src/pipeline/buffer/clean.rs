@@ -132,7 +132,7 @@ impl Round<'_> {
         self.put_state(event);
     }
 
-    fn put_state(&mut self, event: u64) {
+    pub(super) fn put_state(&mut self, event: u64) {
         let Some(mut slot) = self.slot(event) else { return };
         slot.state_segment = self.plan.segment;
         let (reported, deliveries) = (slot.reported, slot.deliveries.as_slice());

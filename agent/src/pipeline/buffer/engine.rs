@@ -94,6 +94,7 @@ pub(super) struct Work {
     outcomes: Vec<Arc<Outcome>>,
     notes: Vec<Note>,
     acked: Option<[u64; 2]>,
+    takes_back: bool,
     is_closing: bool,
 }
 
@@ -141,7 +142,7 @@ impl Engine {
                 if let Some((deadline, _)) = self.deadlines.front() {
                     wake = wake.min(*deadline);
                 }
-                if queue.outcomes.len() >= OUTCOMES_ENOUGH || !queue.notes.is_empty() {
+                if queue.outcomes.len() >= OUTCOMES_ENOUGH || !queue.notes.is_empty() || queue.takes_back {
                     break;
                 }
                 if !queue.outcomes.is_empty() {
@@ -274,6 +275,9 @@ impl Engine {
         if let Some(acked) = work.acked {
             Lane::ALL.into_iter().for_each(|lane| round.acked(lane, acked[lane as usize]));
         }
+        if work.takes_back {
+            round.take_back_given();
+        }
         for announcement in &self.announcements {
             round.report(Lane::Urgent, announcement.clone());
         }
@@ -308,6 +312,7 @@ impl Engine {
             queue.outcomes.push_front(outcome);
         }
         queue.has_acks = true;
+        queue.takes_back |= plan.takes_back;
         drop(queue);
         // What was read of an old segment is read again.
         self.cleaning = None;
@@ -354,6 +359,7 @@ impl Engine {
             queue.outcomes.push_front(outcome);
         }
         queue.has_acks |= work.acked.is_some();
+        queue.takes_back |= work.takes_back;
         drop(queue);
         if !work.notes.is_empty() {
             self.cleaning = None;
@@ -440,6 +446,7 @@ fn take(queue: &mut Queue) -> Work {
         outcomes: queue.outcomes.drain(..outcomes).collect(),
         notes: queue.notes.drain(..).collect(),
         acked: std::mem::take(&mut queue.has_acks).then_some(queue.acked),
+        takes_back: std::mem::take(&mut queue.takes_back),
         is_closing: queue.is_closing,
     }
 }

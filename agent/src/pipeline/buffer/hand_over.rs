@@ -25,6 +25,7 @@ use super::{
     journal::format::Kind,
     record::{self, EventHeader, Lane, LogIn, Mark, StateChange},
     round::Round,
+    shared::HandOvers,
 };
 
 /// Reports that are not acked. While there are as many nothing more is handed over, so that a control plane that is
@@ -111,6 +112,17 @@ impl Buffer {
         self.shared.lane(Lane::Logs).len() < REPORTS_WAITING_MAX
     }
 
+    /// The control plane says whether it takes hand-overs. While it does not, nothing is given away, and what was comes
+    /// back: such a control plane would ack the report unseen.
+    pub(crate) fn control_plane_takes_hand_overs(&self, takes: bool) {
+        self.shared.set_hand_overs(if takes { HandOvers::Reported } else { HandOvers::Kept });
+    }
+
+    /// Reports no hand-over until it is known whether the control plane takes it.
+    pub(crate) fn hold_hand_overs(&self) {
+        self.shared.set_hand_overs(HandOvers::Waiting);
+    }
+
     /// Waits until reports are acked. Cancel safe; for one caller.
     pub(crate) async fn reports_freed(&self) {
         self.shared.reports_freed.notified().await;
@@ -121,8 +133,12 @@ impl Round<'_> {
     /// Gives the delivery at this place of its event away, which is `before` until now.
     pub(super) fn hand_over(&mut self, outcome: &Arc<Outcome>, place: usize, before: DeliveryState) {
         let owed = outcome.state.owed();
+        let is_kept = self.shared.hand_overs() == HandOvers::Kept;
         if outcome.attempt.is_some() || before != owed {
             self.change(&Arc::new(Outcome { state: owed, ..Outcome::clone(outcome) }), place);
+        }
+        if is_kept {
+            return self.come_back(outcome.event, outcome.subscription);
         }
         self.report_event(outcome.event);
         let Some(mut slot) = self.slot(outcome.event) else { return };
@@ -142,6 +158,44 @@ impl Round<'_> {
         let log = LogIn::HandOver(change.delivery);
         self.report_about(Lane::Logs, outcome.event, log, vec![change], report);
         self.plan.handed_over += 1;
+    }
+
+    /// Takes back what was given away and is not acked. It may be with the control plane all the same, if the ack is on
+    /// its way: then both make it.
+    pub(super) fn take_back_given(&mut self) {
+        self.plan.takes_back = true;
+        let acked = self.plan.acked[Lane::Logs as usize].unwrap_or(0);
+        let given: Vec<(u64, u64, u16)> = {
+            let lane = self.shared.lane(Lane::Logs);
+            let given = lane.up_to(u64::MAX).filter(|report| report.sequence > acked);
+            let given = given.filter_map(|report| match report.log {
+                LogIn::HandOver(place) => Some((report.sequence, report.event, place)),
+                LogIn::Nothing | LogIn::Event => None,
+            });
+            given.collect()
+        };
+        for (sequence, event, place) in given {
+            self.plan.reports_taken_back.push(sequence);
+            let Some(mut slot) = self.slot(event) else { continue };
+            let delivery = slot.deliveries.as_mut_slice().get_mut(usize::from(place));
+            let Some(delivery) = delivery.filter(|delivery| delivery.state.is_handing_over()) else {
+                continue;
+            };
+            delivery.state = delivery.state.owed();
+            let subscription = delivery.subscription;
+            self.plan.touched.insert(event, slot);
+            self.put_state(event);
+            self.come_back(event, subscription);
+        }
+    }
+
+    /// Whoever makes deliveries gets it anew.
+    fn come_back(&mut self, event: u64, subscription: u32) {
+        // It is handed out as it stands after this round.
+        if let Some(slot) = self.slot(event) {
+            self.plan.touched.insert(event, slot);
+        }
+        self.plan.taken_back.push((event, subscription));
     }
 
     /// Plans a delivery that another agent gave away. False when it is here already.

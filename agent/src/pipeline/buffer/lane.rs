@@ -13,10 +13,10 @@ use tracing::error;
 
 use super::{
     ReadError, ReportBatch, ReportLimits,
-    journal::format::Kind,
+    journal::{Place, format::Kind},
     keeper::Note,
     record::{self, Lane, LogIn, ReportPlace, ReportRecord},
-    shared::Shared,
+    shared::{HandOvers, Shared},
 };
 
 /// Bytes of reports of one lane kept in memory. When there are more, the oldest are read from disk.
@@ -113,6 +113,22 @@ impl LaneState {
         }
     }
 
+    /// Forgets these reports, in order, wherever they are. Returns where they were.
+    pub(super) fn take_back(&mut self, sequences: &[u64]) -> Vec<Place> {
+        let is_kept = |sequence: u64| sequences.binary_search(&sequence).is_err();
+        let mut taken_back = Vec::with_capacity(sequences.len());
+        self.places.retain(|report| {
+            if !is_kept(report.sequence) {
+                taken_back.push(report.place);
+            }
+            is_kept(report.sequence)
+        });
+        self.bytes -= taken_back.iter().map(|place| u64::from(place.bytes)).sum::<u64>();
+        self.tail.retain(|record| is_kept(record.sequence));
+        self.tail_bytes = self.tail.iter().map(|record| record.report.len() + REPORT_OVERHEAD_BYTES).sum();
+        taken_back
+    }
+
     /// A report that is not acked.
     pub(super) fn find(&mut self, sequence: u64) -> Option<&mut ReportPlace> {
         let index = self.places.partition_point(|place| place.sequence < sequence);
@@ -167,6 +183,9 @@ pub(super) async fn next_reports(
 fn assemble(shared: &Shared, records: &[ReportRecord], after: u64, limits: ReportLimits) -> ReportBatch {
     let mut batch = ReportBatch { last: after, ..ReportBatch::default() };
     for record in records {
+        if waits(shared, record.log) {
+            break;
+        }
         let log = match record.log {
             LogIn::Nothing => None,
             LogIn::Event | LogIn::HandOver(_) => match shared.cached_log(record.event) {
@@ -180,6 +199,12 @@ fn assemble(shared: &Shared, records: &[ReportRecord], after: u64, limits: Repor
         }
     }
     batch
+}
+
+/// Whether a report, and what is behind it, waits for the word of the control plane: one that does not know hand-overs
+/// would ack it unseen.
+fn waits(shared: &Shared, log: LogIn) -> bool {
+    matches!(log, LogIn::HandOver(_)) && shared.hand_overs() != HandOvers::Reported
 }
 
 fn from_disk(
@@ -264,6 +289,9 @@ impl ReportBatch {
     ) -> Result<bool, ReadError> {
         for place in places {
             let sequence = place.sequence;
+            if waits(shared, place.log) {
+                break;
+            }
             let is_there = || shared.lane(lane).find(sequence).is_some_and(|now| now.place == place.place);
             match self.read(shared, place, limits) {
                 Ok(true) => self.last = sequence,

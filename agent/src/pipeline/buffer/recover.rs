@@ -145,6 +145,8 @@ struct Replay {
     opt_outs: HashMap<String, v1::OptOut>,
     opt_out_places: HashMap<String, Place>,
     young: HashMap<u64, Vec<(StateChange, Option<v1::DeliveryAttempt>)>>,
+    /// The newest hand-over of each delivery that is not acked: event and place, and the report's sequence.
+    given: HashMap<(u64, u16), u64>,
     marks: VecDeque<(EventId, Mark)>,
     damage: Damage,
     view: Option<Position>,
@@ -395,7 +397,20 @@ impl Replay {
             time_s: record::seconds(header.time_ms),
             log: header.log,
         };
-        self.lanes[header.lane as usize].insert(header.sequence, report);
+        let lane = &mut self.lanes[header.lane as usize];
+        if let LogIn::HandOver(place) = header.log {
+            // One that was taken back and given away again: the ack of the old report says nothing of the new one.
+            let newest = self.given.entry((header.event, place)).or_insert(header.sequence);
+            let older = header.sequence.min(*newest);
+            *newest = header.sequence.max(*newest);
+            if older < *newest {
+                lane.remove(&older);
+            }
+            if older == header.sequence && older < *newest {
+                return Some(());
+            }
+        }
+        lane.insert(header.sequence, report);
         Some(())
     }
 
@@ -423,6 +438,9 @@ impl Replay {
         let (lane, sequence) = record::read_acked(payload)?;
         let left = self.lanes[lane as usize].split_off(&(sequence + 1));
         for report in std::mem::replace(&mut self.lanes[lane as usize], left).into_values() {
+            if let LogIn::HandOver(place) = report.log {
+                self.given.remove(&(report.event, place));
+            }
             self.log_acked(report.event, report.log);
         }
         self.note_sequence(lane, sequence);

@@ -54,6 +54,12 @@ pub(super) struct Plan {
     pub(super) handed_over: u64,
     /// Deliveries that were taken over.
     pub(super) taken_over: u64,
+    /// What was given away is taken back.
+    pub(super) takes_back: bool,
+    /// Deliveries that come back, by event and subscription.
+    pub(super) taken_back: Vec<(u64, u32)>,
+    /// Their reports, by sequence.
+    pub(super) reports_taken_back: Vec<u64>,
 }
 
 impl Plan {
@@ -74,12 +80,18 @@ impl Plan {
         }
     }
 
-    /// Deliveries that are new in this plan.
+    /// Deliveries that are new in this plan, and those that come back.
     pub(super) fn new_deliveries(&self) -> Vec<OpenDelivery> {
         let mut open = Vec::with_capacity(self.new_events.len());
         for (event, _) in &self.new_events {
             if let Some(slot) = self.touched.get(event) {
                 open.extend(OpenDelivery::all_of(*event, slot));
+            }
+        }
+        for (event, subscription) in &self.taken_back {
+            if let Some(slot) = self.touched.get(event) {
+                let all = OpenDelivery::all_of(*event, slot);
+                open.extend(all.filter(|delivery| delivery.subscription == *subscription));
             }
         }
         open

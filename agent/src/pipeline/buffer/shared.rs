@@ -44,6 +44,18 @@ pub(super) enum Health {
     Stopped = 3,
 }
 
+/// What becomes of hand-overs that are not acked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum HandOvers {
+    /// They are reported.
+    Reported = 0,
+    /// They wait: it is not known whether the control plane takes them.
+    Waiting = 1,
+    /// It does not: nothing is given away, and what was comes back.
+    Kept = 2,
+}
+
 /// Deliveries to be handed out.
 #[derive(Default)]
 pub(super) struct Fresh {
@@ -82,6 +94,7 @@ pub(super) struct Shared {
     /// Subscriptions that are owed more than their share of the budget, as of the last look.
     pub(super) over_share: Mutex<Vec<u32>>,
     health: AtomicU8,
+    hand_overs: AtomicU8,
     /// How often the disk was looked after.
     #[cfg(test)]
     pub(super) ticks: AtomicUsize,
@@ -114,6 +127,7 @@ impl Shared {
             marks,
             over_share: Mutex::default(),
             health: AtomicU8::new(Health::Good as u8),
+            hand_overs: AtomicU8::new(HandOvers::Reported as u8),
             #[cfg(test)]
             ticks: AtomicUsize::new(0),
         }
@@ -123,9 +137,12 @@ impl Shared {
         self.lanes[lane as usize].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Hands deliveries out.
-    pub(super) fn hand_out(&self, deliveries: Vec<OpenDelivery>) {
-        self.fresh.lock().unwrap_or_else(PoisonError::into_inner).added.extend(deliveries);
+    /// Hands deliveries out, but for those that come with what was found at start.
+    pub(super) fn hand_out(&self, mut deliveries: Vec<OpenDelivery>) {
+        let mut fresh = self.fresh.lock().unwrap_or_else(PoisonError::into_inner);
+        deliveries.retain(|delivery| !fresh.found.contains(&delivery.event));
+        fresh.added.extend(deliveries);
+        drop(fresh);
         self.fresh_added.notify_one();
     }
 
@@ -171,6 +188,24 @@ impl Shared {
 
     pub(super) fn set_health(&self, health: Health) {
         self.health.store(health as u8, Ordering::Release);
+    }
+
+    pub(super) fn hand_overs(&self) -> HandOvers {
+        match self.hand_overs.load(Ordering::Acquire) {
+            0 => HandOvers::Reported,
+            1 => HandOvers::Waiting,
+            _ => HandOvers::Kept,
+        }
+    }
+
+    pub(super) fn set_hand_overs(&self, hand_overs: HandOvers) {
+        let before = self.hand_overs.swap(hand_overs as u8, Ordering::AcqRel);
+        match hand_overs {
+            HandOvers::Reported if before != hand_overs as u8 => self.reports_added.notify_one(),
+            HandOvers::Reported | HandOvers::Waiting => {}
+            // Each time: something may have been on its way.
+            HandOvers::Kept => self.inbox.take_back(),
+        }
     }
 
     /// Attempts of a delivery, if the outcome of the newest waits for the disk; otherwise 0. To be asked before the
@@ -272,6 +307,8 @@ pub(super) struct Queue {
     /// Highest acked sequence of each lane.
     pub(super) acked: [u64; 2],
     pub(super) has_acks: bool,
+    /// What was given away is to come back.
+    pub(super) takes_back: bool,
     pub(super) is_closing: bool,
     pub(super) closed_replies: Vec<oneshot::Sender<()>>,
     /// End at once, as a kill would.
@@ -344,6 +381,11 @@ impl Inbox {
             queue.has_acks = true;
             self.arrived.notify_one();
         }
+    }
+
+    fn take_back(&self) {
+        self.lock().takes_back = true;
+        self.arrived.notify_one();
     }
 
     pub(super) fn note(&self, note: Note) {

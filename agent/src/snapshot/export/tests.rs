@@ -48,7 +48,7 @@ impl Place {
     }
 
     fn open(&self) -> Result<Export, ExportError> {
-        Export::open(&self.files(), Some("eu"), now())
+        Export::open(&self.files(), Scope { region: Some("eu"), tenant_id: Some("") }, now())
     }
 
     fn refusal(&self) -> String {
@@ -196,6 +196,9 @@ fn refusals_are_clear() {
 
     place.write(&ExportHeader { region: "us".to_owned(), ..header() }, &records());
     assert!(place.refusal().contains("it is for region `us`, and this agent runs in `eu`"));
+    let tenant_id = Some("acme".parse().unwrap());
+    place.write(&ExportHeader { tenant_id, ..header() }, &records());
+    assert!(place.refusal().contains("it is for tenant `acme`, and this agent works for the platform"));
     place.write(&ExportHeader { expire_time: now(), ..header() }, &records());
     let expired = place.refusal();
     assert!(

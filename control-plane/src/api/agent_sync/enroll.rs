@@ -92,6 +92,7 @@ impl AgentSyncApi {
             credential,
             region: agent.region,
             certificate: certificate.map(|certificate| self.certificate_to_proto(certificate)),
+            tenant_id: Some(agent.tenant_id.unwrap_or_default()),
         }))
     }
 

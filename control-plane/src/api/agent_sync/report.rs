@@ -44,6 +44,8 @@ type Committing = BoxFuture<'static, Committed>;
 struct Committed {
     buffer_id: String,
     outcome: Result<u64, LogStoreError>,
+    /// The last sequence of the message.
+    last_sequence: u64,
     /// What the message gave away: to be queued now, before it is acknowledged.
     given: Vec<GivenAway>,
 }
@@ -106,15 +108,18 @@ impl ReportStream {
                 return end.map(Err);
             }
             match self.wait().await {
-                Woken::Committed(Committed { buffer_id, outcome, given }) => {
-                    let acked_sequence = match outcome {
-                        Ok(acked_sequence) => acked_sequence,
+                Woken::Committed(Committed { buffer_id, outcome, last_sequence, given }) => {
+                    let committed = match outcome {
+                        Ok(committed) => committed,
                         Err(error) => return Some(Err(refusal(error))),
                     };
                     // In the order of the messages, since how far it got is remembered.
                     if let Err(status) = self.queue(&buffer_id, given).await {
                         return Some(Err(status));
                     }
+                    // The log may be ahead, when it had later messages over an earlier stream; what those give away
+                    // may not be queued yet.
+                    let acked_sequence = committed.min(last_sequence);
                     return Some(Ok(v1::ReportLogsResponse { buffer_id, acked_sequence }));
                 }
                 Woken::Stop => self.end = Some(None),
@@ -208,10 +213,10 @@ impl ReportStream {
     }
 
     async fn submit(&mut self, batch: ReportBatch, given: Vec<GivenAway>) -> Result<(), Status> {
-        let buffer_id = batch.buffer_id.clone();
+        let (buffer_id, last_sequence) = (batch.buffer_id.clone(), batch.last_sequence);
         let submitted = self.state.logs.submit(batch).await?;
         self.committing.push_back(Box::pin(async move {
-            Committed { buffer_id, outcome: submitted.committed().await, given }
+            Committed { buffer_id, outcome: submitted.committed().await, last_sequence, given }
         }));
         Ok(())
     }

@@ -65,6 +65,8 @@ impl WorkResponses {
     /// The next work; waits for some. None at the end of the stream.
     async fn next(&mut self) -> Option<Result<v1::StreamWorkResponse, Status>> {
         loop {
+            // The agent may not have read for long.
+            self.work.keep_held(&mut self.leased);
             if self.fleet.is_to_drain(&self.agent_id) {
                 // A draining agent is to have nothing left; others of its region do the work.
                 let ids: Vec<String> = self.leased.drain(..).map(|work| work.id).collect();

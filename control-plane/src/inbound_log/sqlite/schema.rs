@@ -78,6 +78,7 @@ CREATE TABLE IF NOT EXISTS report_positions (
     agent_id TEXT NOT NULL,
     buffer_id TEXT NOT NULL,
     sequence INTEGER NOT NULL,
+    last_use INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (agent_id, buffer_id)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS subscription_failures (
@@ -129,6 +130,7 @@ pub(super) async fn open_writer(path: &Path) -> Result<SqliteConnection, LogStor
     }
     let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await.map_err(open)?;
     sqlx::raw_sql(SCHEMA).execute(&mut *transaction).await.map_err(open)?;
+    add_last_use(&mut transaction).await.map_err(open)?;
     sqlx::query("INSERT OR IGNORE INTO meta (name, value) VALUES ('schema_version', ?)")
         .bind(SCHEMA_VERSION.to_string())
         .execute(&mut *transaction)
@@ -136,6 +138,20 @@ pub(super) async fn open_writer(path: &Path) -> Result<SqliteConnection, LogStor
         .map_err(open)?;
     transaction.commit().await.map_err(open)?;
     Ok(connection)
+}
+
+/// Adds the column that older files do not have. Older programs can use a file that has it.
+async fn add_last_use(connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
+    let found: i64 = sqlx::query_scalar(
+        "SELECT count(*) FROM pragma_table_info('report_positions') WHERE name = 'last_use'",
+    )
+    .fetch_one(&mut *connection)
+    .await?;
+    if found == 0 {
+        let add = "ALTER TABLE report_positions ADD COLUMN last_use INTEGER NOT NULL DEFAULT 0";
+        sqlx::raw_sql(add).execute(connection).await?;
+    }
+    Ok(())
 }
 
 /// The version of the tables in the file. None when there are none.

@@ -47,6 +47,9 @@ impl UnroutedKeys {
         connection: &mut SqliteConnection,
         callbacks: &mut Vec<v1::UnroutedCallback>,
     ) -> Result<Vec<EventKey>, sqlx::Error> {
+        if self.keys.len() > KEYS_MAX {
+            *self = Self::default();
+        }
         for callback in callbacks.iter() {
             self.load(connection, &callback.inbound_route_id).await?;
         }
@@ -82,5 +85,45 @@ impl UnroutedKeys {
         self.insert(listed);
         self.routes.insert(route_id.to_owned());
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sqlx::Connection as _;
+
+    use super::*;
+
+    fn callback(number: usize) -> v1::UnroutedCallback {
+        v1::UnroutedCallback {
+            id: format!("unrouted_{number}"),
+            inbound_route_id: "route_1".to_owned(),
+            ..Default::default()
+        }
+    }
+
+    /// Memory is bounded, also when all callbacks are of one route; a repeat of what is listed is one all the same.
+    #[tokio::test]
+    async fn keys_in_memory_are_bounded() {
+        let mut connection = SqliteConnection::connect("sqlite::memory:").await.unwrap();
+        let table = "CREATE TABLE unrouted_callbacks (route_id TEXT NOT NULL, body BLOB NOT NULL)";
+        sqlx::raw_sql(table).execute(&mut connection).await.unwrap();
+        let listed = callback(KEYS_MAX + 1);
+        sqlx::query("INSERT INTO unrouted_callbacks VALUES ('route_1', ?)")
+            .bind(listed.encode_to_vec())
+            .execute(&mut connection)
+            .await
+            .unwrap();
+        let mut known = UnroutedKeys::default();
+        for start in (0..=KEYS_MAX).step_by(1_000) {
+            let mut callbacks: Vec<_> = (start..start + 1_000).map(callback).collect();
+            let new = known.keep_new(&mut connection, &mut callbacks).await.unwrap();
+            known.insert(new);
+        }
+        let mut callbacks = vec![listed, callback(KEYS_MAX + 1_000)];
+        let new = known.keep_new(&mut connection, &mut callbacks).await.unwrap();
+        assert_eq!(callbacks, [callback(KEYS_MAX + 1_000)]);
+        known.insert(new);
+        assert!(known.keys.len() <= KEYS_MAX, "{}", known.keys.len());
     }
 }

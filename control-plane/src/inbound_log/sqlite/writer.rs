@@ -23,7 +23,13 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::{
-    changes, event_index::EventIndex, failing, insert::RowInsert, instance_index, schema,
+    changes,
+    event_index::EventIndex,
+    failing,
+    insert::RowInsert,
+    instance_index,
+    positions::{Moved, Position, Positions},
+    schema,
     unrouted_keys::UnroutedKeys,
 };
 use crate::inbound_log::{
@@ -69,8 +75,6 @@ pub(super) struct Channels {
     pub(super) failing: mpsc::Sender<FailingSubscription>,
 }
 
-type Position = (String, String);
-
 pub(super) struct Writer {
     connection: SqliteConnection,
     /// The database file.
@@ -84,8 +88,7 @@ pub(super) struct Writer {
     index: Arc<RwLock<EventIndex>>,
     unrouted: UnroutedKeys,
     closing: CancellationToken,
-    /// Committed sequence of each (agent, buffer).
-    positions: HashMap<Position, u64>,
+    positions: Positions,
     next_seq: i64,
     next_change_seq: i64,
     head: watch::Sender<i64>,
@@ -142,14 +145,7 @@ impl Writer {
         )
         .fetch_one(&mut connection)
         .await?;
-        let rows: Vec<(String, String, i64)> =
-            sqlx::query_as("SELECT agent_id, buffer_id, sequence FROM report_positions")
-                .fetch_all(&mut connection)
-                .await?;
-        let positions = rows
-            .into_iter()
-            .map(|(agent, buffer, sequence)| ((agent, buffer), sequence.cast_unsigned()))
-            .collect();
+        let positions = Positions::load(&mut connection, clock::now()).await?;
         let failing = failing::load(&mut connection, clock::now()).await?;
         let (head, head_receiver) = watch::channel(change_seq);
         let (unrouted_head, unrouted_receiver) = watch::channel(unrouted_seq);
@@ -289,6 +285,7 @@ impl Writer {
         }
         let failing = self.failing.changed(&stage.attempts, now);
         let staged = Staged::of(&stage);
+        let positions = self.positions.moved(positions, now);
         let written = self.write(stage, &positions, &failing, now).await;
         self.is_broken = written.is_err();
         let unrouted_seq = written.map_err(LogStoreError::write)?;
@@ -319,7 +316,7 @@ impl Writer {
         let mut acked = Vec::with_capacity(batches.len());
         for batch in batches {
             let key = (batch.agent_id.clone(), batch.buffer_id.clone());
-            let mut position = moved.get(&key).or_else(|| self.positions.get(&key)).copied().unwrap_or(0);
+            let mut position = moved.get(&key).copied().or_else(|| self.positions.get(&key)).unwrap_or(0);
             let before = position;
             batch.records.retain(|record| {
                 let is_new = record.sequence > position;
@@ -339,7 +336,7 @@ impl Writer {
     async fn write(
         &mut self,
         stage: Stage,
-        positions: &HashMap<Position, u64>,
+        positions: &Moved,
         failing: &Changed,
         now: Timestamp,
     ) -> Result<Option<i64>, sqlx::Error> {
@@ -374,16 +371,7 @@ impl Writer {
         changes::write(&mut tx, &self.inserts.changes, &stage.changes).await?;
         failing::write(&mut tx, &self.inserts.failing, failing.rows(now)).await?;
         let unrouted_seq = write_unrouted(&mut tx, &stage.unrouted).await?;
-        for ((agent_id, buffer_id), sequence) in positions {
-            sqlx::query(
-                "INSERT OR REPLACE INTO report_positions (agent_id, buffer_id, sequence) VALUES (?, ?, ?)",
-            )
-            .bind(agent_id)
-            .bind(buffer_id)
-            .bind(sequence.cast_signed())
-            .execute(&mut *tx)
-            .await?;
-        }
+        positions.write(&mut tx).await?;
         tx.commit().await?;
         Ok(unrouted_seq)
     }
@@ -392,7 +380,7 @@ impl Writer {
     fn committed(
         &mut self,
         staged: Staged,
-        positions: HashMap<Position, u64>,
+        positions: Moved,
         unrouted_seq: Option<i64>,
         unrouted_keys: Vec<EventKey>,
     ) {
@@ -403,7 +391,7 @@ impl Writer {
         index.insert_instances(staged.instances);
         drop(index);
         self.unrouted.insert(unrouted_keys);
-        self.positions.extend(positions);
+        self.positions.committed(positions);
         self.next_seq = staged.next_seq;
         self.next_change_seq = staged.next_change_seq;
         let head = self.next_change_seq - 1;

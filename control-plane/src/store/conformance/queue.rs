@@ -148,3 +148,37 @@ pub(super) async fn work_is_of_tenants(factory: &impl Factory) {
     assert!(of("").await.is_empty() && of("nobody").await.is_empty());
     assert_eq!(queued(&store, "eu").await.len(), 4, "the platform's agents are given all");
 }
+
+fn hand_over(id: &str) -> v1::Work {
+    let log = v1::InboundLog { instance_id: "inst_1".into(), ..Default::default() };
+    let delivery = v1::Delivery { subscription_id: "sub_1".into(), ..Default::default() };
+    let hand_over =
+        v1::DeliveryHandOver { inbound_log: Some(log), delivery: Some(delivery), ..Default::default() };
+    v1::Work { id: id.to_owned(), work: Some(Task::DeliveryHandOver(hand_over)) }
+}
+
+/// Deliveries wait where agents know their webhook subscription: in the region in which they were given away as long
+/// as it serves the instance, otherwise in the first one that does, whose agents must use that configuration.
+pub(super) async fn deliveries_follow_their_instance(factory: &impl Factory) {
+    let store = factory.open().await;
+    put_route(&store, route_of("acme", "route_1")).await;
+    let served = async |regions: &[&str]| {
+        let regions = regions.iter().map(|region| (*region).to_owned()).collect();
+        let instance = v1::Instance { regions, ..instance_of("acme", "inst_1", "route_1") };
+        put_instance(&store, instance).await.unwrap();
+    };
+    let waiting = async |region| of_kind(&store, WorkKind::DeliveryHandOver, region, None).await;
+    served(&[]).await;
+    put_subscription(&store, subscription_of("acme", "sub_1", "inst_1")).await;
+    queue(&store, &["eu"], &[hand_over("work_1")]).await;
+    served(&["us", "eu"]).await;
+    queue(&store, &["us"], &[hand_over("work_2")]).await;
+    assert_eq!([waiting("eu").await, waiting("us").await], [["work_1"], ["work_2"]]);
+    served(&["af", "us"]).await;
+    assert_eq!([waiting("eu").await.len(), waiting("us").await.len()], [0, 1]);
+    assert_eq!(waiting("af").await, ["work_1"]);
+    let moved = work::waiting(&store, WorkKind::DeliveryHandOver, ("af", None), 0, 1).await.unwrap();
+    assert_eq!(moved[0].version, store.version().await.unwrap());
+    queue(&store, &["eu"], &[hand_over("work_3")]).await;
+    assert_eq!(waiting("af").await, ["work_1", "work_3"], "given away by an agent that had it still");
+}

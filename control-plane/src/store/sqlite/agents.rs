@@ -36,11 +36,12 @@ CREATE INDEX IF NOT EXISTS agent_buffer_damages_agent ON agent_buffer_damages (a
 ";
 
 /// Columns that the first databases did not have.
-const ADDED_COLUMNS: [(&str, &str, &str); 4] = [
+const ADDED_COLUMNS: [(&str, &str, &str); 5] = [
     ("agents", "tenant_id", "TEXT"),
     ("agents", "certificate_expire_time", "INTEGER"),
     ("agents", "revoke_time", "INTEGER"),
     ("join_tokens", "tenant_id", "TEXT"),
+    ("hand_over_positions", "set_time", "INTEGER NOT NULL DEFAULT 0"),
 ];
 
 /// Adds the columns that an older database does not have.

@@ -50,6 +50,7 @@ CREATE TABLE IF NOT EXISTS hand_over_positions (
     agent_id TEXT NOT NULL,
     buffer_id TEXT NOT NULL,
     sequence INTEGER NOT NULL,
+    set_time INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (agent_id, buffer_id)
 ) STRICT, WITHOUT ROWID;
 ";
@@ -168,16 +169,60 @@ impl WorkWrites for Rows {
         agent_id: &str,
         buffer_id: &str,
         sequence: u64,
+        now: Timestamp,
     ) -> Result<(), StoreError> {
         sqlx::query(
-            "INSERT INTO hand_over_positions (agent_id, buffer_id, sequence) VALUES (?1, ?2, ?3)
-             ON CONFLICT (agent_id, buffer_id) DO UPDATE SET sequence = excluded.sequence",
+            "INSERT INTO hand_over_positions (agent_id, buffer_id, sequence, set_time) VALUES (?1, ?2, ?3, ?4)
+             ON CONFLICT (agent_id, buffer_id)
+             DO UPDATE SET sequence = excluded.sequence, set_time = excluded.set_time",
         )
         .bind(agent_id)
         .bind(buffer_id)
         .bind(to_sql(sequence))
+        .bind(now.as_microsecond())
         .execute(self.connection())
         .await?;
+        Ok(())
+    }
+
+    async fn forget_hand_over_positions(
+        &mut self,
+        agent_id: &str,
+        keep: u32,
+        before: Timestamp,
+    ) -> Result<(), StoreError> {
+        // 0 is of a program that did not note the time.
+        sqlx::query(
+            "DELETE FROM hand_over_positions WHERE (set_time > 0 AND set_time < ?3)
+             OR (agent_id = ?1 AND buffer_id NOT IN
+                 (SELECT buffer_id FROM hand_over_positions WHERE agent_id = ?1
+                  ORDER BY set_time DESC, buffer_id DESC LIMIT ?2))",
+        )
+        .bind(agent_id)
+        .bind(keep)
+        .bind(before.as_microsecond())
+        .execute(self.connection())
+        .await?;
+        Ok(())
+    }
+
+    async fn move_deliveries(
+        &mut self,
+        instance_id: &str,
+        regions: &[String],
+        to: &str,
+        version: u64,
+    ) -> Result<(), StoreError> {
+        let mut sql = QueryBuilder::<Sqlite>::new("UPDATE queued_work SET regions = ");
+        sql.push_bind(format!(" {to} ")).push(", version = ").push_bind(to_sql(version));
+        sql.push(" WHERE kind = 4 AND subject IN (SELECT id FROM webhook_subscriptions WHERE instance_id = ");
+        sql.push_bind(instance_id).push(") AND regions NOT IN (");
+        let mut separated = sql.separated(", ");
+        for region in regions {
+            separated.push_bind(format!(" {region} "));
+        }
+        sql.push(")");
+        sql.build().execute(self.connection()).await?;
         Ok(())
     }
 }

@@ -114,3 +114,30 @@ async fn hand_over_all(store: &Store, buffer_id: &str, given: &[(u64, u32)]) {
     let given = given.iter().map(|(sequence, number)| (*sequence, hand_over(*number)));
     super::hand_over(store, ("agt_1", buffer_id), given.collect(), || {}).await.unwrap();
 }
+
+/// What is kept of buffers is bounded: of each agent those used last, of none what is old, of a revoked one nothing.
+#[tokio::test]
+async fn positions_of_buffers_are_bounded() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open(directory.path()).await.unwrap();
+    let position =
+        async |id: &str| store.reader().await.unwrap().rows().hand_over_position("agt_1", id).await.unwrap();
+    let long_ago = Timestamp::from_second(1_000).unwrap();
+    let mut tx = store.begin_write().await.unwrap();
+    tx.writes().set_hand_over_position("agt_2", "buf_old", 9, long_ago).await.unwrap();
+    tx.commit().await.unwrap();
+    for number in 0..=POSITIONS_KEPT {
+        hand_over_all(&store, &format!("buf_{number:02}"), &[(1, number)]).await;
+    }
+    hand_over_all(&store, "buf_01", &[(2, 101)]).await;
+    hand_over_all(&store, "buf_new", &[(1, 102)]).await;
+    assert_eq!([position("buf_00").await, position("buf_02").await], [0, 0]);
+    assert_eq!([position("buf_01").await, position("buf_new").await], [2, 1]);
+    let of_others =
+        store.reader().await.unwrap().rows().hand_over_position("agt_2", "buf_old").await.unwrap();
+    assert_eq!(of_others, 0);
+    let mut tx = store.begin_write().await.unwrap();
+    crate::store::agents::revoke(&mut tx, "agt_1", clock::now()).await.unwrap();
+    tx.commit().await.unwrap();
+    assert_eq!(position("buf_01").await, 0);
+}

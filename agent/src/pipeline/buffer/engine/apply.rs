@@ -105,10 +105,15 @@ impl Engine {
                 report.place = place;
             }
         }
-        if has_reports {
+        let taken_back = std::mem::take(&mut plan.reports_taken_back);
+        if !taken_back.is_empty() {
+            let places = shared.lane(Lane::Logs).take_back(&taken_back);
+            places.into_iter().for_each(|place| self.journal.release(place.segment));
+        }
+        if has_reports || !taken_back.is_empty() {
             shared.reports_added.notify_one();
         }
-        if plan.acked.iter().any(Option::is_some) {
+        if plan.acked.iter().any(Option::is_some) || !taken_back.is_empty() {
             shared.reports_freed.notify_one();
         }
     }

@@ -62,7 +62,8 @@ impl Replay {
     }
 
     /// Brings reports and events together: a report whose event could not be read cannot be sent, an event whose
-    /// report could not be read is reported again, and a delivery whose hand-over could not be read stays here.
+    /// report could not be read is reported again, and a delivery whose hand-over could not be read stays here. Of
+    /// several hand-overs of a delivery the newest counts, and none if it was taken back.
     fn forget_reports_without_log(&mut self) {
         let (mut queued, mut handing_over) = (HashSet::new(), HashSet::new());
         for reports in &mut self.lanes {
@@ -70,7 +71,14 @@ impl Replay {
                 match report.log {
                     LogIn::Nothing => return true,
                     LogIn::Event => drop(queued.insert(report.event)),
-                    LogIn::HandOver(place) => drop(handing_over.insert((report.event, place))),
+                    LogIn::HandOver(place) => {
+                        let slot = self.index.get(report.event);
+                        let delivery =
+                            slot.and_then(|slot| slot.deliveries.as_slice().get(usize::from(place)));
+                        let is_given = delivery.is_some_and(|delivery| delivery.state.is_handing_over());
+                        let key = (report.event, place);
+                        return is_given && handing_over.insert(key);
+                    }
                 }
                 self.index.get(report.event).is_some()
             });

@@ -14,6 +14,8 @@ enum Action {
     Attempt { pick: usize, is_delivered: bool },
     /// Gives the n-th open delivery away.
     Give(usize),
+    /// A control plane comes that takes no hand-overs, and then one that does.
+    TakeBack,
     /// Takes a delivery of the event of this number over; the same number of a hand-over may come again.
     TakeOver { number: u32, hand_over: u32 },
     /// Takes reports and acks this share of them.
@@ -30,6 +32,7 @@ fn action() -> impl Strategy<Value = Action> {
             .prop_map(|(numbers, both)| Action::Append(numbers, both)),
         6 => (any::<usize>(), any::<bool>()).prop_map(|(pick, is_delivered)| Action::Attempt { pick, is_delivered }),
         2 => any::<usize>().prop_map(Action::Give),
+        1 => Just(Action::TakeBack),
         3 => (0..50_u32, 0..3_u32).prop_map(|(number, hand_over)| Action::TakeOver { number, hand_over }),
         2 => (0.0..1.0).prop_map(|share| Action::Report { share }),
         1 => Just(Action::Restart),
@@ -56,6 +59,8 @@ struct Model {
     settled_lately: BTreeMap<(u64, String), OpenDelivery>,
     /// Every report seen, by sequence: a sequence means the same for ever.
     reports: HashMap<u64, v1::Report>,
+    /// Those of hand-overs that were taken back; they are never reported again.
+    taken_back: BTreeSet<u64>,
     acked: u64,
 }
 
@@ -81,6 +86,7 @@ impl World {
             Action::Append(numbers, both) => self.append(numbers, both).await,
             Action::Attempt { pick, is_delivered } => self.attempt(pick, is_delivered).await,
             Action::Give(pick) => self.give(pick).await,
+            Action::TakeBack => self.take_back().await,
             Action::TakeOver { number, hand_over } => self.take_over(number, hand_over).await,
             Action::Report { share } => self.report(share).await,
             Action::Restart => {
@@ -141,6 +147,26 @@ impl World {
         self.model.settled_lately.insert(key, delivery);
     }
 
+    async fn take_back(&mut self) {
+        self.buffer.control_plane_takes_hand_overs(false);
+        // Behind the second one, all that the first one brought is handed out.
+        for _ in 0..2 {
+            self.buffer.append(Entry::default()).await.unwrap();
+        }
+        for delivery in self.buffer.take_new_deliveries() {
+            let key = self.key(delivery);
+            assert!(self.model.open.insert(key, delivery).is_none(), "it is handed out once");
+        }
+        let is_hand_over =
+            |report: &v1::Report| matches!(report.report, Some(v1::report::Report::DeliveryHandOver(_)));
+        // A kill may have forgotten acks: then both make it.
+        let acked = self.buffer.acked_sequence(Lane::Logs);
+        let waiting = self.model.reports.values().filter(|report| report.sequence > acked);
+        let taken_back = waiting.filter(|report| is_hand_over(report)).map(|report| report.sequence);
+        self.model.taken_back.extend(taken_back);
+        self.buffer.control_plane_takes_hand_overs(true);
+    }
+
     async fn take_over(&mut self, number: u32, hand_over: u32) {
         let id = format!("{number} {hand_over}");
         let foreign = hand_over::foreign(&id, number, "sub_t", hand_over);
@@ -169,6 +195,7 @@ impl World {
         let mut last = self.model.acked;
         for report in &batch.reports() {
             assert!(report.sequence > last, "sequences grow");
+            assert!(!self.model.taken_back.contains(&report.sequence), "it was taken back");
             last = report.sequence;
             let before = self.model.reports.insert(report.sequence, report.clone());
             assert!(before.is_none_or(|before| before == *report), "a sequence means the same for ever");
@@ -233,7 +260,7 @@ impl World {
             let is_it = |delivery: &&v1::Delivery| delivery.state() == v1::DeliveryState::Delivered;
             deliveries.iter().filter(is_it).count()
         };
-        for report in self.model.reports.values() {
+        for (_, report) in self.model.reports.iter().filter(|(at, _)| !self.model.taken_back.contains(at)) {
             match report.report.clone() {
                 Some(v1::report::Report::Event(event)) => {
                     let log = event.inbound_log.unwrap();

@@ -236,3 +236,21 @@ async fn deliveries_that_nobody_can_make_are_settled() {
     assert_eq!(got.iter().map(|(_, one)| one.id.clone()).collect::<Vec<_>>(), [hand_over(5, 5).id]);
     plane.stop().await;
 }
+
+/// An acknowledgement reaches as far as its message and no further. The log may have had later messages over an earlier
+/// stream, whose deliveries are not queued: an agent that is told otherwise forgets them.
+#[tokio::test]
+async fn an_acknowledgement_ends_with_its_message() {
+    let plane = plane().await;
+    let mut agent = plane.agent("eu").await;
+    let mut stream = agent.reports().await;
+    stream.send(reports(vec![report(1, pending(1)), report(2, given(hand_over(1, 1)))])).await;
+    assert_eq!(stream.response().await.acked_sequence, 2);
+    drop(stream);
+    let mut stream = agent.reports().await;
+    stream.send(reports(vec![report(1, pending(1))])).await;
+    assert_eq!(stream.response().await.acked_sequence, 1);
+    stream.send(reports(vec![report(2, given(hand_over(1, 1)))])).await;
+    assert_eq!(stream.response().await.acked_sequence, 2);
+    plane.stop().await;
+}

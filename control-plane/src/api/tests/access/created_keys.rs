@@ -1,6 +1,12 @@
 //! Keys that were made with keys.
 
+use gateway_core::api_key::{Role, Scopes};
+
 use super::{world::*, *};
+use crate::{
+    api::{api_key, authorize::Caller},
+    store::{Store, api_keys},
+};
 
 /// What a revocation is asked for.
 fn with_created(id: &str) -> v1::RevokeApiKeyRequest {
@@ -107,4 +113,32 @@ async fn streams_per_key_are_bounded() {
         tokio::task::yield_now().await;
     }
     server.stop().await;
+}
+
+/// A key cannot be made with one that is revoked meanwhile: whoever stole a key could otherwise keep one that was not
+/// there yet when all that were made with it were revoked.
+#[tokio::test]
+async fn no_key_is_made_with_a_revoked_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open(directory.path()).await.unwrap();
+    let caller = "key_1";
+    let key = v1::ApiKey {
+        id: caller.into(),
+        role: v1::Role::PlatformAdmin.into(),
+        display_name: "stolen".into(),
+        ..Default::default()
+    };
+    let mut transaction = store.begin_write().await.unwrap();
+    api_keys::create(&mut transaction, &key, &[1; 32]).await.unwrap();
+    transaction.commit().await.unwrap();
+    let holder = Caller::api_key(caller.into(), Role::PlatformAdmin, None, Scopes::default(), None, None);
+    let request = || v1::CreateApiKeyRequest { api_key: Some(key_of("", v1::Role::PlatformAdmin)) };
+    api_key::create(&store, &holder, request()).await.unwrap();
+    let mut revoking = store.begin_write().await.unwrap();
+    let mut creating = Box::pin(api_key::create(&store, &holder, request()));
+    assert!(futures_util::poll!(&mut creating).is_pending(), "it waits for its turn");
+    let revoked = v1::ApiKey { revoke_time: Some(prost_types::Timestamp { seconds: 1, nanos: 0 }), ..key };
+    api_keys::update(&mut revoking, &revoked).await.unwrap();
+    revoking.commit().await.unwrap();
+    assert_eq!(creating.await.unwrap_err().code(), Code::Unauthenticated);
 }

@@ -108,7 +108,10 @@ pub(in crate::api::tests) fn logs(client: Client) -> InboundLogServiceClient<Cli
 }
 
 /// Makes a key as `client`; gives it and its secret.
-pub(in crate::api::tests) async fn create_key(client: Client, key: v1::ApiKey) -> Result<(v1::ApiKey, String), Status> {
+pub(in crate::api::tests) async fn create_key(
+    client: Client,
+    key: v1::ApiKey,
+) -> Result<(v1::ApiKey, String), Status> {
     let request = v1::CreateApiKeyRequest { api_key: Some(key) };
     let made = tenants(client).create_api_key(request).await?.into_inner();
     Ok((made.api_key.unwrap(), made.secret))
