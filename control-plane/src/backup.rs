@@ -87,6 +87,13 @@ pub enum BackupError {
     /// The epoch of the store cannot be renewed.
     #[error("give the restored store a new epoch")]
     Epoch(#[source] StoreError),
+    /// There is no database in the data directory that is said to have been in use.
+    #[error(
+        "look for what was revoked after the backup: there is no {file} in `{0}`; give the data directory that was in use \
+         until now, or leave --previous-data-dir out, and what was revoked is restored unseen",
+        file = store::FILE_NAME
+    )]
+    NoPrevious(PathBuf),
     /// The database that was in use until now cannot be read.
     #[error(
         "read `{path}` for what was revoked after the backup; without --previous-data-dir it is restored unseen"

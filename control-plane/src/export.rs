@@ -35,13 +35,17 @@ use crate::{
     sealing::RootKeys,
     store::{
         self, Cause, Store, StoreError,
+        damaged::LeftOut,
         sqlite::{files, schema::SCHEMA_VERSION},
         tenants,
     },
 };
 
+mod left_out;
 #[cfg(test)]
 mod tests;
+
+pub use left_out::Named;
 
 /// Name of the file in the data directory that keeps the key that signs.
 pub const SIGNING_KEY_FILE: &str = "snapshot-signing.key";
@@ -120,6 +124,12 @@ pub enum ExportError {
         /// Who we are.
         ours: SignerId,
     },
+    /// Resources that would be in it cannot be read.
+    #[error(
+        "read {0}: what is stored is damaged, so an export would lack it; restore a backup, or delete it and create it \
+         anew; --leave-out-damaged exports the rest"
+    )]
+    Damaged(Named),
     /// The export would take the place of a key.
     #[error("write export `{0}`: that is a key file; give another --output")]
     OverKey(PathBuf),
@@ -147,6 +157,8 @@ pub struct ExportRequest {
     pub key_file: PathBuf,
     /// How long agents may start from it, within [`LIVES`].
     pub expires_in: Duration,
+    /// Whether what cannot be read is left out; otherwise there is no export then.
+    pub leave_out_damaged: bool,
 }
 
 /// What is in an export.
@@ -179,13 +191,15 @@ pub struct Exported {
     pub is_signing_key_new: bool,
     /// Whether the agents' key file was made now.
     pub is_key_file_new: bool,
+    /// What should be in it and cannot be read.
+    pub left_out: Vec<LeftOut>,
 }
 
 /// Writes an export of the store in `data_dir`, whether its control plane runs or not. The file has its name when it is
 /// whole and durable, and only its owner can read it.
 ///
 /// # Errors
-/// When the store cannot be read, a key cannot be used, or the file cannot be written; then a file of this name that was
+/// When the store, or what would be in the export, cannot be read, a key cannot be used, or the file cannot be written; then a file of this name that was
 /// there before is as it was.
 pub async fn export(
     data_dir: &Path,
@@ -236,11 +250,15 @@ async fn export_from(
         return Err(ExportError::OverKey(request.output.clone()));
     }
     let mut unfinished = Unfinished::create(&request.output)?;
-    let contents = Contents::read(store, request, clock::now()).await?;
+    let mut contents = Contents::read(store, request, clock::now()).await?;
+    let left_out = std::mem::take(&mut contents.left_out);
+    if !left_out.is_empty() && !request.leave_out_damaged {
+        return Err(ExportError::Damaged(Named(left_out)));
+    }
     let (header, counts) = contents.write(store, request, &key, &signing_key, &mut unfinished).await?;
     let bytes = unfinished.take_name()?;
     let signer = signing_key.id();
-    Ok(Exported { header, counts, bytes, signer, is_signing_key_new, is_key_file_new })
+    Ok(Exported { header, counts, bytes, signer, is_signing_key_new, is_key_file_new, left_out })
 }
 
 /// What is going to be written.
@@ -248,6 +266,7 @@ struct Contents {
     header: ExportHeader,
     parts: Parts,
     filter: Option<TenantFilter>,
+    left_out: Vec<LeftOut>,
 }
 
 impl Contents {
@@ -255,12 +274,14 @@ impl Contents {
         let opt_out_cursor = *store.watch_opt_out_cursor().borrow();
         let newest = store.version().await?;
         let changes = Publisher::new(store.clone()).changes(0, newest).await?;
+        let unreadable = changes.left_out.clone();
         let parts = Parts::new(changes, &request.region);
         let tenant_id = request.tenant_id.clone();
         let filter = match &tenant_id {
             Some(tenant_id) => Some(TenantFilter::read(store, tenant_id.as_str()).await?),
             None => None,
         };
+        let left_out = left_out::of_agents(store, &unreadable, &request.region, filter.as_ref()).await?;
         let header = ExportHeader {
             region: request.region.clone(),
             tenant_id,
@@ -271,7 +292,7 @@ impl Contents {
             expire_time: now.saturating_add(request.expires_in).unwrap_or(Timestamp::MAX),
             build: env!("CARGO_PKG_VERSION").to_owned(),
         };
-        Ok(Self { header, parts, filter })
+        Ok(Self { header, parts, filter, left_out })
     }
 
     /// One record at a time, so that what is encoded and sealed is never more than one response of the config stream.

@@ -4,7 +4,7 @@ use std::{io::Write as _, path::PathBuf, time::Duration};
 
 use gateway_control_plane::{
     config::Config,
-    export::{self, ExportRequest, Exported, LIVES, SIGNING_KEY_FILE},
+    export::{self, ExportRequest, Exported, LIVES, Named, SIGNING_KEY_FILE},
 };
 use gateway_core::{id::TenantId, instance::is_region};
 use gateway_runtime::config::Span;
@@ -27,6 +27,9 @@ pub(crate) struct Arguments {
     /// How long new agents may start from it, 1m to 90d.
     #[arg(long, value_name = "DURATION", default_value = "7d", value_parser = expires_in)]
     expires_in: Duration,
+    /// Export the rest when resources cannot be read; without it there is no export then, and the one before stays.
+    #[arg(long)]
+    leave_out_damaged: bool,
 }
 
 fn region(text: &str) -> Result<String, &'static str> {
@@ -45,8 +48,9 @@ fn expires_in(text: &str) -> Result<Duration, String> {
 /// Writes an export of the store of `config`, and tells standard output about it.
 #[tokio::main]
 pub(crate) async fn export_snapshot(config: &Config, arguments: Arguments) -> anyhow::Result<()> {
-    let Arguments { region, tenant, output, key_file, expires_in } = arguments;
-    let request = ExportRequest { region, tenant_id: tenant, output, key_file, expires_in };
+    let Arguments { region, tenant, output, key_file, expires_in, leave_out_damaged } = arguments;
+    let request =
+        ExportRequest { region, tenant_id: tenant, output, key_file, expires_in, leave_out_damaged };
     let exported = export::export(&config.data_dir, &config.root_keys, &request).await?;
     let told = tell(&request, &exported);
     // When standard output is gone the export is written all the same.
@@ -55,7 +59,7 @@ pub(crate) async fn export_snapshot(config: &Config, arguments: Arguments) -> an
 }
 
 fn tell(request: &ExportRequest, exported: &Exported) -> String {
-    let Exported { header, counts, bytes, signer, is_signing_key_new, is_key_file_new } = exported;
+    let Exported { header, counts, bytes, signer, is_signing_key_new, is_key_file_new, left_out } = exported;
     let mut lines = vec![
         format!("wrote {}: {bytes} bytes", request.output.display()),
         format!(
@@ -78,6 +82,12 @@ fn tell(request: &ExportRequest, exported: &Exported) -> String {
         format!("expires: {}", gateway_core::time::rfc3339_seconds(header.expire_time)),
         format!("signed by: key {signer}"),
     ];
+    if !left_out.is_empty() {
+        lines.push(format!(
+            "left out: {}, which cannot be read: restore a backup, or delete it and create it anew, then export again",
+            Named(left_out.clone())
+        ));
+    }
     if *is_signing_key_new {
         lines.push(format!(
             "made {SIGNING_KEY_FILE} in the data directory, which signs exports: it is in no backup, so keep a copy of it with \

@@ -22,7 +22,8 @@ use tokio::sync::Mutex;
 use crate::{
     fleet::{ResourceKey, serves},
     store::{
-        ConfigChanges, REMOVAL_ORDER, Store, StoreError, opt_out_policies, route_reach, webhook_subscriptions,
+        ConfigChanges, REMOVAL_ORDER, Store, StoreError, damaged::LeftOut, opt_out_policies, route_reach,
+        webhook_subscriptions,
     },
 };
 
@@ -45,6 +46,8 @@ pub struct Changes {
     pub version: u64,
     items: Vec<Item>,
     removals: Vec<v1::ConfigRemoval>,
+    /// What cannot be read, whatever region it is for.
+    pub left_out: Vec<LeftOut>,
 }
 
 struct Item {
@@ -175,7 +178,8 @@ fn annotate(since: u64, changes: ConfigChanges, regions: &Regions) -> Changes {
         })
         .collect();
     items.sort_by(|one, other| (&one.group, rank(&one.resource)).cmp(&(&other.group, rank(&other.resource))));
-    Changes { since, version: changes.version, items, removals: changes.removals }
+    let ConfigChanges { version, removals, left_out, .. } = changes;
+    Changes { since, version, items, removals, left_out }
 }
 
 /// Routes come first, since their group is empty; within an instance it comes before what hangs on it.

@@ -53,12 +53,13 @@ pub mod route_reach;
 pub mod audit;
 pub mod sqlite;
 #[cfg(test)]
-mod conformance;
+pub(crate) mod conformance;
 #[cfg(test)]
 mod layering;
 #[cfg(test)]
 mod tests;
 
+use damaged::LeftOut;
 pub use engine::Engine;
 pub use error::{Cause, StoreError, Trouble};
 pub use opt_outs::OptOutRecorded;
@@ -78,6 +79,8 @@ pub struct ConfigChanges {
     pub upserts: Vec<v1::ConfigResource>,
     /// Removed resources: subscriptions, policies, instances, routes, in this order.
     pub removals: Vec<v1::ConfigRemoval>,
+    /// New and changed resources that cannot be read, in the order of `upserts`.
+    pub left_out: Vec<LeftOut>,
 }
 
 impl fmt::Debug for ConfigChanges {
@@ -87,6 +90,7 @@ impl fmt::Debug for ConfigChanges {
             .field("version", &self.version)
             .field("upserts", &self.upserts.len())
             .field("removals", &self.removals.len())
+            .field("left_out", &self.left_out)
             .finish()
     }
 }
@@ -237,14 +241,15 @@ impl Store {
     pub async fn changes_since(&self, version: u64) -> Result<ConfigChanges, StoreError> {
         let mut snapshot = Reader::new(self.inner.engine.snapshot().await?, self.clone());
         let now = snapshot.rows().version().await?;
-        let mut upserts = inbound_routes::changed_since(&mut snapshot, version).await?;
+        let mut left_out = Vec::new();
+        let mut upserts = inbound_routes::changed_since(&mut snapshot, version, &mut left_out).await?;
         upserts.extend(instances::changed_since(&mut snapshot, version).await?);
         upserts.extend(opt_out_policies::changed_since(&mut snapshot, version).await?);
-        upserts.extend(webhook_subscriptions::changed_since(&mut snapshot, version).await?);
+        upserts.extend(webhook_subscriptions::changed_since(&mut snapshot, version, &mut left_out).await?);
         let removals =
             if version == 0 { Vec::new() } else { versions::removed_since(&mut snapshot, version).await? };
         snapshot.finish().await?;
-        Ok(ConfigChanges { version: now, upserts, removals })
+        Ok(ConfigChanges { version: now, upserts, removals, left_out })
     }
 
     /// An instance of any tenant.
@@ -370,12 +375,13 @@ impl Store {
     }
 }
 
-/// Leaves out what cannot be opened or read, loudly: one damaged row must not keep all other changes from all agents.
+/// Leaves out what cannot be opened or read, loudly, and notes it in `left_out`: one damaged row must not keep all other changes from all agents.
 /// An agent that has the resource keeps its last good value.
 fn readable(
     resource_type: &'static str,
     id: &str,
     resource: Result<v1::ConfigResource, StoreError>,
+    left_out: &mut Vec<LeftOut>,
 ) -> Option<Result<v1::ConfigResource, StoreError>> {
     match resource {
         Err(failure) if failure.is_damage() => {
@@ -384,6 +390,7 @@ fn readable(
                 resource_type,
                 id, error, "failed to read a row: agents get no change of it; restore a backup"
             );
+            left_out.push(LeftOut { resource_type, id: id.to_owned() });
             None
         }
         resource => Some(resource),

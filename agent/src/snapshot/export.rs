@@ -3,8 +3,8 @@
 
 use std::{
     collections::HashSet,
-    fs::{self, File},
-    io::{self, BufReader},
+    fs::File,
+    io::{self, BufReader, Read as _},
     path::{Path, PathBuf},
 };
 
@@ -37,6 +37,9 @@ mod tests;
 
 const KIND: Kind = Kind { name: FILE_NAME, reader_prefix: KEY_PREFIX, writer_prefix: SIGNING_KEY_PREFIX };
 
+/// No key file is longer, and a file that is taken for one may be a whole export.
+const KEY_FILE_BYTES_MAX: usize = 4_096;
+
 /// An export and the key that opens it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExportFiles {
@@ -57,6 +60,12 @@ pub enum ExportError {
         /// Why.
         #[source]
         source: io::Error,
+    },
+    /// The key file is no text: it may be the export.
+    #[error("use key file `{path}`: it is not a key file; perhaps it and the snapshot export are swapped")]
+    NotAKeyFile {
+        /// The file.
+        path: PathBuf,
     },
     /// The key file does not hold a key.
     #[error("use key file `{path}`")]
@@ -230,8 +239,13 @@ impl ExportError {
 
 fn read_key(path: &Path) -> Result<ReaderKey, ExportError> {
     private::warn_if_open_to_the_world(path);
-    let text = fs::read_to_string(path).map(Zeroizing::new).map_err(ExportError::open(path))?;
-    ReaderKey::parse(&KIND, &text).map_err(|source| ExportError::Key { path: path.to_owned(), source })
+    let mut bytes = Zeroizing::new(Vec::new());
+    // At once, so that no copy of a key is left where it grew.
+    bytes.reserve_exact(KEY_FILE_BYTES_MAX + 1);
+    let read = File::open(path).and_then(|file| file.take(KEY_FILE_BYTES_MAX as u64).read_to_end(&mut bytes));
+    read.map_err(ExportError::open(path))?;
+    let text = std::str::from_utf8(&bytes).map_err(|_| ExportError::NotAKeyFile { path: path.to_owned() })?;
+    ReaderKey::parse(&KIND, text).map_err(|source| ExportError::Key { path: path.to_owned(), source })
 }
 
 /// Says what of an export this program cannot use.

@@ -4,11 +4,11 @@ use gateway_core::{tenant::TenantScope, time};
 use gateway_proto::v1;
 use tonic::Status;
 
-use super::webhook_subscription::masked;
+use super::{inbound_route, webhook_subscription::masked};
 use crate::{
     app::State,
     fleet::FleetDiagnosis,
-    store::{inbound_routes, webhook_subscriptions},
+    store::{damaged::Found, inbound_routes, webhook_subscriptions},
 };
 
 /// Subscriptions looked at.
@@ -27,7 +27,12 @@ pub async fn of(
 ) -> Result<v1::DiagnoseInstanceResponse, Status> {
     let mut connection = state.store.reader().await?;
     // A platform route is not its tenants' to see: neither its path nor what else comes in on it.
-    let route = inbound_routes::find(&mut connection, scope, &instance.inbound_route_id).await?;
+    let route_id = &instance.inbound_route_id;
+    let route = match inbound_routes::find_even_damaged(&mut connection, scope, route_id).await? {
+        Some(Found::Whole(stored)) => Some(stored),
+        Some(Found::Damaged(_)) => return Err(inbound_route::damaged(route_id)),
+        None => None,
+    };
     let id = Some(instance.id.as_str());
     let subscriptions =
         webhook_subscriptions::list(&mut connection, scope, id, None, SUBSCRIPTIONS_MAX).await?;

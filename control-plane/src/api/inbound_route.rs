@@ -59,8 +59,8 @@ impl InboundRouteApi {
         if named.is_empty() {
             return Ok(Some(inbound_routes::ids(&mut connection, &scope).await?));
         }
-        let found = inbound_routes::find(&mut connection, &scope, named).await?;
-        Ok(Some(found.map(|stored| stored.route.id).into_iter().collect()))
+        let found = inbound_routes::find_even_damaged(&mut connection, &scope, named).await?;
+        Ok(Some(found.map(|_| named.to_owned()).into_iter().collect()))
     }
 }
 
@@ -251,7 +251,8 @@ impl InboundRouteService for InboundRouteApi {
     }
 }
 
-async fn find(
+/// A route within reach of the caller; `field` is the request's field that names it.
+pub(super) async fn find(
     connection: &mut dyn Connection,
     scope: &TenantScope,
     field: &str,
@@ -259,8 +260,13 @@ async fn find(
 ) -> Result<StoredRoute, Status> {
     match find_even_damaged(connection, scope, field, id).await? {
         Found::Whole(stored) => Ok(stored),
-        Found::Damaged(_) => Err(status::damaged("inbound route", id, "DeleteInboundRoute")),
+        Found::Damaged(_) => Err(damaged(id)),
     }
+}
+
+/// DATA_LOSS: the route cannot be read.
+pub(super) fn damaged(id: &str) -> Status {
+    status::damaged("inbound route", id, "DeleteInboundRoute")
 }
 
 async fn find_even_damaged(
@@ -332,7 +338,8 @@ pub(super) async fn create(
     let id = checked.id.to_string();
     let owner = owner.map_or("", TenantId::as_str);
     let is_others = tenants::is_owned_by_another(transaction, "inbound_route", &id, owner).await?;
-    if is_others || inbound_routes::find_any(transaction, &id).await?.is_some() {
+    let found = inbound_routes::find_even_damaged(transaction, &TenantScope::All, &id).await?;
+    if is_others || found.is_some() {
         return Err(status::already_exists("inbound route", &id));
     }
     let now = clock::now();

@@ -297,11 +297,7 @@ async fn require_route(
     scope: &TenantScope,
     id: &str,
 ) -> Result<v1::InboundRoute, Status> {
-    if id.is_empty() {
-        return Err(status::missing_field("instance.inbound_route_id"));
-    }
-    let found = inbound_routes::find(transaction, scope, id).await?;
-    Ok(found.ok_or_else(|| status::not_found("inbound route", id))?.route)
+    Ok(inbound_route::find(transaction, scope, "instance.inbound_route_id", id).await?.route)
 }
 
 /// What decides which callbacks are an instance's.
@@ -325,7 +321,10 @@ async fn check_routing(
     if routing(was) == routing(instance) {
         return Ok(());
     }
-    if inbound_routes::find(transaction, &caller.tenants(), &was.inbound_route_id).await?.is_none() {
+    // A route that cannot be read may be left for another one.
+    let left =
+        inbound_routes::find_even_damaged(transaction, &caller.tenants(), &was.inbound_route_id).await?;
+    if left.is_none() {
         let what = "changing which callbacks of a platform route an instance gets";
         return caller.require(Role::PlatformAdmin, what);
     }

@@ -41,6 +41,12 @@ pub async fn restore(
     mut progress: impl FnMut(Progress),
 ) -> Result<Restored, BackupError> {
     let manifest = read_manifest(from)?;
+    // What cannot be looked at says why when it is opened.
+    if let Some(previous) = previous
+        && let Ok(false) = previous.join(store::FILE_NAME).try_exists()
+    {
+        return Err(BackupError::NoPrevious(previous.to_owned()));
+    }
     make_empty(data_dir)?;
     let unfinished = data_dir.join(UNFINISHED);
     fs::DirBuilder::new().mode(0o700).create(&unfinished).map_err(BackupError::file(&unfinished))?;

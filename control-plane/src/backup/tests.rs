@@ -226,7 +226,13 @@ async fn revocations_after_the_backup_are_kept() {
     );
 
     let nowhere = restore(&source.backup_dir(), &to("none"), Some(&to("nowhere")), |_| {}).await.unwrap_err();
-    assert!(matches!(nowhere, BackupError::Previous { .. }), "{nowhere}");
+    assert!(matches!(&nowhere, BackupError::NoPrevious(path) if *path == to("nowhere")), "{nowhere}");
+    assert!(format!("{:#}", anyhow::Error::from(nowhere)).contains("there is no config.db in `"));
+    assert!(!to("none").exists(), "nothing is restored unseen");
+    fs::create_dir(to("odd")).unwrap();
+    fs::write(to("odd").join(store::FILE_NAME), "no database").unwrap();
+    let odd = restore(&source.backup_dir(), &to("none"), Some(&to("odd")), |_| {}).await.unwrap_err();
+    assert!(matches!(odd, BackupError::Previous { .. }), "{odd}");
     assert!(fs::read_dir(to("none")).unwrap().next().is_none(), "nothing is restored unseen");
 
     fs::create_dir(to("other")).unwrap();

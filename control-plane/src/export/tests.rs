@@ -1,4 +1,5 @@
 use super::*;
+use crate::store::{conformance::fixtures, inbound_routes, instances, webhook_subscriptions};
 
 struct Place {
     directory: tempfile::TempDir,
@@ -20,6 +21,7 @@ impl Place {
             output: self.data_dir().join("exported"),
             key_file: self.data_dir().join("agents.key"),
             expires_in: Duration::from_secs(60),
+            leave_out_damaged: false,
         }
     }
 
@@ -125,4 +127,58 @@ async fn keys_are_not_written_over() {
         assert!(matches!(refused, ExportError::OverKey(_)), "{refused}");
         assert_eq!(fs::read(output).unwrap(), before);
     }
+}
+
+/// What cannot be read is named, and the export that was there stays, unless it may be left out; then the summary has
+/// it. What is not for the agents of the region or tenant is in nobody's way.
+#[tokio::test]
+async fn damaged_resources_are_not_left_out_silently() {
+    let place = Place::new();
+    let store = Store::open(place.data_dir()).await.unwrap();
+    let mut tx = store.begin_write().await.unwrap();
+    inbound_routes::put(&mut tx, &mut fixtures::route("route_1")).await.unwrap();
+    inbound_routes::put(&mut tx, &mut fixtures::route_of("", "route_2")).await.unwrap();
+    for (id, route, region) in [("inst_eu", "route_1", "eu"), ("inst_us", "route_2", "us")] {
+        let mut instance = v1::Instance { regions: vec![region.to_owned()], ..fixtures::instance(id, route) };
+        instances::put(&mut tx, &mut instance, id).await.unwrap();
+    }
+    for (id, instance) in [("sub_eu", "inst_eu"), ("sub_us", "inst_us")] {
+        webhook_subscriptions::put(&mut tx, &mut fixtures::subscription(id, instance)).await.unwrap();
+    }
+    tx.commit().await.unwrap();
+    store.close().await;
+    place.export(&place.request()).await.unwrap();
+    let good = fs::read(place.request().output).unwrap();
+    let damage = "UPDATE webhook_subscriptions SET config = x'00'; UPDATE inbound_routes SET config = x'00'";
+    store::sqlite::testing::execute(place.data_dir(), damage).await;
+    let default = Some("default".parse().unwrap());
+    let us = ExportRequest { region: "us".to_owned(), ..place.request() };
+    let bound = |request: &ExportRequest| ExportRequest { tenant_id: default.clone(), ..request.clone() };
+    let of_eu = "inbound route `route_1`, webhook subscription `sub_eu`";
+    let cases = [
+        (place.request(), of_eu),
+        (bound(&place.request()), of_eu),
+        (us.clone(), "inbound route `route_2`, webhook subscription `sub_us`"),
+    ];
+    for (request, named) in cases {
+        let refused = place.export(&request).await.unwrap_err();
+        assert!(refused.to_string().starts_with(&format!("read {named}: ")), "{refused}");
+        assert!(refused.to_string().contains("--leave-out-damaged"), "{refused}");
+        assert_eq!(fs::read(&request.output).unwrap(), good);
+        let exported = place.export(&ExportRequest { leave_out_damaged: true, ..request }).await.unwrap();
+        assert_eq!(Named(exported.left_out).to_string(), named);
+        assert_eq!((exported.counts.instances, exported.counts.inbound_routes), (1, 0));
+        fs::write(place.request().output, &good).unwrap();
+    }
+    let nothing = place.export(&bound(&us)).await.unwrap();
+    assert_eq!((nothing.left_out, nothing.counts), (vec![], ExportCounts::default()));
+}
+
+/// A text names ten resources, and says how many more there are.
+#[test]
+fn many_damaged_resources_are_counted() {
+    let left_out = |number| LeftOut { resource_type: "inbound_route", id: format!("route_{number}") };
+    let ten = Named((0..10).map(left_out).collect()).to_string();
+    assert!(ten.ends_with(", inbound route `route_9`"), "{ten}");
+    assert_eq!(Named((0..12).map(left_out).collect()).to_string(), format!("{ten} and 2 more"));
 }

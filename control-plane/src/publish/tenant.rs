@@ -71,12 +71,22 @@ impl TenantFilter {
         }
     }
 
+    /// Whether an inbound route is for the tenant's agents.
+    pub fn has_route(&self, id: &str) -> bool {
+        self.routes.contains(id)
+    }
+
+    /// Whether an instance, and what hangs on it, is for the tenant's agents.
+    pub fn has_instance(&self, id: &str) -> bool {
+        self.instances.contains(id)
+    }
+
     fn allows(&self, resource: &v1::ConfigResource) -> bool {
         match &resource.resource {
             Some(Resource::InboundRoute(_)) => {
-                route_id(resource).is_some_and(|route_id| self.routes.contains(route_id))
+                route_id(resource).is_some_and(|route_id| self.has_route(route_id))
             }
-            Some(_) => self.instances.contains(group(resource)),
+            Some(_) => self.has_instance(group(resource)),
             None => false,
         }
     }

@@ -28,7 +28,7 @@ fn subscription(id: &str, instance_id: &str, padding: usize) -> v1::ConfigResour
 
 fn parts(since: u64, upserts: Vec<v1::ConfigResource>, region: &str) -> Vec<Part> {
     let regions = Regions::of(&upserts);
-    let changes = ConfigChanges { version: 9, upserts, removals: vec![] };
+    let changes = ConfigChanges { version: 9, upserts, ..Default::default() };
     Parts::new(Arc::new(annotate(since, changes, &regions)), region).collect()
 }
 

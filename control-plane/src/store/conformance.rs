@@ -3,7 +3,7 @@
 
 use super::Store;
 
-pub(super) mod fixtures;
+pub(crate) mod fixtures;
 mod transactions;
 mod compare_and_set;
 mod versions;

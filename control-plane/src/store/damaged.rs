@@ -1,6 +1,8 @@
 //! Rows whose resource cannot be read: sealed bytes that do not open, or bytes that are no message. They do not keep
 //! the rows beside them from anybody, and they can be deleted.
 
+use std::fmt;
+
 use tracing::error;
 
 use super::StoreError;
@@ -23,6 +25,21 @@ pub struct Head {
     pub tenant_id: String,
     /// Its etag, as lists show it.
     pub etag: String,
+}
+
+/// A resource that is not among others because it cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeftOut {
+    /// Its type: the oneof field of `ConfigResource`.
+    pub resource_type: &'static str,
+    /// Its id.
+    pub id: String,
+}
+
+impl fmt::Display for LeftOut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} `{}`", self.resource_type.replace('_', " "), self.id)
+    }
 }
 
 /// What was read, or what is known of it when it cannot be.

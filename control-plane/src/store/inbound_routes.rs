@@ -11,12 +11,13 @@ use zeroize::Zeroizing;
 
 use super::{
     Connection, StoreError, WriteTx,
-    damaged::{self, Found, Head},
+    damaged::{self, Found, Head, LeftOut},
     decode, open, readable, tenants, versions,
 };
 use crate::sealing::Sealer;
 
-const TYPE: &str = "inbound_route";
+/// The type of inbound routes: the oneof field of `ConfigResource`.
+pub const TYPE: &str = "inbound_route";
 
 /// What the sealed `config` of a route is bound to, beside its tenant.
 pub(super) fn sealed_resource(id: &str) -> String {
@@ -241,12 +242,13 @@ pub async fn delete(transaction: &mut WriteTx, id: &str) -> Result<(), StoreErro
 pub(super) async fn changed_since(
     connection: &mut dyn Connection,
     version: u64,
+    left_out: &mut Vec<LeftOut>,
 ) -> Result<Vec<v1::ConfigResource>, StoreError> {
     let rows = connection.rows().inbound_routes_changed_since(version).await?;
     let resource = |SealedRow { version, id, tenant_id, sealed }: SealedRow| {
         let config = open(connection.sealer(), &tenant_id, &sealed_resource(&id), &sealed);
         let resource = config.map(|config| Some(Resource::InboundRoute(config)));
-        readable(TYPE, &id, resource.map(|resource| v1::ConfigResource { version, resource }))
+        readable(TYPE, &id, resource.map(|resource| v1::ConfigResource { version, resource }), left_out)
     };
     rows.into_iter().filter_map(resource).collect()
 }

@@ -1,5 +1,7 @@
 //! Webhook subscriptions, each with its secrets: the form that agents get, sealed.
 
+use std::collections::{HashMap, HashSet};
+
 use gateway_core::{destination, tenant::TenantScope, time};
 use gateway_proto::v1::{self, config_resource::Resource};
 use gateway_runtime::clock;
@@ -10,7 +12,7 @@ use zeroize::Zeroizing;
 
 use super::{
     Connection, StoreError, WriteTx,
-    damaged::{self, Found, Head},
+    damaged::{self, Found, Head, LeftOut},
     inbound_routes::SealedRow,
     readable, tenants,
 };
@@ -20,6 +22,8 @@ use crate::{
 };
 
 const TYPE: &str = "webhook_subscription";
+/// Rows that [`instances_of`] reads at a time.
+const READ_AT_A_TIME: i64 = 500;
 
 /// What the sealed `config` of a subscription is bound to, beside its tenant.
 pub(super) fn sealed_resource(id: &str) -> String {
@@ -103,8 +107,12 @@ fn resource(sealer: &Sealer, row: &SealedRow) -> Result<v1::ConfigResource, Stor
 }
 
 /// Those that can be read, in the form that agents get.
-fn resources(sealer: &Sealer, rows: &[SealedRow]) -> Result<Vec<v1::ConfigResource>, StoreError> {
-    rows.iter().filter_map(|row| readable(TYPE, &row.id, resource(sealer, row))).collect()
+fn resources(
+    sealer: &Sealer,
+    rows: &[SealedRow],
+    left_out: &mut Vec<LeftOut>,
+) -> Result<Vec<v1::ConfigResource>, StoreError> {
+    rows.iter().filter_map(|row| readable(TYPE, &row.id, resource(sealer, row), left_out)).collect()
 }
 
 /// A subscription within reach of a caller.
@@ -192,6 +200,24 @@ pub async fn instances_of_route(
     inbound_route_id: &str,
 ) -> Result<Vec<String>, StoreError> {
     connection.rows().subscribed_instances_of_route(inbound_route_id).await
+}
+
+/// The instances of subscriptions that need not be readable, by the subscriptions' ids. Reads all subscriptions.
+///
+/// # Errors
+/// When the database cannot be read.
+pub async fn instances_of(
+    connection: &mut dyn Connection,
+    ids: &HashSet<&str>,
+) -> Result<HashMap<String, String>, StoreError> {
+    let (mut after, mut found) = (String::new(), HashMap::new());
+    loop {
+        let rows = connection.rows().webhook_subscriptions(None, None, &after, READ_AT_A_TIME).await?;
+        let Some(last) = rows.last() else { return Ok(found) };
+        after.clone_from(&last.row.id);
+        let named = rows.into_iter().filter(|row| ids.contains(row.row.id.as_str()));
+        found.extend(named.map(|row| (row.row.id, row.instance_id)));
+    }
 }
 
 /// Writes a new or changed subscription under a new version; sets its etag.
@@ -285,13 +311,14 @@ pub async fn of_instance(
     instance_id: &str,
 ) -> Result<Vec<v1::ConfigResource>, StoreError> {
     let rows = connection.rows().webhook_subscriptions_of_instance(instance_id).await?;
-    resources(connection.sealer(), &rows)
+    resources(connection.sealer(), &rows, &mut Vec::new())
 }
 
 pub(super) async fn changed_since(
     connection: &mut dyn Connection,
     version: u64,
+    left_out: &mut Vec<LeftOut>,
 ) -> Result<Vec<v1::ConfigResource>, StoreError> {
     let rows = connection.rows().webhook_subscriptions_changed_since(version).await?;
-    resources(connection.sealer(), &rows)
+    resources(connection.sealer(), &rows, left_out)
 }

@@ -107,6 +107,19 @@ pub struct Waiting {
     pub version: u64,
 }
 
+/// A delivery to a webhook subscription that is gone, without its body.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Orphan {
+    /// Its place in the queue.
+    pub seq: i64,
+    /// Its id.
+    pub id: String,
+    /// Whose key seals it.
+    pub tenant_id: String,
+    /// The webhook subscription.
+    pub subscription_id: String,
+}
+
 /// The body of queued work.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SealedWork {
@@ -137,7 +150,7 @@ pub trait WorkReads: Send {
     ) -> Result<Vec<Waiting>, StoreError>;
 
     /// Deliveries to webhook subscriptions that are gone, after the place `after`, by place, at most `limit`.
-    async fn orphaned_work(&mut self, after: i64, limit: i64) -> Result<Vec<Waiting>, StoreError>;
+    async fn orphaned_work(&mut self, after: i64, limit: i64) -> Result<Vec<Orphan>, StoreError>;
 
     /// The work at these places that is still there, by place.
     async fn work_at(&mut self, seqs: &[i64]) -> Result<Vec<SealedWork>, StoreError>;
@@ -322,7 +335,7 @@ pub async fn waiting(
 ///
 /// # Errors
 /// When the database cannot be read.
-pub async fn orphans(store: &Store, after: i64, limit: i64) -> Result<Vec<Waiting>, StoreError> {
+pub async fn orphans(store: &Store, after: i64, limit: i64) -> Result<Vec<Orphan>, StoreError> {
     store.reader().await?.rows().orphaned_work(after, limit).await
 }
 

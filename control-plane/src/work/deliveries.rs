@@ -2,14 +2,15 @@
 //! subscription is gone before another agent has taken them.
 
 use gateway_proto::v1::{self, work::Work as Task};
+use tracing::error;
 use uuid::Uuid;
 
-use super::{ClaimError, WorkQueue};
+use super::{ClaimError, HandOverOutcome, WorkQueue};
 use crate::{
     inbound_log::{Record, ReportBatch, SequencedRecord},
     store::{
         self, StoreError,
-        work::{NewWork, WorkKind},
+        work::{NewWork, Orphan, WorkKind},
     },
 };
 
@@ -78,7 +79,7 @@ impl Canceller {
     }
 
     /// Cancels deliveries that wait for an agent and whose webhook subscription is gone: the log says so, then they
-    /// leave the queue.
+    /// leave the queue. What cannot be opened leaves it too, with an ERROR instead.
     pub(super) async fn cancel(&mut self, queue: &WorkQueue) -> Result<Cancelled, ClaimError> {
         let (mut after, mut cancelled) = (0, Cancelled { count: 0, held: 0 });
         loop {
@@ -91,34 +92,63 @@ impl Canceller {
             cancelled.held += held.len();
             let seqs: Vec<i64> = free.iter().map(|row| row.seq).collect();
             let mut records = Vec::new();
-            let mut ids = Vec::new();
-            for (_, work) in store::work::read(&queue.inner.store, &seqs).await? {
-                // What cannot be opened stays; whoever would lease it says so.
-                let Ok(v1::Work { id, work: Some(Task::DeliveryHandOver(hand_over)) }) = work else {
+            let (mut ids, mut unreadable) = (Vec::new(), Vec::new());
+            for (seq, work) in store::work::read(&queue.inner.store, &seqs).await? {
+                let hand_over = match work {
+                    Ok(v1::Work { work: Some(Task::DeliveryHandOver(hand_over)), .. }) => Some(hand_over),
+                    Ok(_) => None,
+                    Err(failure) if failure.is_damage() => None,
+                    Err(failure) => return Err(failure.into()),
+                };
+                let Some(row) = free.iter().find(|row| row.seq == seq) else { continue };
+                let Some(hand_over) = hand_over else {
+                    unreadable.push(row);
                     continue;
                 };
-                ids.push(id);
+                ids.push(row.id.clone());
                 self.sequence += 1;
                 let record = settled(&hand_over, v1::DeliveryState::Cancelled);
                 records.extend(record.map(|record| SequencedRecord { sequence: self.sequence, record }));
             }
-            if ids.is_empty() {
-                continue;
+            if !ids.is_empty() {
+                let batch = ReportBatch {
+                    buffer_id: self.buffer_id.clone(),
+                    records,
+                    last_sequence: self.sequence,
+                    ..ReportBatch::default()
+                };
+                queue.inner.logs.append(batch).await?;
+                queue.remove(&ids).await?;
+                queue.handed_over(HandOverOutcome::Cancelled, ids.len());
+                cancelled.count += ids.len();
             }
-            let batch = ReportBatch {
-                buffer_id: self.buffer_id.clone(),
-                records,
-                last_sequence: self.sequence,
-                ..ReportBatch::default()
-            };
-            queue.inner.logs.append(batch).await?;
-            queue.remove(&ids).await?;
-            cancelled.count += ids.len();
+            queue.remove_unreadable(&unreadable).await?;
         }
     }
 }
 
 impl WorkQueue {
+    /// Removes deliveries that cannot be opened, which nobody can make nor cancel: only the body knows the event.
+    async fn remove_unreadable(&self, rows: &[&Orphan]) -> Result<(), StoreError> {
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let ids: Vec<String> = rows.iter().map(|row| row.id.clone()).collect();
+        self.remove(&ids).await?;
+        for Orphan { seq, id, tenant_id, subscription_id } in rows {
+            error!(
+                seq,
+                gateway.work.id = id,
+                gateway.tenant.id = tenant_id,
+                gateway.subscription.id = subscription_id,
+                "removed a queued delivery that could not be opened, as its webhook subscription is gone: the log of its \
+                 event goes on showing it as it was"
+            );
+        }
+        self.handed_over(HandOverOutcome::Unreadable, rows.len());
+        Ok(())
+    }
+
     async fn remove(&self, ids: &[String]) -> Result<(), StoreError> {
         let mut tx = self.inner.store.begin_write().await?;
         store::work::delete(&mut tx, ids).await?;

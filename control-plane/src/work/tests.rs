@@ -326,3 +326,30 @@ async fn late_streams_let_go() {
     supervisor.stop().cancel();
     supervisor.wait(DEADLINE).await.unwrap();
 }
+
+/// A delivery that cannot be opened is for nobody once its webhook subscription is gone, so it leaves the queue then and
+/// not before; what can be opened is cancelled beside it. Both are counted.
+#[tokio::test]
+async fn unreadable_deliveries_leave_with_their_subscription() {
+    let dir = tempfile::tempdir().unwrap();
+    let supervisor = Supervisor::new(CancellationToken::new());
+    let queue = with_subscription(dir.path(), &supervisor).await;
+    give_away(&queue, 3).await;
+    testing::execute(dir.path(), "UPDATE queued_work SET body = x'0102' WHERE seq = 2").await;
+    let waiting = async || {
+        let counts = store::work::counts(&queue.inner.store).await.unwrap();
+        counts.iter().map(|count| count.count).sum::<i64>()
+    };
+    let mut canceller = deliveries::Canceller::new();
+    let nothing = deliveries::Cancelled { count: 0, held: 0 };
+    assert_eq!(canceller.cancel(&queue).await.unwrap(), nothing);
+    assert_eq!(waiting().await, 3, "its subscription may come back with a backup");
+    testing::execute(dir.path(), "DELETE FROM webhook_subscriptions").await;
+    let two = deliveries::Cancelled { count: 2, held: 0 };
+    assert_eq!(canceller.cancel(&queue).await.unwrap(), two);
+    assert_eq!(waiting().await, 0);
+    let counted = [HandOverOutcome::Cancelled, HandOverOutcome::Unreadable].map(|what| queue.counted(what));
+    assert_eq!(counted, [2, 1]);
+    supervisor.stop().cancel();
+    supervisor.wait(DEADLINE).await.unwrap();
+}

@@ -65,10 +65,16 @@ struct KindLabels {
 pub enum HandOverOutcome {
     /// It waits for another agent, or did so already.
     Queued,
-    /// Its webhook subscription is gone.
+    /// Its webhook subscription is gone, when it came or while it waited.
     Cancelled,
     /// It cannot be delivered by anybody: something about it is missing or wrong.
     Refused,
+    /// What was queued could not be read, and was removed when its webhook subscription was gone.
+    Unreadable,
+}
+
+impl HandOverOutcome {
+    const ALL: [Self; 4] = [Self::Queued, Self::Cancelled, Self::Refused, Self::Unreadable];
 }
 
 impl EncodeLabelValue for HandOverOutcome {
@@ -77,6 +83,7 @@ impl EncodeLabelValue for HandOverOutcome {
             Self::Queued => "queued",
             Self::Cancelled => "cancelled",
             Self::Refused => "refused",
+            Self::Unreadable => "unreadable",
         };
         EncodeLabelValue::encode(&text, encoder)
     }
@@ -102,7 +109,7 @@ impl WorkMetrics {
             drop(self.waiting.get_or_create(&KindLabels { kind }));
             drop(self.oldest_age.get_or_create(&KindLabels { kind }));
         }
-        for outcome in [HandOverOutcome::Queued, HandOverOutcome::Cancelled, HandOverOutcome::Refused] {
+        for outcome in HandOverOutcome::ALL {
             drop(self.hand_overs.get_or_create(&OutcomeLabels { outcome }));
         }
         let help = "Work that no agent has acknowledged yet, by its kind";
@@ -127,9 +134,15 @@ impl WorkMetrics {
 }
 
 impl WorkQueue {
-    /// Counts a delivery that an agent gave away.
-    pub fn handed_over(&self, outcome: HandOverOutcome) {
-        self.inner.metrics.hand_overs.get_or_create(&OutcomeLabels { outcome }).inc();
+    /// Counts deliveries that agents gave away.
+    pub fn handed_over(&self, outcome: HandOverOutcome, count: usize) {
+        self.inner.metrics.hand_overs.get_or_create(&OutcomeLabels { outcome }).inc_by(count as u64);
+    }
+
+    /// How many were counted.
+    #[cfg(test)]
+    pub(super) fn counted(&self, outcome: HandOverOutcome) -> u64 {
+        self.inner.metrics.hand_overs.get_or_create(&OutcomeLabels { outcome }).get()
     }
 
     /// Whether an open stream takes over deliveries of a tenant in a region, and its agent does not drain.

@@ -276,7 +276,9 @@ fn advice(status_code: u16, target: &Target) -> String {
         401 => format!(
             "the agent does not know the callback URL's token, or {what}; InstanceService/DiagnoseInstance says why"
         ),
-        503 => "the agent cannot store events now: its buffer or its disk is full".to_owned(),
+        503 => "the agent takes no callbacks now: it drains or was revoked (/readyz on its admin port says so), or its \
+                buffer or its disk is full"
+            .to_owned(),
         404 => {
             format!("this is not a callback URL; it ends in /callbacks/{}/{{token}}", target.provider.name())
         }

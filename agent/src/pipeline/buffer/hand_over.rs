@@ -218,8 +218,7 @@ impl Round<'_> {
             // Repeats will be counted on what is stored now. What is here of the event is reported before.
             self.report_event(mark.event);
         }
-        let duplicates = seen.map_or(0, |mark| mark.duplicates);
-        self.store_taken(taken, subscription, duplicates);
+        self.store_taken(taken, subscription, seen);
         true
     }
 
@@ -232,7 +231,7 @@ impl Round<'_> {
         is_here && self.event_id(event).is_some_and(|found| found == id.to_string())
     }
 
-    fn store_taken(&mut self, taken: TakenOver, subscription: u32, duplicates: u32) {
+    fn store_taken(&mut self, taken: TakenOver, subscription: u32, seen: Option<Mark>) {
         let number = self.counters.event;
         self.counters.event += 1;
         let TakenOver { event_id, log, attempts, due_ms, is_held, .. } = taken;
@@ -248,13 +247,10 @@ impl Round<'_> {
         let state = if is_held { DeliveryState::Held } else { DeliveryState::Pending };
         let delivery = Delivery { due_ms, subscription, attempts, state };
         self.plan.put(Kind::State, 0, |out| record::put_state(out, number, Reported::Acked, &[delivery]));
-        let mark = Mark { duplicates, ..Mark::new(self.now_ms, number) };
-        if duplicates > 0 {
-            self.put_mark(event_id, mark);
-        } else {
-            // The event is its own mark.
-            self.plan.marks.insert(event_id, mark);
-        }
+        let duplicates = seen.map_or(0, |mark| mark.duplicates);
+        let is_taken_over = seen.is_none_or(|mark| mark.is_taken_over);
+        // The event's record is a mark too, of an event that came in a callback and not again.
+        self.put_mark(event_id, Mark { duplicates, is_taken_over, ..Mark::new(self.now_ms, number) });
         let slot = Slot {
             receive_ms: self.now_ms,
             place,

@@ -408,10 +408,12 @@ impl Keeper {
         if number > self.kept {
             self.mark_files.add(&marks_of(&segment))?;
             self.kept = number;
-            // The index must not be behind a segment that is gone.
-            if let Some(view) = self.shared.marks.view()
-                && let Err(failure) = view.flush()
-            {
+            // The index must not be behind a segment that is gone, nor seem to be.
+            let has_all = !self.is_behind && self.pending.is_empty();
+            let reached = if has_all { number.saturating_add(1) } else { 0 };
+            let view = self.shared.marks.view();
+            let noted = view.map_or(Ok(()), |view| view.reaches(reached).and_then(|()| view.flush()));
+            if let Err(failure) = noted {
                 self.lose_view(&failure);
             }
         }

@@ -253,7 +253,7 @@ mod tests {
     use super::*;
 
     fn mark(number: u8, expire_day: u32) -> (EventId, Mark) {
-        (EventId::from_bytes([number; 16]), Mark { expire_day, duplicates: 0, event: u64::from(number) })
+        (EventId::from_bytes([number; 16]), Mark { expire_day, ..Mark::new(0, u64::from(number)) })
     }
 
     fn read(files: &MarkFiles, today: u32) -> Vec<(EventId, Mark)> {
@@ -312,7 +312,7 @@ mod tests {
         let files = MarkFiles::open(directory.path()).unwrap();
         let mark = |number: u32| {
             let id = EventId::derive(&[&number.to_string()]);
-            (id, Mark { expire_day: 100, duplicates: 0, event: u64::from(number) })
+            (id, Mark { expire_day: 100, duplicates: 0, event: u64::from(number), is_taken_over: false })
         };
         let all: Vec<(EventId, Mark)> = (0..400_000).map(mark).collect();
         for part in all.chunks(30_011) {

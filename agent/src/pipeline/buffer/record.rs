@@ -339,32 +339,45 @@ pub(super) struct Mark {
     pub(super) duplicates: u32,
     /// The event's number; 0 for what is no event: an unrouted callback, a contact's wish that came alone.
     pub(super) event: u64,
+    /// It was first seen in a hand-over, and not in a callback.
+    pub(super) is_taken_over: bool,
 }
 
 /// Length of an encoded mark.
 pub(super) const MARK_BYTES: usize = 16;
 
+/// In the event's number of an encoded mark: [`Mark::is_taken_over`]. A program of before sees the number of an event
+/// that it does not have, as in every mark that is older than its journal.
+const TAKEN_OVER: u64 = 1 << 63;
+
 impl Mark {
     /// Of what was seen first at this time.
     pub(super) fn new(seen_ms: i64, event: u64) -> Self {
-        Self { expire_day: day_of(seen_ms) + MARK_DAYS, duplicates: 0, event }
+        Self { expire_day: day_of(seen_ms) + MARK_DAYS, duplicates: 0, event, is_taken_over: false }
+    }
+
+    /// How many times the event came again after a callback with it. The control plane adds the first callback itself,
+    /// for every agent but the one that reported the event.
+    pub(super) fn repeats(self) -> u32 {
+        self.duplicates.saturating_sub(u32::from(self.is_taken_over))
     }
 
     pub(super) fn encode(self) -> [u8; MARK_BYTES] {
         let mut bytes = [0; MARK_BYTES];
         bytes[..4].copy_from_slice(&self.expire_day.to_be_bytes());
         bytes[4..8].copy_from_slice(&self.duplicates.to_be_bytes());
-        bytes[8..].copy_from_slice(&self.event.to_be_bytes());
+        let flag = if self.is_taken_over { TAKEN_OVER } else { 0 };
+        bytes[8..].copy_from_slice(&(self.event | flag).to_be_bytes());
         bytes
     }
 
     pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
         let mut rest = Reader(bytes);
-        Some(Self {
-            expire_day: u32::from_be_bytes(rest.array()?),
-            duplicates: u32::from_be_bytes(rest.array()?),
-            event: u64::from_be_bytes(rest.array()?),
-        })
+        let expire_day = u32::from_be_bytes(rest.array()?);
+        let duplicates = u32::from_be_bytes(rest.array()?);
+        let event = u64::from_be_bytes(rest.array()?);
+        let is_taken_over = event & TAKEN_OVER != 0;
+        Some(Self { expire_day, duplicates, event: event & !TAKEN_OVER, is_taken_over })
     }
 }
 

@@ -478,7 +478,9 @@ impl Replay {
     /// damaged end that would say what was in it.
     fn check_against(&mut self, view: Option<Position>) {
         let position = |view: &Position| (view.segment, u64::from(view.offset));
-        let is_seen = |view: &Position| position(view) >= self.last;
+        // The beginning of the next segment is the end of the last: see `View::reaches`.
+        let is_next = |view: &Position| position(view) == (self.last.0.saturating_add(1), 0);
+        let is_seen = |view: &Position| position(view) >= self.last && !is_next(view);
         match (view.filter(is_seen), self.gap) {
             (Some(view), gap) => {
                 if position(&view) > self.last {

@@ -214,7 +214,7 @@ impl Round<'_> {
             if self.slot(mark.event).is_some_and(|slot| slot.reported == Reported::No) {
                 self.report_event(mark.event);
             }
-            let report = v1::DuplicateReport { event_id: id.to_string(), duplicate_count: mark.duplicates };
+            let report = v1::DuplicateReport { event_id: id.to_string(), duplicate_count: mark.repeats() };
             self.report(Lane::Logs, v1::report::Report::Duplicate(report));
         }
         true

@@ -254,6 +254,15 @@ impl View {
         guarded(|| self.db().insert(POSITION, noted.encode()).map(drop))
     }
 
+    /// Notes that all marks of the journal before this segment are in it.
+    pub(super) fn reaches(&self, segment: u32) -> Result<(), ViewError> {
+        let Some(position) = self.position()?.filter(|position| position.segment < segment) else {
+            return Ok(());
+        };
+        let reached = Position { segment, offset: 0, end: position.end.max((segment, 0)), ..position };
+        guarded(|| self.db().insert(POSITION, reached.encode()).map(drop))
+    }
+
     /// Forgets the marks that were taken together and have all expired before `today`.
     pub(super) fn forget(&self, today: u32) -> Result<(), ViewError> {
         let expired = |run: &Run| run.expire_day < today;
@@ -351,7 +360,7 @@ mod tests {
 
     fn mark(number: u32, expire_day: u32) -> (EventId, Mark) {
         let id = EventId::derive(&[&number.to_string()]);
-        (id, Mark { expire_day, duplicates: 0, event: u64::from(number) })
+        (id, Mark { expire_day, ..Mark::new(0, u64::from(number)) })
     }
 
     /// Marks are found, the newest of an id, also after opening again; what was never taken is not, and what has

@@ -1,3 +1,5 @@
+use std::fs;
+
 use gateway_core::time::to_proto;
 use gateway_runtime::{
     sealing::Key,
@@ -221,4 +223,19 @@ fn refusals_are_clear() {
     }
     fs::remove_file(place.files().key).unwrap();
     assert!(place.refusal().contains("open `"));
+}
+
+/// Whoever swaps the export and its key file is told so, also when the export is large.
+#[test]
+fn a_swapped_export_is_no_key_file() {
+    let place = Place::new();
+    for copies in [1, 1_000] {
+        place.write(&header(), &vec![records(); copies].concat());
+        let ExportFiles { snapshot, key } = place.files();
+        let swapped = ExportFiles { snapshot: key, key: snapshot.clone() };
+        let scope = Scope { region: Some("eu"), tenant_id: Some("") };
+        let refusal = Export::open(&swapped, scope, now()).err().expect("it must be refused").to_string();
+        let says = format!("use key file `{}`: it is not a key file", snapshot.display());
+        assert!(refusal.starts_with(&says), "{refusal}");
+    }
 }

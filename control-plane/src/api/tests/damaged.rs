@@ -98,10 +98,33 @@ async fn damaged_routes_are_listed_and_deleted() {
     let found = server.routes().list_inbound_routes(list).await.unwrap().into_inner().inbound_routes;
     assert_eq!(found, [v1::InboundRoute { is_damaged: true, ..whole.clone() }, other]);
     assert_eq!(refusal(server.routes().get_inbound_route(get).await), data_loss());
-    assert_eq!(refusal(server.create_instance(instance("inst_1", "1001")).await), data_loss());
+    let refused = server.create_instance(instance("inst_1", "1001")).await.unwrap_err();
+    assert!(refused.message().contains("`route_1`") && refused.message().contains("DeleteInboundRoute"));
+    assert_eq!(refusal::<()>(Err(refused)), data_loss());
+    let again = v1::CreateInboundRouteRequest { inbound_route: Some(route("route_1")), ..Default::default() };
+    assert_eq!(refusal(server.routes().create_inbound_route(again).await).1, "ALREADY_EXISTS");
     let delete = v1::DeleteInboundRouteRequest { id: "route_1".into(), etag: whole.etag };
     server.routes().delete_inbound_route(delete).await.unwrap();
     let entry = newest(&server).await;
     assert_eq!((entry.resource_id.as_str(), entry.changes), ("route_1", could_not_be_read()));
+    server.stop().await;
+}
+
+/// The diagnosis of an instance names its inbound route when that cannot be read; the instance can be moved to another
+/// one, and is diagnosed again.
+#[tokio::test]
+async fn a_damaged_route_is_named_by_the_diagnosis() {
+    let server = Server::start().await.with_instance().await;
+    let other = v1::CreateInboundRouteRequest { inbound_route: Some(route("route_2")), ..Default::default() };
+    server.routes().create_inbound_route(other).await.unwrap();
+    damage(&server, "inbound_routes", "route_1").await;
+    let request = v1::DiagnoseInstanceRequest { id: "inst_1".into() };
+    let refused = server.instances().diagnose_instance(request.clone()).await.unwrap_err();
+    assert!(refused.message().contains("`route_1`") && refused.message().contains("DeleteInboundRoute"));
+    assert_eq!(refusal::<()>(Err(refused)), data_loss());
+    let moved = v1::Instance { inbound_route_id: "route_2".into(), ..instance("inst_1", "1001") };
+    let moved = v1::UpdateInstanceRequest { instance: Some(moved), update_mask: mask(&["inbound_route_id"]) };
+    server.instances().update_instance(moved).await.unwrap();
+    server.instances().diagnose_instance(request).await.unwrap();
     server.stop().await;
 }

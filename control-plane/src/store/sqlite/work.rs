@@ -10,8 +10,8 @@ use super::{Rows, StoreError, from_sql, schema, sealed, tenant_keys, to_sql};
 use crate::{
     sealing::Sealer,
     store::work::{
-        NewRow, SealedWork, Waiting, WorkCount, WorkKind, WorkReads, WorkWrites, about, sealed_resource,
-        version_for,
+        NewRow, Orphan, SealedWork, Waiting, WorkCount, WorkKind, WorkReads, WorkWrites, about,
+        sealed_resource, version_for,
     },
 };
 
@@ -90,14 +90,17 @@ impl WorkReads for Rows {
         Ok(waiting(self.connection(), kind, region, tenant_id, after, limit).await?)
     }
 
-    async fn orphaned_work(&mut self, after: i64, limit: i64) -> Result<Vec<Waiting>, StoreError> {
+    async fn orphaned_work(&mut self, after: i64, limit: i64) -> Result<Vec<Orphan>, StoreError> {
         let orphans = sqlx::query_as(
-            "SELECT seq, id, bytes, version FROM queued_work w
+            "SELECT seq, id, tenant_id, subject FROM queued_work w
              WHERE kind = 4 AND NOT EXISTS (SELECT 1 FROM webhook_subscriptions s WHERE s.id = w.subject)
                AND seq > ?1
              ORDER BY seq LIMIT ?2",
         );
-        Ok(orphans.bind(after).bind(limit).fetch_all(self.connection()).await?)
+        let rows: Vec<(i64, String, String, String)> =
+            orphans.bind(after).bind(limit).fetch_all(self.connection()).await?;
+        let orphan = |(seq, id, tenant_id, subscription_id)| Orphan { seq, id, tenant_id, subscription_id };
+        Ok(rows.into_iter().map(orphan).collect())
     }
 
     async fn work_at(&mut self, seqs: &[i64]) -> Result<Vec<SealedWork>, StoreError> {

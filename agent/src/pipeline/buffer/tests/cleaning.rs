@@ -136,3 +136,25 @@ async fn damage_while_open_holds_nobody_up() {
     let batch = reports_after(&buffer, Lane::Urgent, buffer.acked_sequence(Lane::Urgent)).await;
     assert!(matches!(batch.reports()[0].report, Some(v1::report::Report::BufferDamage(_))), "it is told");
 }
+
+/// What leaves with an old segment is in the index, which says so: the next start does not take it for incomplete and
+/// build it again, while which repeats would not be known.
+#[tokio::test]
+async fn index_is_not_behind_what_left() {
+    let directory = tempfile::tempdir().unwrap();
+    let buffer = open(directory.path()).await;
+    buffer.append(entry((0..600).map(|number| event(number, &[])))).await.unwrap();
+    eventually("the first segment leaves", || {
+        let durable = buffer.shared.lane(Lane::Logs).durable;
+        buffer.acked(Lane::Logs, durable);
+        buffer.is_drained() && !first_segment(directory.path()).exists()
+    })
+    .await;
+    buffer.close().await;
+    let position =
+        view::View::open(&config(directory.path()).directory).unwrap().position().unwrap().unwrap();
+    assert!(position.segment > 1, "{position:?}");
+    let buffer = open(directory.path()).await;
+    assert!((0..600).all(|number| buffer.contains(&event_id(number))));
+    assert!(buffer.is_drained(), "no damage is told");
+}

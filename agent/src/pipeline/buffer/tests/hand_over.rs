@@ -7,6 +7,7 @@ use super::*;
 use crate::pipeline::buffer::journal::{format, read};
 
 mod crash;
+mod repeats;
 mod take_back;
 
 /// In the year 2100; an even number of milliseconds.

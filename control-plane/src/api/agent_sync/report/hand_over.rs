@@ -61,13 +61,13 @@ impl ReportStream {
         };
         match owner {
             Some(owner) if owner == tenant_id => {
-                self.state.work.handed_over(HandOverOutcome::Queued);
+                self.state.work.handed_over(HandOverOutcome::Queued, 1);
                 hand_overs.given.push(GivenAway { sequence, id, hand_over });
                 Ok(None)
             }
             Some(_) => Ok(self.refuse(sequence, &hand_over, "delivery.subscription_id")),
             None => {
-                self.state.work.handed_over(HandOverOutcome::Cancelled);
+                self.state.work.handed_over(HandOverOutcome::Cancelled, 1);
                 let record = settled(&hand_over, v1::DeliveryState::Cancelled);
                 Ok(record.map(|record| SequencedRecord { sequence, record }))
             }
@@ -75,7 +75,7 @@ impl ReportStream {
     }
 
     fn refuse(&self, sequence: u64, hand_over: &v1::DeliveryHandOver, flaw: Flaw) -> Option<SequencedRecord> {
-        self.state.work.handed_over(HandOverOutcome::Refused);
+        self.state.work.handed_over(HandOverOutcome::Refused, 1);
         let event_id = hand_over.inbound_log.as_ref().and_then(|log| log.event_id.parse::<EventId>().ok());
         error!(
             gateway.agent.id = self.identity.agent_id,

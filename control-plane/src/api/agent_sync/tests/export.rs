@@ -28,6 +28,7 @@ fn request(plane: &ControlPlane, region: &str, tenant_id: Option<&str>) -> Expor
         output: plane.data_dir().join("exported"),
         key_file: plane.data_dir().join("snapshot.key"),
         expires_in: Duration::from_secs(3_600),
+        leave_out_damaged: false,
     }
 }
 
