@@ -15,16 +15,47 @@ fn ids(work: &[v1::Work]) -> Vec<String> {
     work.iter().map(|work| work.id.clone()).collect()
 }
 
+/// A queue and what is below it.
+struct Place {
+    dir: tempfile::TempDir,
+    supervisor: Supervisor,
+    store: Store,
+    logs: Arc<dyn LogStore>,
+    queue: WorkQueue,
+}
+
+impl Place {
+    async fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let supervisor = Supervisor::new(CancellationToken::new());
+        let store = Store::open(dir.path()).await.unwrap();
+        let logs = SqliteLogStore::open(dir.path(), &supervisor, tokio::sync::mpsc::channel(1).0);
+        let logs: Arc<dyn LogStore> = Arc::new(logs.await.unwrap());
+        let queue = WorkQueue::new(store.clone(), Arc::clone(&logs));
+        Self { dir, supervisor, store, logs, queue }
+    }
+
+    /// With `sub_1` in the store.
+    async fn with_subscription() -> Self {
+        let place = Self::new().await;
+        let insert = "INSERT INTO webhook_subscriptions (id, tenant_id, version, instance_id, config) \
+             VALUES ('sub_1', 'default', 1, 'inst_1', x'00')";
+        testing::execute(place.dir.path(), format!("PRAGMA foreign_keys = OFF; {insert}")).await;
+        place
+    }
+
+    async fn end(self) {
+        self.supervisor.stop().cancel();
+        self.supervisor.wait(DEADLINE).await.unwrap();
+    }
+}
+
 /// Work goes to one stream of its region at a time, oldest first; it is free again when the stream
 /// ends, and gone for good when it is acknowledged, also after a restart.
 #[tokio::test]
 async fn work_is_leased_until_acknowledged() {
-    let dir = tempfile::tempdir().unwrap();
-    let supervisor = Supervisor::new(CancellationToken::new());
-    let store = Store::open(dir.path()).await.unwrap();
-    let logs = SqliteLogStore::open(dir.path(), &supervisor, tokio::sync::mpsc::channel(1).0);
-    let logs: Arc<dyn LogStore> = Arc::new(logs.await.unwrap());
-    let queue = WorkQueue::new(store.clone(), logs.clone());
+    let place = Place::new().await;
+    let queue = place.queue.clone();
     let [mut one, mut two, mut far] = ["eu", "eu", "eu-2"].map(|region| queue.open("agt_1", region, None));
     queue.enqueue(&["eu".into(), "us".into()], task(1)).await.unwrap();
     queue.enqueue(&[], task(2)).await.unwrap();
@@ -35,21 +66,16 @@ async fn work_is_leased_until_acknowledged() {
     drop(one);
     tokio::time::timeout(DEADLINE, two.available()).await.unwrap();
     assert_eq!(ids(&two.lease(0).await.unwrap()), ids(&leased[1..]));
-    let restarted = WorkQueue::new(store, logs);
+    let restarted = WorkQueue::new(place.store.clone(), Arc::clone(&place.logs));
     assert_eq!(ids(&restarted.open("agt_1", "us", None).lease(0).await.unwrap()), ids(&leased[1..]));
-    supervisor.stop().cancel();
-    supervisor.wait(DEADLINE).await.unwrap();
+    place.end().await;
 }
 
 /// An agent of a tenant cannot acknowledge away what was not given to it.
 #[tokio::test]
 async fn tenants_agents_remove_only_what_they_hold() {
-    let dir = tempfile::tempdir().unwrap();
-    let supervisor = Supervisor::new(CancellationToken::new());
-    let store = Store::open(dir.path()).await.unwrap();
-    let logs = SqliteLogStore::open(dir.path(), &supervisor, tokio::sync::mpsc::channel(1).0);
-    let logs: Arc<dyn LogStore> = Arc::new(logs.await.unwrap());
-    let queue = WorkQueue::new(store, logs);
+    let place = Place::new().await;
+    let queue = place.queue.clone();
     queue.enqueue(&[], task(1)).await.unwrap();
     let mut platform = queue.open("agt_1", "eu", None);
     let leased = ids(&platform.lease(0).await.unwrap());
@@ -58,19 +84,14 @@ async fn tenants_agents_remove_only_what_they_hold() {
     bound.acknowledge(leased.clone()).await.unwrap();
     drop(platform);
     assert_eq!(ids(&queue.open("agt_1", "eu", None).lease(0).await.unwrap()), leased);
-    supervisor.stop().cancel();
-    supervisor.wait(DEADLINE).await.unwrap();
+    place.end().await;
 }
 
 /// A stream holds a bounded amount of unacknowledged work; the rest waits for its acknowledgements.
 #[tokio::test]
 async fn leases_of_a_stream_are_bounded() {
-    let dir = tempfile::tempdir().unwrap();
-    let supervisor = Supervisor::new(CancellationToken::new());
-    let store = Store::open(dir.path()).await.unwrap();
-    let logs = SqliteLogStore::open(dir.path(), &supervisor, tokio::sync::mpsc::channel(1).0);
-    let logs: Arc<dyn LogStore> = Arc::new(logs.await.unwrap());
-    let queue = WorkQueue::new(store, logs);
+    let place = Place::new().await;
+    let queue = place.queue.clone();
     let total = u32::try_from(LEASED_PER_STREAM_MAX).unwrap() + 10;
     queue.enqueue_all(&[], (0..total).map(task).collect()).await.unwrap();
     let mut stream = queue.open("agt_1", "eu", None);
@@ -79,8 +100,7 @@ async fn leases_of_a_stream_are_bounded() {
     assert!(stream.lease(0).await.unwrap().is_empty());
     stream.acknowledge(ids(&first)).await.unwrap();
     assert_eq!(stream.lease(0).await.unwrap().len(), 10);
-    supervisor.stop().cancel();
-    supervisor.wait(DEADLINE).await.unwrap();
+    place.end().await;
 }
 
 /// Queues deliveries to `sub_1`, which nobody checks, as they come out of a report.
@@ -96,23 +116,12 @@ async fn give_away(queue: &WorkQueue, count: u64) {
     queue.hand_over(("agt_0", "eu"), "buf_1", given.collect()).await.unwrap();
 }
 
-/// The queue of a store in which `sub_1` is.
-async fn with_subscription(dir: &std::path::Path, supervisor: &Supervisor) -> WorkQueue {
-    let store = Store::open(dir).await.unwrap();
-    let insert = "INSERT INTO webhook_subscriptions (id, tenant_id, version, instance_id, config) \
-         VALUES ('sub_1', 'default', 1, 'inst_1', x'00')";
-    testing::execute(dir, format!("PRAGMA foreign_keys = OFF; {insert}")).await;
-    let logs = SqliteLogStore::open(dir, supervisor, tokio::sync::mpsc::channel(1).0);
-    WorkQueue::new(store, Arc::new(logs.await.unwrap()))
-}
-
 /// Deliveries go to streams that know how to take them over and whose agent has a configuration, and what is
 /// urgent does not wait behind them: a stream that is full of deliveries is given a test event.
 #[tokio::test]
 async fn deliveries_do_not_hold_up_the_rest() {
-    let dir = tempfile::tempdir().unwrap();
-    let supervisor = Supervisor::new(CancellationToken::new());
-    let queue = with_subscription(dir.path(), &supervisor).await;
+    let place = Place::with_subscription().await;
+    let queue = place.queue.clone();
     let most = u64::try_from(LEASED_PER_STREAM_MAX).unwrap();
     give_away(&queue, 3 * most).await;
     queue.enqueue(&[], task(1)).await.unwrap();
@@ -150,16 +159,14 @@ async fn deliveries_do_not_hold_up_the_rest() {
     seen.dedup();
     assert_eq!(seen.len(), 3 * LEASED_PER_STREAM_MAX);
     assert!(two.lease(1).await.unwrap().is_empty());
-    supervisor.stop().cancel();
-    supervisor.wait(DEADLINE).await.unwrap();
+    place.end().await;
 }
 
 /// What an agent does not acknowledge for long goes to another one; as long as it acknowledges some, it keeps the rest.
 #[tokio::test]
 async fn leases_of_an_idle_stream_end() {
-    let dir = tempfile::tempdir().unwrap();
-    let supervisor = Supervisor::new(CancellationToken::new());
-    let queue = with_subscription(dir.path(), &supervisor).await;
+    let place = Place::with_subscription().await;
+    let queue = place.queue.clone();
     give_away(&queue, 3).await;
     let [mut slow, mut other] = ["agt_1", "agt_2"].map(|agent| queue.open(agent, "eu", None));
     slow.takes_hand_overs();
@@ -181,16 +188,14 @@ async fn leases_of_an_idle_stream_end() {
     tokio::time::timeout(DEADLINE, other.available()).await.unwrap();
     assert_eq!(ids(&other.lease(1).await.unwrap()), ids(&held[1..]));
     assert!(slow.lease(1).await.unwrap().is_empty());
-    supervisor.stop().cancel();
-    supervisor.wait(DEADLINE).await.unwrap();
+    place.end().await;
 }
 
 /// A stream that has passed a long queue does not read it again for every lease, but for what is given back.
 #[tokio::test]
 async fn a_long_queue_is_read_once() {
-    let dir = tempfile::tempdir().unwrap();
-    let supervisor = Supervisor::new(CancellationToken::new());
-    let queue = with_subscription(dir.path(), &supervisor).await;
+    let place = Place::with_subscription().await;
+    let queue = place.queue.clone();
     give_away(&queue, 700).await;
     let mut streams: Vec<_> = (0..3).map(|number| queue.open(&format!("agt_{number}"), "eu", None)).collect();
     let mut counts = Vec::new();
@@ -206,17 +211,15 @@ async fn a_long_queue_is_read_once() {
     drop(streams.remove(1));
     assert_eq!(late.looked(store::work::WorkKind::DeliveryHandOver), Some(256));
     assert_eq!(late.lease(1).await.unwrap().len(), 256);
-    supervisor.stop().cancel();
-    supervisor.wait(DEADLINE).await.unwrap();
+    place.end().await;
 }
 
 /// The lease of a stream ends although nobody looks for work, as when every agent drains: whoever waits for work is
 /// woken by that once, and not again and again.
 #[tokio::test]
 async fn leases_end_without_anybody_who_looks() {
-    let dir = tempfile::tempdir().unwrap();
-    let supervisor = Supervisor::new(CancellationToken::new());
-    let queue = with_subscription(dir.path(), &supervisor).await;
+    let place = Place::with_subscription().await;
+    let queue = place.queue.clone();
     give_away(&queue, 3).await;
     let mut drains = queue.open("agt_1", "eu", None);
     drains.takes_hand_overs();
@@ -231,17 +234,15 @@ async fn leases_end_without_anybody_who_looks() {
     assert!((1..=2).contains(&woken), "{woken}");
     assert_eq!(queue.open("agt_2", "eu", None).looked(store::work::WorkKind::DeliveryHandOver), Some(0));
     assert_eq!(drains.lease(1).await.unwrap().len(), 3);
-    supervisor.stop().cancel();
-    supervisor.wait(DEADLINE).await.unwrap();
+    place.end().await;
 }
 
 /// Callbacks that a committed change lets an instance claim are looked for once more when they were not claimed with it:
 /// also when the caller went away while it was being committed. Otherwise nobody looks.
 #[tokio::test]
 async fn claims_are_made_up_for() {
-    let dir = tempfile::tempdir().unwrap();
-    let supervisor = Supervisor::new(CancellationToken::new());
-    let queue = with_subscription(dir.path(), &supervisor).await;
+    let place = Place::with_subscription().await;
+    let queue = place.queue.clone();
     let is_told = async || {
         let told = queue.inner.unclaimed.notified();
         tokio::time::timeout(Duration::ZERO, told).await.is_ok()
@@ -266,17 +267,15 @@ async fn claims_are_made_up_for() {
     assert!(futures_util::poll!(&mut commit).is_pending());
     drop((due, commit));
     tokio::time::timeout(DEADLINE, queue.inner.unclaimed.notified()).await.unwrap();
-    supervisor.stop().cancel();
-    supervisor.wait(DEADLINE).await.unwrap();
+    place.end().await;
 }
 
 /// A delivery that is queued just after its webhook subscription was deleted is looked for, though the configuration
 /// does not change any more; others are not looked for again and again.
 #[tokio::test]
 async fn deliveries_without_a_subscription_are_found() {
-    let dir = tempfile::tempdir().unwrap();
-    let supervisor = Supervisor::new(CancellationToken::new());
-    let queue = with_subscription(dir.path(), &supervisor).await;
+    let place = Place::with_subscription().await;
+    let queue = place.queue.clone();
     let may_cancel = async |is_changed| {
         let counts = store::work::counts(&queue.inner.store).await.unwrap();
         WorkQueue::may_cancel(&counts, is_changed)
@@ -284,7 +283,7 @@ async fn deliveries_without_a_subscription_are_found() {
     assert!(!may_cancel(true).await);
     give_away(&queue, 1).await;
     assert_eq!([may_cancel(true).await, may_cancel(false).await], [true, false]);
-    testing::execute(dir.path(), "DELETE FROM webhook_subscriptions").await;
+    testing::execute(place.dir.path(), "DELETE FROM webhook_subscriptions").await;
     let given = GivenAway {
         sequence: 2,
         id: Uuid::now_v7(),
@@ -295,17 +294,15 @@ async fn deliveries_without_a_subscription_are_found() {
     };
     queue.hand_over(("agt_0", "eu"), "buf_1", vec![given]).await.unwrap();
     assert!(may_cancel(false).await);
-    supervisor.stop().cancel();
-    supervisor.wait(DEADLINE).await.unwrap();
+    place.end().await;
 }
 
 /// What an agent did not read in the time of a lease goes to another one and to no third: the first is not sent it any
 /// more, and cannot give it back.
 #[tokio::test]
 async fn late_streams_let_go() {
-    let dir = tempfile::tempdir().unwrap();
-    let supervisor = Supervisor::new(CancellationToken::new());
-    let queue = with_subscription(dir.path(), &supervisor).await;
+    let place = Place::with_subscription().await;
+    let queue = place.queue.clone();
     give_away(&queue, 3).await;
     let [mut late, mut other, mut third] = ["agt_1", "agt_2", "agt_3"].map(|agent| {
         let mut stream = queue.open(agent, "eu", None);
@@ -323,19 +320,17 @@ async fn late_streams_let_go() {
     late.keep_held(&mut unsent);
     assert!(unsent.is_empty());
     assert!(third.lease(1).await.unwrap().is_empty());
-    supervisor.stop().cancel();
-    supervisor.wait(DEADLINE).await.unwrap();
+    place.end().await;
 }
 
 /// A delivery that cannot be opened is for nobody once its webhook subscription is gone, so it leaves the queue then and
 /// not before; what can be opened is cancelled beside it. Both are counted.
 #[tokio::test]
 async fn unreadable_deliveries_leave_with_their_subscription() {
-    let dir = tempfile::tempdir().unwrap();
-    let supervisor = Supervisor::new(CancellationToken::new());
-    let queue = with_subscription(dir.path(), &supervisor).await;
+    let place = Place::with_subscription().await;
+    let queue = place.queue.clone();
     give_away(&queue, 3).await;
-    testing::execute(dir.path(), "UPDATE queued_work SET body = x'0102' WHERE seq = 2").await;
+    testing::execute(place.dir.path(), "UPDATE queued_work SET body = x'0102' WHERE seq = 2").await;
     let waiting = async || {
         let counts = store::work::counts(&queue.inner.store).await.unwrap();
         counts.iter().map(|count| count.count).sum::<i64>()
@@ -344,12 +339,11 @@ async fn unreadable_deliveries_leave_with_their_subscription() {
     let nothing = deliveries::Cancelled { count: 0, held: 0 };
     assert_eq!(canceller.cancel(&queue).await.unwrap(), nothing);
     assert_eq!(waiting().await, 3, "its subscription may come back with a backup");
-    testing::execute(dir.path(), "DELETE FROM webhook_subscriptions").await;
+    testing::execute(place.dir.path(), "DELETE FROM webhook_subscriptions").await;
     let two = deliveries::Cancelled { count: 2, held: 0 };
     assert_eq!(canceller.cancel(&queue).await.unwrap(), two);
     assert_eq!(waiting().await, 0);
     let counted = [HandOverOutcome::Cancelled, HandOverOutcome::Unreadable].map(|what| queue.counted(what));
     assert_eq!(counted, [2, 1]);
-    supervisor.stop().cancel();
-    supervisor.wait(DEADLINE).await.unwrap();
+    place.end().await;
 }
