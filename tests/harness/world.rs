@@ -112,7 +112,7 @@ impl World {
         self.directory.path()
     }
 
-    /// Waits until the agent uses the newest configuration.
+    /// Waits until every agent that is online uses the newest configuration, and at least one is online.
     ///
     /// # Errors
     /// When it does not come to that.
@@ -120,10 +120,14 @@ impl World {
         eventually(DEADLINE, async || {
             let response = self.client().agents().list_agents(v1::ListAgentsRequest::default()).await?;
             let response = response.into_inner();
-            let agent = response.agents.first().context("find the agent")?;
-            ensure!(agent.state() == v1::AgentState::Online, "the agent is {:?}", agent.state());
-            let (applied, newest) = (agent.applied_version, response.config_version);
-            ensure!(applied >= newest, "the agent uses version {applied} of {newest}");
+            let online = |agent: &&v1::Agent| agent.state() == v1::AgentState::Online;
+            let online: Vec<_> = response.agents.iter().filter(online).collect();
+            ensure!(!online.is_empty(), "none is online of {:?}", response.agents);
+            let newest = response.config_version;
+            for agent in online {
+                let applied = agent.applied_version;
+                ensure!(applied >= newest, "agent {} uses version {applied} of {newest}", agent.id);
+            }
             Ok(())
         })
         .await
