@@ -285,6 +285,7 @@ impl Follower {
             version: snapshot.version,
             store_epoch: snapshot.store_epoch.to_string(),
             opt_out_cursor,
+            digests: Vec::new(),
         }
     }
 
@@ -335,7 +336,7 @@ impl Follower {
         self.handle.replace(snapshot);
         self.handle.mark_fresh();
         self.metrics.applied_version(version);
-        let applied = v1::ConfigApplied { version };
+        let applied = v1::ConfigApplied { version, ..Default::default() };
         outgoing.send(request(v1::stream_config_request::Message::Applied(applied))).await?;
         Ok(())
     }

@@ -228,7 +228,7 @@ async fn earlier_control_plane_is_followed() {
         let verdict = link.heard().await.unwrap();
         let ack = Message::Ack(v1::ConfigAck { nonce: response.nonce.clone() });
         assert_eq!(verdict, ack);
-        let applied = Message::Applied(v1::ConfigApplied { version: response.version });
+        let applied = Message::Applied(v1::ConfigApplied { version: response.version, ..Default::default() });
         assert_eq!(link.heard().await.unwrap(), applied);
     }
     agent.wait_ready().await.unwrap();

@@ -182,7 +182,7 @@ impl ConfigSession {
     /// # Errors
     /// When the stream has ended.
     pub async fn applied(&self, version: u64) -> anyhow::Result<()> {
-        self.say(Message::Applied(v1::ConfigApplied { version })).await
+        self.say(Message::Applied(v1::ConfigApplied { version, ..Default::default() })).await
     }
 
     /// The next response, however long it takes; the status when the stream has ended with one.

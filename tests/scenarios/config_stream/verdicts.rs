@@ -68,7 +68,10 @@ impl Followed {
             other => anyhow::bail!("the verdict on {nonce} is {other:?}"),
         };
         let applied = self.link.heard().await?;
-        ensure!(applied == Message::Applied(v1::ConfigApplied { version }), "after the verdict: {applied:?}");
+        ensure!(
+            applied == Message::Applied(v1::ConfigApplied { version, ..Default::default() }),
+            "after the verdict: {applied:?}"
+        );
         Ok(refused)
     }
 

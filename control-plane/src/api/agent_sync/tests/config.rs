@@ -49,7 +49,9 @@ async fn config_changes_reach_an_agent() {
     let refused =
         v1::RefusedResource { r#type: "instance".into(), id: "inst-1".into(), ..Default::default() };
     config.send(message(Message::Nack(v1::ConfigNack { nonce: delta.nonce, refused: vec![refused] }))).await;
-    config.send(message(Message::Applied(v1::ConfigApplied { version: delta.version }))).await;
+    config
+        .send(message(Message::Applied(v1::ConfigApplied { version: delta.version, ..Default::default() })))
+        .await;
     let health = v1::AgentHealth {
         buffer_events: 7,
         buffer_bytes: 4_096,

@@ -121,7 +121,9 @@ async fn draining_is_kept_and_told() {
     let mut config = agent.config(hello).await;
     let first = config.response().await;
     assert_eq!(first.drain, Some(true));
-    config.send(message(Message::Applied(v1::ConfigApplied { version: first.version }))).await;
+    config
+        .send(message(Message::Applied(v1::ConfigApplied { version: first.version, ..Default::default() })))
+        .await;
     let shown = plane.agent_when(&agent.id, |agent| agent.state() == v1::AgentState::Draining).await;
     assert_eq!(shown.drain_time, Some(drain_time));
     config.send(health(true)).await;

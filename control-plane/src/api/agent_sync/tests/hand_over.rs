@@ -54,7 +54,9 @@ async fn current(agent: &mut TestAgent) -> Call<v1::StreamConfigRequest, v1::Str
     let mut config = agent.config(hello).await;
     let first = config.response().await;
     assert!(first.takes_hand_overs);
-    config.send(message(Message::Applied(v1::ConfigApplied { version: first.version }))).await;
+    config
+        .send(message(Message::Applied(v1::ConfigApplied { version: first.version, ..Default::default() })))
+        .await;
     config
 }
 

@@ -144,7 +144,7 @@ async fn current(agent: &mut TestAgent) -> Call<v1::StreamConfigRequest, v1::Str
     let hello = agent.hello();
     let mut config = agent.config(hello).await;
     let version = config.response().await.version;
-    config.send(message(Message::Applied(v1::ConfigApplied { version }))).await;
+    config.send(message(Message::Applied(v1::ConfigApplied { version, ..Default::default() }))).await;
     config
 }
 

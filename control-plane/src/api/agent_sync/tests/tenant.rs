@@ -133,7 +133,9 @@ async fn current(
     let hello = agent.hello();
     let mut config = agent.config(hello).await;
     let first = config.response().await;
-    config.send(message(Message::Applied(v1::ConfigApplied { version: first.version }))).await;
+    config
+        .send(message(Message::Applied(v1::ConfigApplied { version: first.version, ..Default::default() })))
+        .await;
     (config, first)
 }
 
