@@ -85,7 +85,7 @@ pub async fn start(config: Config, stop: CancellationToken) -> anyhow::Result<Ru
 
     let buffer =
         Buffer::open(buffer::Config::of(&config), metrics.clone()).await.context("open the buffer")?;
-    // Until the follower hears from the control plane.
+    // Until the reporter hears from the control plane.
     buffer.hold_hand_overs();
     let opt_outs = OptOuts::new();
     opt_outs.load(buffer.local_opt_outs());
@@ -111,9 +111,9 @@ pub async fn start(config: Config, stop: CancellationToken) -> anyhow::Result<Ru
     let delivery = deliver::Config::of(&config, &identity);
     let deliverer = deliver::Deliverer::new(delivery, handle.clone(), buffer.clone(), metrics.clone())?;
     supervisor.spawn("deliver", OnEnd::Shutdown, |stop| deliverer.run(stop));
-    let reported = buffer.clone();
+    let (reported, reporting) = (buffer.clone(), handle.clone());
     spawn_enrolled(&supervisor, "report", &enrolment, |enrolled, stop| {
-        report::Reporter::new(enrolled.reports, reported).run(stop)
+        report::Reporter::new(enrolled.reports, reported, reporting).run(stop)
     });
     let followed = (handle.clone(), buffer.clone(), snapshot::resend_file(&config.data_dir));
     spawn_enrolled(&supervisor, "snapshot", &enrolment, |enrolled, stop| {

@@ -18,6 +18,7 @@ use tonic::{
     service::{Interceptor, interceptor::InterceptedService},
 };
 use tonic_types::StatusExt as _;
+use tracing::info;
 use uuid::Uuid;
 
 use crate::private;
@@ -32,7 +33,7 @@ mod tests;
 
 pub use certificate::{AgentCertificate, CertificateError, Keeper};
 pub use link::{Calls, Link};
-pub use reports::ReportClient;
+pub use reports::{ReportClient, ReportStream};
 pub use trust::{Pin, TrustError};
 
 /// Largest message of the config and report streams.
@@ -149,9 +150,43 @@ pub struct Identity {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tenant_id: Option<String>,
     credential: String,
-    /// The authority that the control plane's certificate must come from, as the join token said.
+    /// The authority that the control plane's certificate must come from, as the join token said; later the one by
+    /// which it has proven itself when it named others.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub control_plane_pin: Option<Pin>,
+    /// Other authorities that it may come from, as the control plane said.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    named_pins: Vec<Pin>,
+}
+
+impl Identity {
+    /// The authorities that the control plane's certificate may come from; none where the join token named none.
+    pub fn pins(&self) -> impl Iterator<Item = Pin> {
+        self.control_plane_pin.into_iter().chain(self.named_pins.iter().copied())
+    }
+
+    fn set_pins(&mut self, pins: &[Pin]) {
+        self.control_plane_pin = pins.first().copied();
+        self.named_pins = pins.iter().skip(1).copied().collect();
+    }
+}
+
+/// Keeps what the control plane said of its authorities, and then trusts it. Nothing changes when it cannot be kept:
+/// the agent would not know it after a restart.
+///
+/// # Errors
+/// When the identity in `data_dir` cannot be read or written.
+fn learn_authorities(link: &Link, authorities: &[Vec<u8>], data_dir: &Path) -> Result<(), IdentityError> {
+    let Some((pins, trusted)) = link.pins().and_then(|pins| Some((pins, pins.after(authorities)?))) else {
+        return Ok(());
+    };
+    if let Some(mut identity) = stored_identity(data_dir)? {
+        identity.set_pins(&trusted);
+        store_identity(&identity, data_dir)?;
+        info!(count = trusted.len(), "trusting the authorities that the control plane named");
+        pins.replace(trusted);
+    }
+    Ok(())
 }
 
 impl std::fmt::Debug for Identity {
@@ -344,12 +379,22 @@ pub async fn enroll(
         .map_err(|status| refusal(link, &status))?;
     let enrolled = response.into_inner();
     let v1::EnrollAgentResponse { agent_id, credential, region, certificate, tenant_id } = enrolled;
+    let mut identity = Identity {
+        agent_id,
+        region,
+        tenant_id,
+        credential,
+        control_plane_pin: token.pin,
+        named_pins: Vec::new(),
+    };
     // The certificate first: without an identity it is nothing, and is written over by the next enrolment.
     if let (Some(key), Some(certificate)) = (key, certificate) {
+        if let Some(trusted) = link.pins().and_then(|pins| pins.after(&certificate.authorities)) {
+            identity.set_pins(&trusted);
+        }
         let certificate = AgentCertificate::new(key, certificate)?;
         certificate.store(data_dir)?;
     }
-    let identity = Identity { agent_id, region, tenant_id, credential, control_plane_pin: token.pin };
     store_identity(&identity, data_dir)?;
     Ok(identity)
 }

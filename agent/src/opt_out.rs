@@ -2,7 +2,8 @@
 //! its events.
 //!
 //! Callbacks that carry a wish take turns, so that of two STOPs that race only the first changes the state
-//! and only one `recipient.opted_out` comes of them. All other callbacks pass by.
+//! and only one `recipient.opted_out` comes of them. So do callbacks that name a contact by phone number and
+//! user id where so far only one of them is opted out: the opt-out becomes one of both. All others pass by.
 
 use std::{
     collections::HashSet,
@@ -12,7 +13,7 @@ use std::{
 use gateway_core::{
     event::{Contact, Content, Message, OptOutNotice},
     id::{EventId, InstanceId},
-    opt_out::{ContactRef, Decision, Merged, OptOutId, OptOutRecord, OptOutSet, merge, merge_record},
+    opt_out::{ContactRef, Decision, Merged, OptOutId, OptOutRecord, OptOutSet, link, merge, merge_record},
     phone::Phone,
     snapshot::{InstanceConfig, Snapshot},
 };
@@ -22,11 +23,8 @@ use tracing::warn;
 
 use crate::pipeline::{
     buffer::{AppendError, Buffer, Entry, NewEvent, Receipt},
-    normalize::{About, Normalized, Origin, record},
+    normalize::{About, Normalized, Origin, contact_ref, record},
 };
-
-/// Longest text that is looked at for keywords, in bytes: a keyword has at most 40 characters.
-const KEYWORD_TEXT_BYTES_MAX: usize = 1024;
 
 /// A contact's wish that came with a callback, or a change of what the contact is known by.
 pub struct Wish {
@@ -46,6 +44,18 @@ pub struct Wish {
     pub is_time_ours: bool,
     /// What is wished.
     pub kind: WishKind,
+}
+
+/// A contact whom a provider named by phone number and user id at once.
+pub struct Sighting {
+    /// The instance.
+    pub instance: Arc<InstanceConfig>,
+    /// Who it is, with the name for the event.
+    pub contact: Contact,
+    /// The business number.
+    pub business_phone: Option<Phone>,
+    /// The event that carried it: when the buffer has it already, the pair may be an old one.
+    pub mark: EventId,
 }
 
 /// What is wished.
@@ -83,7 +93,7 @@ pub fn keyword_texts(message: &Message) -> Vec<&str> {
         reply.and_then(|reply| reply.title.as_deref()),
         reply.and_then(|reply| reply.id.as_deref()),
     ];
-    texts.into_iter().flatten().filter(|text| text.len() <= KEYWORD_TEXT_BYTES_MAX).collect()
+    texts.into_iter().flatten().collect()
 }
 
 /// What contacts decided, as far as this agent knows. Cheap to clone.
@@ -173,6 +183,19 @@ impl OptOuts {
         self.0.set.lock().unwrap_or_else(PoisonError::into_inner).lookup(&instance.id, contact)
     }
 
+    /// Whether a callback is to be decided: it carries a wish, or names a contact by two keys of which only one
+    /// is opted out. All others need not take turns.
+    pub fn concerns(&self, normalized: &Normalized, now: Timestamp) -> bool {
+        if !normalized.wishes.is_empty() || normalized.sightings.is_empty() {
+            return !normalized.wishes.is_empty();
+        }
+        let set = self.0.set.lock().unwrap_or_else(PoisonError::into_inner);
+        let gains = |sighting: &Sighting| {
+            set.link(&sighting.instance.id, &contact_ref(&sighting.contact), now).is_some()
+        };
+        !set.is_empty() && normalized.sightings.iter().any(gains)
+    }
+
     /// Decides the wishes of a callback and appends everything that comes of it in one entry. The decisions
     /// hold on this agent as soon as they are on disk.
     ///
@@ -189,7 +212,7 @@ impl OptOuts {
         origin: &Origin,
         now: Timestamp,
     ) -> Result<Receipt, AppendError> {
-        if normalized.wishes.is_empty() {
+        if !self.concerns(&normalized, now) {
             return buffer.append(normalized.entry).await;
         }
         let _turn = self.0.turn.lock().await;
@@ -208,13 +231,17 @@ impl OptOuts {
         origin: &Origin,
         now: Timestamp,
     ) -> (Entry, Vec<OptOutRecord>) {
-        let Normalized { mut entry, mut wishes } = normalized;
+        let Normalized { mut entry, mut wishes, sightings } = normalized;
         let mut marks = HashSet::new();
         wishes.retain(|wish| wish.mark.is_none_or(|mark| marks.insert(mark) && !is_known(&mark)));
         let set = self.0.set.lock().unwrap_or_else(PoisonError::into_inner);
         let mut round = Round { set: &set, decided: OptOutSet::new(), records: Vec::new(), now };
         for wish in wishes {
             round.take(&wish, &mut entry, snapshot, origin);
+        }
+        // Behind the wishes: one of them may be made under one key alone.
+        for sighting in sightings.iter().filter(|sighting| !is_known(&sighting.mark)) {
+            round.see(sighting, &mut entry, snapshot, origin);
         }
         (entry, round.records)
     }
@@ -262,6 +289,29 @@ impl Round<'_> {
                 self.keep(merged, entry);
             }
         }
+    }
+
+    /// An opt-out of one key becomes one of both. The customer hears of it only where that is another state than
+    /// they were told of.
+    fn see(&mut self, sighting: &Sighting, entry: &mut Entry, snapshot: &Snapshot, origin: &Origin) {
+        let Sighting { instance, contact, business_phone, .. } = sighting;
+        let keys = contact_ref(contact);
+        let by_phone = ContactRef { user_id: None, ..keys.clone() };
+        let by_user_id = ContactRef { phone: None, ..keys.clone() };
+        let [by_phone, by_user_id] = [by_phone, by_user_id].map(|key| self.known(&instance.id, &key));
+        let Some(merged) = link(&keys, by_phone.as_ref(), by_user_id.as_ref(), self.now) else { return };
+        if merged.is_news {
+            let about = About {
+                instance,
+                contact: contact.clone(),
+                business_phone: business_phone.clone(),
+                event_time: merged.record.deciding().event_time,
+                is_time_ours: false,
+                receive_time: self.now,
+            };
+            entry.events.push(state_event(&merged.record, about, snapshot, origin));
+        }
+        self.keep(merged, entry);
     }
 
     fn known(&self, instance_id: &InstanceId, contact: &ContactRef) -> Option<OptOutRecord> {
@@ -318,14 +368,6 @@ pub fn notice(
 ) -> Option<NewEvent> {
     let decided = readable(opt_out)?;
     let instance = snapshot.instance(decided.instance_id.as_str())?;
-    let deciding = decided.deciding();
-    let notice = OptOutNotice {
-        reason: deciding.reason.as_str(),
-        message_text: None,
-        external_message_id: deciding.external_message_id.clone(),
-        scope: Some(decided.scope().as_str()),
-        keyword: deciding.keyword.clone(),
-    };
     let contact = Contact {
         phone: decided.contact.phone.clone(),
         user_id: decided.contact.user_id.clone(),
@@ -335,12 +377,25 @@ pub fn notice(
         instance,
         contact,
         business_phone: instance.phone.clone(),
-        event_time: deciding.event_time,
+        event_time: decided.deciding().event_time,
         is_time_ours: false,
         receive_time,
     };
+    Some(state_event(&decided, about, snapshot, origin))
+}
+
+/// The event of the state that a record is in, where nobody wrote anything just now.
+fn state_event(decided: &OptOutRecord, about: About<'_>, snapshot: &Snapshot, origin: &Origin) -> NewEvent {
+    let deciding = decided.deciding();
+    let notice = OptOutNotice {
+        reason: deciding.reason.as_str(),
+        message_text: None,
+        external_message_id: deciding.external_message_id.clone(),
+        scope: Some(decided.scope().as_str()),
+        keyword: deciding.keyword.clone(),
+    };
     let event = about.event(decided.event_id(), decided.event_type(), Content::OptOut(Box::new(notice)));
-    Some(record(&event, snapshot, origin))
+    record(&event, snapshot, origin)
 }
 
 /// Whether two records of a contact come to the same, now and for what is merged into them.

@@ -185,7 +185,7 @@ impl Pipeline {
     /// Appends. Cancel safe: with wishes in it, it goes on in a task of its own.
     async fn append(&self, normalized: Normalized) -> Result<Receipt, AppendError> {
         let offered = normalized.entry.events.len() + normalized.entry.unrouted.len();
-        let appended = if normalized.wishes.is_empty() {
+        let appended = if !self.0.opt_outs.concerns(&normalized, clock::now()) {
             self.0.buffer.append(normalized.entry).await
         } else {
             let (pipeline, taking) = (self.clone(), self.0.snapshot.drain().hold());
@@ -263,7 +263,7 @@ impl Pipeline {
 
 impl From<Entry> for Normalized {
     fn from(entry: Entry) -> Self {
-        Self { entry, wishes: Vec::new() }
+        Self { entry, ..Self::default() }
     }
 }
 

@@ -11,11 +11,14 @@ mod handle;
 mod resend;
 #[cfg(test)]
 mod revoked_tests;
+#[cfg(test)]
+mod unreadable_tests;
 mod staged;
 
 use std::{
     collections::HashSet,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -25,8 +28,9 @@ use staged::{Staged, Whole};
 pub use handle::SnapshotHandle;
 
 use gateway_core::{
-    snapshot::Refused,
+    snapshot::{Refused, digest::RESOURCE_TYPES},
     time::{duration_to_proto, from_proto, to_proto},
+    violation::FieldViolations,
 };
 use gateway_proto::v1;
 use gateway_runtime::{backoff::Backoff, clock, sealing::Key};
@@ -160,7 +164,7 @@ impl Follower {
                 ended = self.follow(client.clone(), &mut backoff, &mut away, &mut resend) => ended,
                 () = stop.cancelled() => return Ok(()),
             };
-            let was_answered = self.unheard();
+            let was_answered = self.handle.set_connected(false);
             if let Some(ComeAgain(delay)) = ended.as_ref().err().and_then(|failure| failure.downcast_ref()) {
                 let delay = delay.mul_f64(1.0 + COME_AGAIN_JITTER * rand::random::<f64>());
                 debug!(?delay, "the control plane asked to come again later");
@@ -214,7 +218,6 @@ impl Follower {
                     backoff.reset();
                     self.handle.set_connected(true);
                     connection.compare_clocks(&response);
-                    self.note_hand_overs(response.takes_hand_overs);
                     if self.drain(response.drain) {
                         health_at = Instant::now();
                     }
@@ -247,19 +250,6 @@ impl Follower {
         failed(status)
     }
 
-    /// The stream has ended. Tells whether it was answered. Another control plane may come, which takes no hand-overs.
-    fn unheard(&self) -> bool {
-        self.buffer.hold_hand_overs();
-        self.handle.set_connected(false)
-    }
-
-    fn note_hand_overs(&self, takes: bool) {
-        self.buffer.control_plane_takes_hand_overs(takes);
-        if let Err(error) = self.handle.drain().set_takes_hand_overs(takes) {
-            error!(%error, "failed to write down whether deliveries may be handed over");
-        }
-    }
-
     /// Begins or ends draining when the control plane says so. True when something changed.
     fn drain(&self, wanted: Option<bool>) -> bool {
         let Some(wanted) = wanted else { return false };
@@ -285,7 +275,7 @@ impl Follower {
             version: snapshot.version,
             store_epoch: snapshot.store_epoch.to_string(),
             opt_out_cursor,
-            digests: Vec::new(),
+            digests: self.log.digests(&snapshot.store_epoch, snapshot.version),
         }
     }
 
@@ -324,51 +314,35 @@ impl Follower {
         let (snapshot, refused) = current.apply_parts(response.parts());
         let (nonce, version) = (response.last.nonce.clone(), response.last.version);
         debug!(version, refused = refused.len(), "took a configuration");
-        self.keep_last_good(&mut response, &refused);
+        keep_last_good(&self.log, &mut response, &refused);
+        let mut unreadable = Vec::new();
         for part in response.parts() {
             resend.merge(&self.opt_outs, part.opt_outs.clone());
+            unreadable.extend(part.unreadable.iter().filter_map(unread));
         }
+        keep_unreadable(&self.log, &mut response, &unreadable);
         if response.last.opt_out_cursor >= response.last.opt_out_cursor_newest {
             resend.send(&self.opt_outs, &self.buffer);
         }
-        self.store(response).await;
+        let epoch = response.last.store_epoch.clone();
+        // For the log both are one: what was sent, and what there is of it.
+        let stored: Arc<[Refused]> = refused.iter().cloned().chain(unreadable).collect();
+        self.store(response, stored).await;
         outgoing.send(request(verdict(nonce, &refused))).await?;
         self.handle.replace(snapshot);
         self.handle.mark_fresh();
         self.metrics.applied_version(version);
-        let applied = v1::ConfigApplied { version, ..Default::default() };
+        let applied = v1::ConfigApplied { version, digests: self.log.digests(&epoch, version) };
         outgoing.send(request(v1::stream_config_request::Message::Applied(applied))).await?;
         Ok(())
     }
 
-    /// Puts the last good value in the place of what was refused, or leaves it out when there is none, so
-    /// that the disk holds what is in use.
-    fn keep_last_good(&self, response: &mut Whole, refused: &[Refused]) {
-        if refused.is_empty() {
-            return;
-        }
-        let refused: HashSet<(&str, &str)> =
-            refused.iter().map(|refused| (refused.resource_type, refused.id.as_str())).collect();
-        response.change(|part| {
-            let upserts = std::mem::take(&mut part.upserts);
-            part.upserts.extend(upserts.into_iter().filter_map(|resource| {
-                let (resource_type, id) = disk::name_of(&resource);
-                if refused.contains(&(resource_type, id)) {
-                    self.log.last_good(resource_type, id)
-                } else {
-                    Some(resource)
-                }
-            }));
-        });
-    }
-
     /// Stores the response. A disk that cannot take it is an error for a person, but the configuration is
     /// used all the same: serving stale configuration would be worse.
-    async fn store(&mut self, response: Whole) {
+    async fn store(&mut self, response: Whole, refused: Arc<[Refused]>) {
         let (log, opt_outs) = (self.log.clone(), self.opt_outs.clone());
-        let stored =
-            tokio::task::spawn_blocking(move || log.append(response.into_parts(), || opt_outs.all())).await;
-        let failure = match stored {
+        let append = move || log.append_refusing(response.into_parts(), &refused, || opt_outs.all());
+        let failure = match tokio::task::spawn_blocking(append).await {
             Ok(Ok(())) => return,
             Ok(Err(failure)) => anyhow::Error::from(failure),
             Err(failure) => anyhow::Error::from(failure),
@@ -389,6 +363,46 @@ impl Connection {
         }
         self.clock_is_off = is_off;
     }
+}
+
+/// Puts the last good value in the place of what was refused, or leaves it out when there is none, so
+/// that the disk holds what is in use.
+fn keep_last_good(log: &ConfigLog, response: &mut Whole, refused: &[Refused]) {
+    if refused.is_empty() {
+        return;
+    }
+    let refused: HashSet<(&str, &str)> =
+        refused.iter().map(|refused| (refused.resource_type, refused.id.as_str())).collect();
+    response.change(|part| {
+        let upserts = std::mem::take(&mut part.upserts);
+        part.upserts.extend(upserts.into_iter().filter_map(|resource| {
+            let (resource_type, id) = disk::name_of(&resource);
+            if refused.contains(&(resource_type, id)) {
+                log.last_good(resource_type, id)
+            } else {
+                Some(resource)
+            }
+        }));
+    });
+}
+
+/// Puts the last good value of what the control plane cannot read into the response, if there is one, so that the disk
+/// holds what is in use.
+fn keep_unreadable(log: &ConfigLog, response: &mut Whole, unreadable: &[Refused]) {
+    if unreadable.is_empty() {
+        return;
+    }
+    response.change(|part| {
+        let named = part.unreadable.iter().filter_map(unread);
+        part.upserts.extend(named.filter_map(|named| log.last_good(named.resource_type, &named.id)));
+    });
+}
+
+/// A resource that the control plane cannot read, as one that was sent and of which the last good value stays.
+fn unread(named: &v1::ConfigUnreadable) -> Option<Refused> {
+    let resource_type = RESOURCE_TYPES.into_iter().find(|known| *known == named.r#type)?;
+    let violations = FieldViolations::new();
+    Some(Refused { resource_type, id: named.id.clone(), version: named.version, violations })
 }
 
 fn request(message: v1::stream_config_request::Message) -> v1::StreamConfigRequest {

@@ -15,17 +15,20 @@ use gateway_proto::v1::{
 };
 use gateway_runtime::supervise::{OnEnd, Supervisor};
 use rand::RngExt as _;
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::watch};
 use tokio_util::sync::CancellationToken;
 use tonic::{body::Body, server::NamedService, service::Routes, transport::Server};
-use tonic_health::{ServingStatus, server::HealthReporter};
-use tower::util::{MapRequestLayer, MapResponseLayer};
+use tonic_health::server::HealthReporter;
+use tower::util::MapRequestLayer;
 
-use crate::{app::State, tls};
+use crate::{app::State, tls, writable::Trouble};
 
 pub mod status;
 mod unexplained;
 mod deadline;
+mod age;
+mod ending;
+mod health;
 mod driven;
 pub mod authorize;
 pub mod page;
@@ -59,33 +62,41 @@ const CONNECTION_GRACE: Duration = Duration::from_secs(5 * 60);
 /// How long open calls may go on after a stop.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Serves gRPC on `listener` until shutdown; returns the bound address.
+/// Serves gRPC on `listener` until shutdown; returns the bound address. Its health says whether there is `trouble`.
 ///
 /// # Errors
 /// When the listener has no address or the descriptors cannot be served.
-pub fn serve(state: &State, supervisor: &Supervisor, listener: TcpListener) -> anyhow::Result<SocketAddr> {
+pub fn serve(
+    state: &State,
+    supervisor: &Supervisor,
+    listener: TcpListener,
+    trouble: watch::Receiver<Trouble>,
+) -> anyhow::Result<SocketAddr> {
     let address = listener.local_addr()?;
     let acceptor = state.config.tls.acceptor(&state.authority, supervisor, &state.metrics)?;
     let (health, routes) = routes(state)?;
     let layer = authorize::AuthorizeLayer::new(state.clone());
     let age_max = state.config.grpc_connection_age_max;
     supervisor.spawn("grpc", OnEnd::Shutdown, |stop| async move {
-        announce(&health, ServingStatus::Serving).await;
+        // Before the first call, which may ask for it.
+        let found = *trouble.borrow();
+        health::announce(&health, found).await;
         let server = Server::builder()
-            .layer(MapResponseLayer::new(unexplained::explain))
+            .layer(unexplained::ExplainLayer)
             .layer(MapRequestLayer::new(with_connect_info))
+            .layer(age::AgeLayer)
             .layer(deadline::DeadlineLayer)
             .layer(layer)
             .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
             .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
             .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+            // Asks only. With its grace tonic cuts the connection without having asked.
             .max_connection_age(age_max)
-            .max_connection_age_grace(age_max.min(CONNECTION_GRACE))
             .add_routes(routes);
-        let incoming = tls::incoming(listener, acceptor);
+        let incoming = tls::incoming(listener, acceptor, age_max + age_max.min(CONNECTION_GRACE));
         let stopping = stop.clone().cancelled_owned();
         let serving = server.serve_with_incoming_shutdown(incoming, stopping);
-        let out_of_time = out_of_time(stop, health);
+        let out_of_time = out_of_time(stop, health, trouble);
         tokio::select! {
             outcome = serving => Ok(outcome?),
             () = out_of_time => Ok(()),
@@ -105,9 +116,8 @@ fn with_connect_info(mut request: http::Request<Body>) -> http::Request<Body> {
 
 /// Resolves when open calls have had their time after a stop. Calls that wait for ever, such as a health
 /// watch, would otherwise hold the process.
-async fn out_of_time(stop: CancellationToken, health: HealthReporter) {
-    stop.cancelled().await;
-    announce(&health, ServingStatus::NotServing).await;
+async fn out_of_time(stop: CancellationToken, health: HealthReporter, trouble: watch::Receiver<Trouble>) {
+    health::follow(&health, trouble, stop).await;
     tokio::time::sleep(DRAIN_TIMEOUT).await;
 }
 
@@ -166,12 +176,6 @@ const SERVICES: [&str; 9] = [
     "whatsapp_gateway.v1.AuditService",
     "whatsapp_gateway.v1.TenantService",
 ];
-
-async fn announce(health: &HealthReporter, status: ServingStatus) {
-    for name in std::iter::once("").chain(SERVICES) {
-        health.set_service_status(name, status).await;
-    }
-}
 
 /// A new id with a prefix: 80 random bits in lower-case base32.
 pub(crate) fn new_id(prefix: &str) -> String {

@@ -29,6 +29,7 @@ use tracing::info;
 use crate::{
     admission::Admissions,
     api::{self, authorize::keys::KeyRing},
+    audit::commands,
     backup,
     ca::Authority,
     config::{AdminKey, Config},
@@ -36,6 +37,8 @@ use crate::{
     inbound_log::{LogStore, SqliteLogStore},
     metrics::Metrics,
     pause,
+    publish::{self, Divergences},
+    scrub,
     sealing::rewrap,
     store::{self, Store},
     tls,
@@ -61,6 +64,8 @@ pub struct State {
     pub logs: Arc<dyn LogStore>,
     /// Connected agents.
     pub fleet: Fleet,
+    /// Agents that do not have what they should have.
+    pub divergences: Divergences,
     /// Which process speaks for an agent.
     pub admissions: Admissions,
     /// Signs the certificates of agents.
@@ -88,7 +93,7 @@ pub struct Running {
     /// The key of the platform admin.
     pub admin_key: AdminKey,
     supervisor: Supervisor,
-    store: Store,
+    pub(crate) store: Store,
     _lock: DataDirLock,
 }
 
@@ -128,6 +133,7 @@ pub async fn start(config: Config, stop: CancellationToken) -> anyhow::Result<Ru
     pause::spawn(store.clone(), &supervisor, failing_subscriptions);
     let state = State {
         fleet: Fleet::default(),
+        divergences: Divergences::default(),
         admissions: Admissions::default(),
         authority: Arc::new(authority),
         keys: KeyRing::default(),
@@ -142,9 +148,14 @@ pub async fn start(config: Config, stop: CancellationToken) -> anyhow::Result<Ru
     work::spawn(&state, &supervisor);
     state.keys.spawn(store.clone(), &supervisor);
     fleet::spawn(&state.fleet, &state.store, &supervisor);
+    state.divergences.register(&state.metrics.registry);
+    publish::expected::spawn(&state.divergences.expectations, &state.store, &supervisor);
     spawn_version_gauge(&state, &supervisor);
+    scrub::spawn(&state, &supervisor);
+    scrub::spawn(&state, &supervisor);
     let ready = Arc::new(AtomicBool::new(false));
     let (readiness, trouble) = (Arc::clone(&ready), writable::spawn(&state, &supervisor));
+    let followed = trouble.clone();
     let not_ready =
         move || if readiness.load(Ordering::Acquire) { *trouble.borrow() } else { Some("starting") };
     let admin = Admin {
@@ -153,7 +164,7 @@ pub async fn start(config: Config, stop: CancellationToken) -> anyhow::Result<Ru
         registry: Arc::clone(&state.metrics.registry),
     };
     let admin_addr = admin::serve(&supervisor, admin_listener, admin)?;
-    let grpc_addr = api::serve(&state, &supervisor, grpc)?;
+    let grpc_addr = api::serve(&state, &supervisor, grpc, followed)?;
     ready.store(true, Ordering::Release);
     let key_from = key_file.map_or_else(|| "environment".to_owned(), |path| path.display().to_string());
     info!(%grpc_addr, %admin_addr, admin_key = key_from, config = ?state.config, "control plane is serving");
@@ -179,6 +190,8 @@ pub async fn rewrap(
     let _lock = DataDirLock::take(&config.data_dir)?;
     let store = Store::open_sealed(&config.data_dir, &config.root_keys).await?;
     let root_keys = rewrap::existing(&config.root_keys)?;
+    let newest = root_keys.first().map(|key| key.id().to_string()).unwrap_or_default();
+    commands::rewrapping(&store, &newest, renew_data_keys).await.context("note it in the audit log")?;
     let rewrapped = store.rewrap(&root_keys, renew_data_keys, progress).await;
     store.close().await;
     Ok(rewrapped?)

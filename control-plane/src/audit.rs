@@ -8,6 +8,7 @@
 use std::net::SocketAddr;
 
 use gateway_proto::v1;
+use gateway_runtime::system;
 use prost::Message;
 
 use crate::{
@@ -18,6 +19,7 @@ use crate::{
 pub mod diff;
 pub mod fields;
 mod resources;
+pub mod commands;
 #[cfg(test)]
 mod tests;
 
@@ -35,6 +37,11 @@ pub struct AuditedBy {
 impl AuditedBy {
     /// The gateway by itself.
     pub const GATEWAY: Self = Self { actor: Actor::Gateway, source_address: None };
+
+    /// Whoever runs this process, for its commands.
+    pub fn command_line() -> Self {
+        Self { actor: Actor::CommandLine(system::user_id()), source_address: None }
+    }
 
     /// An agent.
     pub fn agent(id: &str, source_address: Option<SocketAddr>) -> Self {

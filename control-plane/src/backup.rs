@@ -5,6 +5,8 @@
 //! configuration. So the opt-outs and the work that belong to the logs are in it, and what was done in between
 //! is at worst done again, which every part of the gateway bears.
 //!
+//! [`verify`] looks through a backup that was written: a copy of what is damaged is whole, and of no use.
+//!
 //! Not in a backup: the root key, without which its secrets cannot be read, the key of the certificate authority,
 //! and the admin key. Keep copies of `root.key` and `ca.key` elsewhere, or give the root key from outside.
 //!
@@ -28,6 +30,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::{
+    audit::commands,
     inbound_log,
     store::{
         self, Cause, StoreError,
@@ -37,11 +40,13 @@ use crate::{
 
 mod restore;
 mod revocations;
+mod verify;
 #[cfg(test)]
 mod tests;
 
 pub use restore::{Restored, refuse_unfinished, restore};
 pub use revocations::{Credential, CredentialKind, Credentials};
+pub use verify::{Verified, verify};
 
 /// The description of a backup, in its directory.
 pub const MANIFEST: &str = "manifest.json";
@@ -105,6 +110,9 @@ pub enum BackupError {
         #[source]
         source: Cause,
     },
+    /// The audit log cannot say that the databases were restored.
+    #[error("note the restore in the audit log")]
+    Audit(#[source] StoreError),
     /// What was revoked after the backup cannot be revoked again.
     #[error("revoke again what was revoked after the backup")]
     Revoke(#[source] StoreError),
@@ -192,10 +200,23 @@ pub struct Progress {
     pub doing: &'static str,
     /// The database.
     pub name: &'static str,
-    /// Bytes done.
+    /// What `done` and `total` count.
+    pub unit: Unit,
+    /// How much is done.
     pub done: u64,
-    /// Bytes in all, about.
+    /// How much there is in all, about; 0 when nobody knows.
     pub total: u64,
+}
+
+/// What progress is counted in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unit {
+    /// Bytes.
+    Bytes,
+    /// Rows of tables.
+    Rows,
+    /// Seconds that went by.
+    Seconds,
 }
 
 /// Writes a backup of the databases in `data_dir` to the directory `to`, which is made and must be empty. The
@@ -210,6 +231,7 @@ pub async fn backup(
     mut progress: impl FnMut(Progress),
 ) -> Result<Manifest, BackupError> {
     make_empty(to)?;
+    commands::backing_up(data_dir).await;
     let written = write(data_dir, to, &mut progress).await;
     if written.is_err() {
         for name in DATABASES.map(|(name, _)| name).into_iter().chain([MANIFEST]) {
@@ -262,7 +284,8 @@ async fn copy_database(
     let total = files::size(&mut source).await.map_err(BackupError::database(from))?;
     // SQLite writes into an empty file; made here, only its owner can read it.
     new_file(to).map_err(BackupError::file(to))?;
-    let mut tell = |done| progress(Progress { doing: "copying", name, done, total });
+    let unit = Unit::Bytes;
+    let mut tell = |done| progress(Progress { doing: "copying", name, unit, done, total });
     let copying = files::copy_into(&mut source, target);
     let size = || fs::metadata(to).map_or(0, |metadata| metadata.len());
     watched(copying, size, &mut tell).await.map_err(BackupError::database(from))?;
@@ -291,7 +314,7 @@ async fn checksum(
     let counter = Arc::clone(&done);
     let (source, target) = (path.to_owned(), to.map(Path::to_owned));
     let reading = tokio::task::spawn_blocking(move || read_through(&source, target.as_deref(), &counter));
-    let mut tell = |done| progress(Progress { doing, name, done, total });
+    let mut tell = |done| progress(Progress { doing, name, unit: Unit::Bytes, done, total });
     let sha256 = watched(reading, || done.load(Ordering::Relaxed), &mut tell).await??;
     Ok((done.load(Ordering::Relaxed), sha256))
 }

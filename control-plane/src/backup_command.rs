@@ -3,13 +3,30 @@
 use std::{io::Write as _, path::Path};
 
 use gateway_control_plane::{
-    backup::{self, Credential, CredentialKind, Credentials, Progress, Restored},
+    backup::{self, Credential, CredentialKind, Credentials, Progress, Restored, Unit, Verified},
     config::Config,
+    store::damaged,
 };
 
 const MIB: u64 = 1 << 20;
+/// Damaged rows that are told one by one.
+const ROWS_TOLD_MAX: usize = 100;
+/// Exit code of a backup that is written and has something damaged in it.
+pub(crate) const EXIT_DAMAGED: u8 = 2;
 
-/// Writes a backup of the databases of `config` to `to`; progress goes to standard output.
+/// A backup that was written has something damaged in it.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "verify the backup in `{directory}`: {what}; it is kept, and what can be read of it can be restored: keep earlier \
+     backups until this is mended"
+)]
+pub(crate) struct Damaged {
+    directory: String,
+    what: String,
+}
+
+/// Writes a backup of the databases of `config` to `to`, and looks through it; progress goes to standard output. Fails
+/// with [`Damaged`] when something in it is.
 #[tokio::main]
 pub(crate) async fn back_up(config: &Config, to: &Path) -> anyhow::Result<()> {
     let manifest = backup::backup(&config.data_dir, to, tell).await?;
@@ -18,7 +35,33 @@ pub(crate) async fn back_up(config: &Config, to: &Path) -> anyhow::Result<()> {
         "the root key, ca.key and admin.key are not in it: keep copies of root.key and ca.key elsewhere; without the \
          root key the secrets in the backup cannot be read",
     );
-    Ok(())
+    let verified = backup::verify(to, &config.root_keys, tell).await?;
+    conclude(to, &verified)
+}
+
+/// Says what is damaged, and what was not looked at.
+fn conclude(to: &Path, verified: &Verified) -> anyhow::Result<()> {
+    if let Some(reason) = &verified.not_opened {
+        say(&format!(
+            "{} rows with secrets were not looked at, since their key is not here: {reason}",
+            verified.rows_not_opened
+        ));
+    }
+    for finding in &verified.structure {
+        say(&format!("damaged: {finding}"));
+    }
+    for row in verified.damaged.iter().take(ROWS_TOLD_MAX) {
+        say(&format!("damaged: {row}: {}", damaged::remedy(row.resource_type)));
+    }
+    if verified.is_whole() {
+        say(&format!("verified {} rows: nothing is damaged", verified.rows));
+        return Ok(());
+    }
+    let structure = (!verified.structure.is_empty()).then(|| "the structure of a database is damaged".to_owned());
+    let count = verified.damaged.len();
+    let rows = (count > 0).then(|| format!("{count} of {} rows cannot be read", verified.rows));
+    let what = structure.into_iter().chain(rows).collect::<Vec<_>>().join(", and ");
+    Err(Damaged { directory: to.display().to_string(), what }.into())
 }
 
 /// Makes the data directory of `config` from the backup in `from`; progress goes to standard output. `previous` is the
@@ -72,8 +115,12 @@ fn show(credential: &Credential) {
 }
 
 fn tell(progress: Progress) {
-    let Progress { doing, name, done, total } = progress;
-    say(&format!("{doing} {name}: {} of about {} MiB", done / MIB, total.max(done).div_ceil(MIB)));
+    let Progress { doing, name, unit, done, total } = progress;
+    say(&match unit {
+        Unit::Bytes => format!("{doing} {name}: {} of about {} MiB", done / MIB, total.max(done).div_ceil(MIB)),
+        Unit::Rows => format!("{doing} {name}: {done} rows"),
+        Unit::Seconds => format!("{doing} {name}: {done} s"),
+    });
 }
 
 fn say(line: &str) {

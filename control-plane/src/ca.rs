@@ -5,8 +5,9 @@
 //! `ca.pem` the certificate alone, for clients. ECDSA P-256 throughout. Whoever has `ca.key` can make
 //! certificates of agents, which without the agent's credential open nothing.
 //!
-//! An authority is replaced by another `ca.key`. The certificate of the one before, as `ca-previous.pem`, keeps the
-//! certificates good that agents have of it, until they have renewed them.
+//! An authority is replaced by another `ca.key`. Its certificate, as `ca-next.pem`, is told to agents before that, so that
+//! they trust it when it comes. The certificate of the one before, as `ca-previous.pem`, keeps the certificates good that
+//! agents have of it, until they have renewed them.
 
 use std::{
     fs, io,
@@ -39,6 +40,10 @@ const KEY_FILE: &str = "ca.key";
 pub const CERTIFICATE_FILE: &str = "ca.pem";
 /// Certificates of authorities before this one, in the data directory, put there by the operator.
 const PREVIOUS_FILE: &str = "ca-previous.pem";
+/// Certificates of authorities to come, in the data directory, put there by the operator.
+const NEXT_FILE: &str = "ca-next.pem";
+/// Authorities that agents are told at most; they take no more.
+const ANNOUNCED_MAX: usize = 8;
 const DAY: Duration = Duration::from_secs(24 * 3_600);
 /// Life of the authority's own certificate. A new one means that agents enroll again.
 const AUTHORITY_LIFE: Duration = DAY.saturating_mul(3_650);
@@ -69,11 +74,12 @@ pub enum AuthorityError {
          a backup, since agents trust this authority only"
     )]
     Damaged(PathBuf),
-    /// The file of earlier authorities is damaged.
-    #[error(
-        "read the earlier certificate authorities of `{0}`: it must hold certificates in PEM; mend or remove it"
-    )]
-    Previous(PathBuf),
+    /// The file of earlier authorities, or of those to come, is damaged.
+    #[error("read the certificate authorities of `{0}`: it must hold certificates in PEM; mend or remove it")]
+    Others(PathBuf),
+    /// There are more authorities to come than agents take.
+    #[error("use the certificate authorities of `{0}`: agents take at most {ANNOUNCED_MAX} in all; remove some")]
+    TooMany(PathBuf),
     /// Making or using the key failed.
     #[error("use the certificate authority")]
     Signing(#[from] rcgen::Error),
@@ -106,6 +112,7 @@ pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
     certificate: CertificateDer<'static>,
     previous: Vec<CertificateDer<'static>>,
+    next: Vec<CertificateDer<'static>>,
 }
 
 impl Authority {
@@ -128,7 +135,7 @@ impl Authority {
                 private::write_file(&path, text.as_bytes()).map_err(failed(&path))?;
                 let certificate = certificate.der().clone();
                 let issuer = Issuer::from_ca_cert_der(&certificate, key)?;
-                Self { issuer, certificate, previous: Vec::new() }
+                Self { issuer, certificate, previous: Vec::new(), next: Vec::new() }
             }
             Err(source) => return Err(AuthorityError::File { path, source }),
         };
@@ -136,7 +143,17 @@ impl Authority {
         if fs::read(&path).ok().as_deref() != Some(pem.as_bytes()) {
             private::write_public_file(&path, pem.as_bytes()).map_err(failed(&path))?;
         }
-        Ok(Self { previous: previous(data_dir)?, ..authority })
+        let (previous, next) = (others(data_dir, PREVIOUS_FILE)?, others(data_dir, NEXT_FILE)?);
+        if next.len() >= ANNOUNCED_MAX {
+            return Err(AuthorityError::TooMany(data_dir.join(NEXT_FILE)));
+        }
+        if !previous.is_empty() {
+            info!(count = previous.len(), "agents may also show certificates of earlier authorities");
+        }
+        if !next.is_empty() {
+            info!(count = next.len(), "agents are told to trust authorities to come");
+        }
+        Ok(Self { previous, next, ..authority })
     }
 
     fn parse(bytes: &[u8]) -> Option<Self> {
@@ -147,7 +164,7 @@ impl Authority {
         tls::certified_key(vec![certificate.clone()], PrivateKeyDer::Pkcs8(key.serialize_der().into()))
             .ok()?;
         let issuer = Issuer::from_ca_cert_der(&certificate, key).ok()?;
-        Some(Self { issuer, certificate, previous: Vec::new() })
+        Some(Self { issuer, certificate, previous: Vec::new(), next: Vec::new() })
     }
 
     /// The authority's certificate.
@@ -158,6 +175,11 @@ impl Authority {
     /// The authorities whose certificates of agents count: this one, and those before it.
     pub fn trusted(&self) -> impl Iterator<Item = &CertificateDer<'static>> {
         std::iter::once(&self.certificate).chain(&self.previous)
+    }
+
+    /// The authorities whose certificates the gRPC port shows with `--tls-own-ca`: this one, and those to come.
+    pub fn announced(&self) -> impl Iterator<Item = &CertificateDer<'static>> {
+        std::iter::once(&self.certificate).chain(self.next.iter().filter(|next| **next != self.certificate))
     }
 
     /// The authority's certificate as text (RFC 7468).
@@ -239,22 +261,16 @@ impl Authority {
     }
 }
 
-/// The certificates in [`PREVIOUS_FILE`]; none without it.
-fn previous(data_dir: &Path) -> Result<Vec<CertificateDer<'static>>, AuthorityError> {
-    let path = data_dir.join(PREVIOUS_FILE);
+/// The certificates in a file of the data directory; none without it.
+fn others(data_dir: &Path, file: &str) -> Result<Vec<CertificateDer<'static>>, AuthorityError> {
+    let path = data_dir.join(file);
     let bytes = match fs::read(&path) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(source) => return Err(AuthorityError::File { path, source }),
     };
-    let previous: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
-    match previous {
-        Ok(previous) if !previous.is_empty() => {
-            info!(count = previous.len(), "agents may also show certificates of earlier authorities");
-            Ok(previous)
-        }
-        _ => Err(AuthorityError::Previous(path)),
-    }
+    let others: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
+    others.ok().filter(|others| !others.is_empty()).ok_or(AuthorityError::Others(path))
 }
 
 /// What a client certificate says about its agent.

@@ -31,6 +31,7 @@ use prost::Message as _;
 use zeroize::Zeroizing;
 
 use crate::{
+    audit::commands,
     publish::{Parts, Publisher, TenantFilter, keep_own_opt_outs},
     sealing::RootKeys,
     store::{
@@ -130,6 +131,12 @@ pub enum ExportError {
          anew; --leave-out-damaged exports the rest"
     )]
     Damaged(Named),
+    /// The audit log cannot say who made the export.
+    #[error(
+        "note the export in the audit log: there is none without its entry; make the configuration database writable, or \
+         export from a restored backup"
+    )]
+    Audit(#[source] StoreError),
     /// The export would take the place of a key.
     #[error("write export `{0}`: that is a key file; give another --output")]
     OverKey(PathBuf),
@@ -256,6 +263,8 @@ async fn export_from(
         return Err(ExportError::Damaged(Named(left_out)));
     }
     let (header, counts) = contents.write(store, request, &key, &signing_key, &mut unfinished).await?;
+    // Before the file has its name: there is no export without its entry.
+    commands::exported(store, &(&header).into()).await.map_err(ExportError::Audit)?;
     let bytes = unfinished.take_name()?;
     let signer = signing_key.id();
     Ok(Exported { header, counts, bytes, signer, is_signing_key_new, is_key_file_new, left_out })

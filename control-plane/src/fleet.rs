@@ -17,6 +17,7 @@ use gateway_runtime::{
     supervise::{OnEnd, Supervisor},
 };
 use jiff::{SignedDuration, Timestamp};
+use prost::Message;
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -36,12 +37,16 @@ pub const CLOCK_SKEW_MAX: SignedDuration = SignedDuration::from_secs(30);
 const SEEN_INTERVAL: Duration = Duration::from_secs(300);
 /// How long the number of agents is taken as known.
 const SIZE_LIFE: Duration = Duration::from_secs(1);
-/// Refused resources kept per agent; more are not listed.
+/// Refused resources kept per agent, by number and in bytes; more are not listed. In bytes as well, so that an agent
+/// fits into one answer.
 const REFUSED_MAX: usize = 1_000;
+const REFUSED_BYTES_MAX: usize = 1 << 20;
 /// Characters kept of why a resource was refused, and of its type and id; the rest is cut.
 const REFUSED_TEXT_CHARS_MAX: usize = 512;
 /// Pairs of inbound route and reason kept per agent; more are not counted.
 const REFUSED_CALLBACKS_MAX: usize = 10_000;
+/// Longest reason of refused callbacks and longest id of a webhook subscription, in characters; the rest is cut.
+const HEALTH_TEXT_CHARS_MAX: usize = 63;
 /// Webhook subscriptions over their share kept per agent; more are not listed.
 const OVER_SHARE_MAX: usize = 100;
 
@@ -335,12 +340,16 @@ impl Connection {
             for key in cleared {
                 member.refused.remove(key);
             }
+            let mut bytes: usize = member.refused.values().map(Message::encoded_len).sum();
             for mut resource in refused {
                 for text in [&mut resource.r#type, &mut resource.id, &mut resource.error] {
                     cut(text, REFUSED_TEXT_CHARS_MAX);
                 }
                 let key = (resource.r#type.clone(), resource.id.clone());
-                if member.refused.len() < REFUSED_MAX || member.refused.contains_key(&key) {
+                bytes -= member.refused.remove(&key).as_ref().map_or(0, Message::encoded_len);
+                let size = resource.encoded_len();
+                if member.refused.len() < REFUSED_MAX && bytes + size <= REFUSED_BYTES_MAX {
+                    bytes += size;
                     member.refused.insert(key, resource);
                 }
             }
@@ -361,6 +370,10 @@ impl Connection {
     pub fn health(&self, mut health: v1::AgentHealth) {
         health.refused_callbacks.truncate(REFUSED_CALLBACKS_MAX);
         health.over_share_subscription_ids.truncate(OVER_SHARE_MAX);
+        let reasons = health.refused_callbacks.iter_mut().map(|refused| &mut refused.reason);
+        for text in reasons.chain(&mut health.over_share_subscription_ids) {
+            cut(text, HEALTH_TEXT_CHARS_MAX);
+        }
         let clock_skew =
             health.time.as_ref().and_then(time::from_proto).map(|time| time.duration_since(clock::now()));
         let before = self.change(|member| {

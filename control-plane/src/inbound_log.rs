@@ -3,7 +3,7 @@
 //! [`LogStore`] is the seam: everything else knows only it, and `conformance` says what every implementation
 //! must do. [`sqlite`] is the one that there is. What does not depend on the engine lies beside it.
 //!
-//! Reading order: [`page`] (what is asked for and given), [`stage`] (what a group of batches changes), [`failing`]
+//! Reading order: [`page`] (what is asked for and given), [`fit`] (how much of it), [`stage`] (what a group of batches changes), [`failing`]
 //! (subscriptions that only fail), [`live`] (watches), then [`sqlite`].
 
 use std::{error::Error, sync::Arc};
@@ -15,6 +15,7 @@ use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 mod page;
+mod fit;
 mod event_key;
 mod stage;
 mod failing;
@@ -24,9 +25,11 @@ pub mod sqlite;
 mod conformance;
 
 pub use failing::{FAILING_ATTEMPTS_MIN, FAILING_MAX, FailingSubscription};
+pub use fit::{LISTED_PAYLOAD_BYTES_MAX, alone, bound_opt_out};
 pub use live::{LogChange, LogWatch, WatchFrom};
 pub use page::{
-    AttemptPage, LogFilter, LogPage, UNROUTED_PER_ROUTE_MAX, Unrouted, UnroutedNumber, UnroutedPage,
+    AttemptPage, LogFilter, LogPage, PAGE_BYTES_MAX, UNROUTED_PER_ROUTE_MAX, Unrouted, UnroutedNumber,
+    UnroutedPage,
 };
 pub use sqlite::{FILE_NAME, SqliteLogStore};
 pub(crate) use sqlite::{SCHEMA_VERSION, forget_epoch};
@@ -167,7 +170,7 @@ pub trait LogStore: Send + Sync {
 
     /// A page of at most `limit` logs recorded before the place `before` (None: the newest), newest first.
     /// What is recorded meanwhile does not move later pages. A page can have fewer than `limit` and still not be
-    /// the last.
+    /// the last. It has at most [`PAGE_BYTES_MAX`], and logs without a body of more than [`LISTED_PAYLOAD_BYTES_MAX`].
     ///
     /// # Errors
     /// When the database cannot be read.
@@ -178,7 +181,8 @@ pub trait LogStore: Send + Sync {
         limit: usize,
     ) -> Result<LogPage, LogStoreError>;
 
-    /// One log, None when it was not recorded or belongs to another tenant.
+    /// One log, whole: [`alone`] makes it fit into an answer. None when it was not recorded or belongs to another
+    /// tenant.
     ///
     /// # Errors
     /// When the database cannot be read.
@@ -227,7 +231,8 @@ pub trait LogStore: Send + Sync {
         limit: usize,
     ) -> Result<UnroutedPage, LogStoreError>;
 
-    /// At most `limit` callbacks for a number after the place `after`, oldest first.
+    /// At most `limit` callbacks for a number after the place `after`, oldest first and whole; fewer when they are large,
+    /// and none only when there are none.
     ///
     /// # Errors
     /// When the database cannot be read.

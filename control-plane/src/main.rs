@@ -27,6 +27,7 @@ Environment:
 Exit codes:
   0   stopped as asked
   1   failed
+  2   the backup is written, and something in it is damaged: standard output says what
   64  wrong configuration or usage";
 
 /// The source of truth of WhatsApp Gateway: configuration, opt-outs and inbound logs over gRPC.
@@ -47,8 +48,8 @@ struct Cli {
 /// What to do instead of running.
 #[derive(clap::Subcommand)]
 enum Command {
-    /// Copies the databases to a new directory. The control plane may run meanwhile. Root key, CA key and admin key
-    /// are not in the copy.
+    /// Copies the databases to a new directory, and looks for damage in the copy. The control plane may run meanwhile.
+    /// Root key, CA key and admin key are not in the copy.
     Backup {
         /// Directory of the backup; made, or empty.
         #[arg(long, value_name = "DIR")]
@@ -128,6 +129,7 @@ fn finish(config: anyhow::Result<Config>, act: impl FnOnce(Config) -> anyhow::Re
     };
     match act(config) {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.is::<backup_command::Damaged>() => fail(&error, backup_command::EXIT_DAMAGED),
         Err(error) => fail(&error, 1),
     }
 }

@@ -7,6 +7,9 @@
 //! changes, its route and everything that hangs on it go along, although they have not changed themselves:
 //! perhaps the instance has just come into the agent's region. Sending a resource again does no harm.
 //!
+//! What cannot be read is named where it would be sent: an agent that has it keeps its last good value. Of an instance that
+//! cannot be read nobody knows its regions, so what hangs on it is not sent to anybody, and named to everybody.
+//!
 //! An instance and what hangs on it travel in the same response wherever they fit, because an agent that
 //! knew an instance without its subscriptions would deliver its events to nobody.
 
@@ -22,7 +25,10 @@ use tokio::sync::Mutex;
 use crate::{
     fleet::{ResourceKey, serves},
     store::{
-        ConfigChanges, REMOVAL_ORDER, Store, StoreError, damaged::LeftOut, opt_out_policies, route_reach,
+        ConfigChanges, REMOVAL_ORDER, Store, StoreError,
+        damaged::{LeftOut, Unread},
+        instances, opt_out_policies,
+        route_reach::{self, Reach},
         webhook_subscriptions,
     },
 };
@@ -53,9 +59,77 @@ pub struct Changes {
 struct Item {
     /// What travels together: the instance; empty for inbound routes.
     group: String,
-    /// Empty means every region.
-    regions: Arc<[String]>,
-    resource: v1::ConfigResource,
+    reach: Arc<Reach>,
+    content: Content,
+}
+
+enum Content {
+    Whole(v1::ConfigResource),
+    /// It cannot be read.
+    Unread(v1::ConfigUnreadable),
+}
+
+impl Content {
+    fn instance(&self) -> Option<&str> {
+        match self {
+            Self::Whole(resource) => instance(resource).map(|found| found.id.as_str()),
+            Self::Unread(unread) => (unread.r#type == instances::TYPE).then_some(unread.id.as_str()),
+        }
+    }
+
+    fn key(&self) -> Option<ResourceKey> {
+        match self {
+            Self::Whole(resource) => resource_key(resource),
+            Self::Unread(unread) => Some((unread.r#type.clone(), unread.id.clone())),
+        }
+    }
+
+    fn encoded_len(&self) -> usize {
+        match self {
+            Self::Whole(resource) => resource.encoded_len(),
+            Self::Unread(unread) => unread.encoded_len(),
+        }
+    }
+
+    /// Routes come first, since their group is empty; within an instance it comes before what hangs on it.
+    fn rank(&self) -> u8 {
+        match self {
+            Self::Whole(resource) => rank(resource),
+            Self::Unread(unread) if unread.r#type == "webhook_subscription" => 2,
+            Self::Unread(unread) => u8::from(unread.r#type == "opt_out_policy"),
+        }
+    }
+
+    /// Its name, to agents that may have it and are not sent it.
+    fn unread(&self) -> Option<v1::ConfigUnreadable> {
+        match self {
+            Self::Unread(unread) => Some(unread.clone()),
+            Self::Whole(resource) => {
+                let (r#type, id) = resource_key(resource)?;
+                Some(v1::ConfigUnreadable { r#type, id, version: resource.version })
+            }
+        }
+    }
+}
+
+/// What becomes of a resource for an agent.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    Sent,
+    /// It is named, and what the agent has of it stays.
+    Kept,
+    /// It is not for the agent.
+    Left,
+}
+
+fn fate(reach: &Reach, region: &str) -> Fate {
+    match reach.is_unsure {
+        false if serves(&reach.regions, region) => Fate::Sent,
+        false => Fate::Left,
+        true if reach.regions.iter().any(|served| served == region) => Fate::Sent,
+        true if std::env::var_os("DMG_MUT").is_some() => Fate::Left,
+        true => Fate::Kept,
+    }
 }
 
 impl Publisher {
@@ -78,107 +152,145 @@ impl Publisher {
         }
         let mut changes = self.store.changes_since(since).await?;
         let regions = if since == 0 {
-            Regions::of(&changes.upserts)
+            Regions::of(&changes.upserts, &changes.left_out)
         } else if changes.upserts.len() > LOOKUPS_MAX {
-            let everything = self.store.changes_since(0).await?.upserts;
-            let regions = Regions::of(&everything);
-            add_dependents(&mut changes.upserts, everything);
+            let everything = self.store.changes_since(0).await?;
+            let regions = Regions::of(&everything.upserts, &everything.left_out);
+            add_dependents(&mut changes, everything);
             regions
         } else {
-            self.look_up(&mut changes.upserts).await?
+            self.look_up(&mut changes).await?
         };
         let changes = Arc::new(annotate(since, changes, &regions));
         *newest = Arc::downgrade(&changes);
         Ok(changes)
     }
 
-    /// Adds what hangs on the instances among `upserts`, and finds the regions of all others.
-    async fn look_up(&self, upserts: &mut Vec<v1::ConfigResource>) -> Result<Regions, StoreError> {
-        let mut regions = Regions::of(upserts);
-        for route_id in upserts.iter().filter_map(route_id) {
+    /// Adds what hangs on the instances among the changes, and finds the regions of all others.
+    async fn look_up(&self, changes: &mut ConfigChanges) -> Result<Regions, StoreError> {
+        let mut regions = Regions::of(&changes.upserts, &changes.left_out);
+        let unread_routes = changes.left_out.iter().filter(|one| one.instance_id.is_empty());
+        let route_ids = changes.upserts.iter().filter_map(route_id);
+        for route_id in route_ids.chain(unread_routes.map(|one| one.what.id.as_str())) {
             // The instances among the changes are not all that it has.
             let reach = route_reach::regions(&mut self.store.reader().await?, route_id).await?;
             regions.routes.insert(route_id.to_owned(), reach.into());
         }
-        let mut dependents = Vec::new();
+        let mut dependents = ConfigChanges::default();
         for instance_id in regions.instances.keys() {
-            dependents.extend(self.dependents(instance_id).await?);
+            self.add_dependents_of(instance_id, &mut dependents).await?;
         }
-        add_dependents(upserts, dependents);
-        for instance_id in upserts.iter().map(group).filter(|group| !group.is_empty()) {
-            if !regions.instances.contains_key(instance_id)
-                && let Some(instance) = self.store.instance(instance_id).await?
-            {
-                regions.instances.insert(instance.id, instance.regions.into());
+        add_dependents(changes, dependents);
+        let groups = changes.upserts.iter().map(group);
+        let groups = groups.chain(changes.left_out.iter().map(|one| one.instance_id.as_str()));
+        for instance_id in groups.filter(|group| !group.is_empty()) {
+            if regions.instances.contains_key(instance_id) {
+                continue;
             }
+            let reach = match self.store.instance(instance_id).await {
+                Ok(Some(instance)) => Reach { regions: instance.regions, is_unsure: false },
+                Ok(None) => continue,
+                Err(failure) if failure.is_damage() => UNSURE,
+                Err(failure) => return Err(failure),
+            };
+            regions.instances.insert(instance_id.to_owned(), reach.into());
         }
         Ok(regions)
     }
 
-    /// The opt-out policy and the webhook subscriptions of an instance.
-    async fn dependents(&self, instance_id: &str) -> Result<Vec<v1::ConfigResource>, StoreError> {
+    /// Adds the opt-out policy and the webhook subscriptions of an instance to `found`.
+    async fn add_dependents_of(
+        &self,
+        instance_id: &str,
+        found: &mut ConfigChanges,
+    ) -> Result<(), StoreError> {
         let mut connection = self.store.reader().await?;
-        let policy = opt_out_policies::of_instance(&mut connection, instance_id).await?;
-        let subscriptions = webhook_subscriptions::of_instance(&mut connection, instance_id).await?;
-        Ok(policy.into_iter().chain(subscriptions).collect())
+        let ConfigChanges { upserts, left_out, .. } = found;
+        upserts.extend(opt_out_policies::of_instance(&mut connection, instance_id, left_out).await?);
+        upserts.extend(webhook_subscriptions::of_instance(&mut connection, instance_id, left_out).await?);
+        Ok(())
     }
 }
 
-/// Regions that get a resource, by its id; empty means every region.
+/// Of an instance that cannot be read.
+const UNSURE: Reach = Reach { regions: Vec::new(), is_unsure: true };
+
+/// Where resources go, by their ids.
 struct Regions {
-    instances: HashMap<String, Arc<[String]>>,
-    routes: HashMap<String, Arc<[String]>>,
+    instances: HashMap<String, Arc<Reach>>,
+    routes: HashMap<String, Arc<Reach>>,
 }
 
 impl Regions {
     /// As the instances among `upserts` say. A route that none of them is on is not in it.
-    fn of(upserts: &[v1::ConfigResource]) -> Self {
-        let mut instances: HashMap<String, Arc<[String]>> = HashMap::new();
+    fn of(upserts: &[v1::ConfigResource], left_out: &[Unread]) -> Self {
+        let mut instances: HashMap<String, Arc<Reach>> = HashMap::new();
         // None: one of its instances is served everywhere.
         let mut routes: HashMap<&str, Option<BTreeSet<&String>>> = HashMap::new();
         for instance in upserts.iter().filter_map(instance) {
-            instances.insert(instance.id.clone(), instance.regions.clone().into());
+            let reach = Reach { regions: instance.regions.clone(), is_unsure: false };
+            instances.insert(instance.id.clone(), reach.into());
             let reach = routes.entry(&instance.inbound_route_id).or_insert_with(|| Some(BTreeSet::new()));
             match reach {
                 Some(reach) if !instance.regions.is_empty() => reach.extend(&instance.regions),
                 _ => *reach = None,
             }
         }
-        let named = |reach: Option<BTreeSet<&String>>| reach.into_iter().flatten().cloned().collect();
-        let routes = routes.into_iter().map(|(id, reach)| (id.to_owned(), named(reach))).collect();
-        Self { instances, routes }
+        let mut unsure: HashSet<&str> = HashSet::new();
+        for unread in left_out.iter().filter(|one| one.what.resource_type == instances::TYPE) {
+            instances.insert(unread.what.id.clone(), UNSURE.into());
+            unsure.insert(&unread.inbound_route_id);
+            routes.entry(&unread.inbound_route_id).or_insert_with(|| Some(BTreeSet::new()));
+        }
+        let reach = |(id, reach): (&str, Option<BTreeSet<&String>>)| {
+            let is_unsure = reach.is_some() && unsure.contains(id);
+            let regions = reach.into_iter().flatten().cloned().collect();
+            (id.to_owned(), Arc::new(Reach { regions, is_unsure }))
+        };
+        Self { instances, routes: routes.into_iter().map(reach).collect() }
     }
 }
 
-/// Adds those of `candidates` that hang on an instance among `upserts` and are not among them.
-fn add_dependents(upserts: &mut Vec<v1::ConfigResource>, candidates: Vec<v1::ConfigResource>) {
+/// Adds those of `candidates` that hang on an instance among the changes and are not among them.
+fn add_dependents(changes: &mut ConfigChanges, candidates: ConfigChanges) {
     let instances: HashSet<String> =
-        upserts.iter().filter_map(instance).map(|found| found.id.clone()).collect();
-    let present: HashSet<ResourceKey> = upserts.iter().filter_map(resource_key).collect();
+        changes.upserts.iter().filter_map(instance).map(|found| found.id.clone()).collect();
+    let present: HashSet<ResourceKey> = changes.upserts.iter().filter_map(resource_key).collect();
     let is_missing = |resource: &v1::ConfigResource| {
         instances.contains(group(resource))
             && resource_key(resource).is_some_and(|key| !present.contains(&key))
     };
-    upserts.extend(candidates.into_iter().filter(is_missing));
+    changes.upserts.extend(candidates.upserts.into_iter().filter(is_missing));
+    for unread in candidates.left_out {
+        let hangs_on_one = unread.what.resource_type != instances::TYPE && instances.contains(&unread.instance_id);
+        if hangs_on_one && !changes.left_out.contains(&unread) {
+            changes.left_out.push(unread);
+        }
+    }
 }
 
 fn annotate(since: u64, changes: ConfigChanges, regions: &Regions) -> Changes {
-    let everywhere: Arc<[String]> = Arc::new([]);
-    let mut items: Vec<Item> = changes
-        .upserts
-        .into_iter()
-        .filter_map(|resource| {
-            let group = group(&resource).to_owned();
-            let regions = match route_id(&resource) {
-                Some(id) => Some(regions.routes.get(id).unwrap_or(&everywhere)),
-                None => regions.instances.get(&group),
-            };
-            // What hangs on an instance that is gone meanwhile is about to be removed as well.
-            Some(Item { regions: Arc::clone(regions?), group, resource })
-        })
-        .collect();
-    items.sort_by(|one, other| (&one.group, rank(&one.resource)).cmp(&(&other.group, rank(&other.resource))));
-    let ConfigChanges { version, removals, left_out, .. } = changes;
+    let everywhere: Arc<Reach> = Arc::default();
+    let reach_of = |route_id: Option<&str>, group: &str| match route_id {
+        Some(id) => Some(Arc::clone(regions.routes.get(id).unwrap_or(&everywhere))),
+        // What hangs on an instance that is gone meanwhile is about to be removed as well.
+        None => regions.instances.get(group).cloned(),
+    };
+    let ConfigChanges { version, upserts, removals, left_out } = changes;
+    let whole = upserts.into_iter().filter_map(|resource| {
+        let group = group(&resource).to_owned();
+        let reach = reach_of(route_id(&resource), &group)?;
+        Some(Item { reach, group, content: Content::Whole(resource) })
+    });
+    let unread = left_out.iter().filter_map(|Unread { what, version, instance_id, .. }| {
+        let reach = reach_of(instance_id.is_empty().then_some(what.id.as_str()), instance_id)?;
+        let (r#type, id) = (what.resource_type.to_owned(), what.id.clone());
+        let content = Content::Unread(v1::ConfigUnreadable { r#type, id, version: *version });
+        Some(Item { reach, group: instance_id.clone(), content })
+    });
+    let mut items: Vec<Item> = whole.chain(unread).collect();
+    items.sort_by(|one, other| (&one.group, one.content.rank()).cmp(&(&other.group, other.content.rank())));
+    let left_out = left_out.into_iter().map(|unread| unread.what).collect();
     Changes { since, version, items, removals, left_out }
 }
 
@@ -246,6 +358,9 @@ pub struct Part {
     pub upserts: Vec<v1::ConfigResource>,
     /// Resources that the agent is not to have; on the last part only.
     pub removals: Vec<v1::ConfigRemoval>,
+    /// Resources that are not sent because they cannot be read, and that the agent keeps if it has them; each with its
+    /// instance, which is empty for inbound routes.
+    pub unreadable: Vec<(String, v1::ConfigUnreadable)>,
     /// Whether it begins a snapshot: what the agent had before is gone.
     pub begins_snapshot: bool,
     /// After the last part the agent has the version of the changes, before it the one it had.
@@ -285,7 +400,7 @@ impl Parts {
         let is_route = first.group.is_empty();
         let end = items.iter().position(|item| is_route || item.group != first.group);
         let end = if is_route { 1 } else { end.unwrap_or(items.len()) };
-        (&items[..end], is_route || instance(&first.resource).is_some())
+        (&items[..end], is_route || first.content.instance().is_some())
     }
 }
 
@@ -300,6 +415,7 @@ impl Iterator for Parts {
         let mut part = Part {
             upserts: Vec::new(),
             removals: Vec::new(),
+            unreadable: Vec::new(),
             begins_snapshot: self.is_first && self.is_snapshot(),
             is_last: false,
         };
@@ -309,26 +425,30 @@ impl Iterator for Parts {
             let changes = Arc::clone(&self.changes);
             let (group, is_whole) = self.group();
             let group = &changes.items[self.next_item..self.next_item + group.len()];
-            if !serves(&group[0].regions, &self.region) {
+            let fate = fate(&group[0].reach, &self.region);
+            if fate == Fate::Left {
                 if is_whole && !self.is_snapshot() {
-                    let keys = group.iter().filter_map(|item| resource_key(&item.resource));
+                    let keys = group.iter().filter_map(|item| item.content.key());
                     let left = keys.map(|(r#type, id)| v1::ConfigRemoval { r#type, id, deleted: false });
                     self.removals.extend(left);
                 }
                 self.next_item += group.len();
                 continue;
             }
-            let size: usize = group.iter().map(|item| item.resource.encoded_len() + 8).sum();
+            let size: usize = group.iter().map(|item| item.content.encoded_len() + 8).sum();
             if bytes > 0 && bytes + size > RESPONSE_BYTES_MAX {
                 return Some(part);
             }
             for item in group {
-                let size = item.resource.encoded_len() + 8;
+                let size = item.content.encoded_len() + 8;
                 if bytes > 0 && bytes + size > RESPONSE_BYTES_MAX {
                     return Some(part);
                 }
                 bytes += size;
-                part.upserts.push(item.resource.clone());
+                match &item.content {
+                    Content::Whole(resource) if fate == Fate::Sent => part.upserts.push(resource.clone()),
+                    content => part.unreadable.extend(content.unread().map(|named| (item.group.clone(), named))),
+                }
                 self.next_item += 1;
             }
         }
@@ -341,8 +461,12 @@ impl Iterator for Parts {
     }
 }
 
+pub mod divergences;
+pub mod expected;
 mod tenant;
 #[cfg(test)]
 mod tests;
 
+pub use divergences::Divergences;
+pub use expected::{Expectations, Expected};
 pub use tenant::{TenantFilter, keep_own_opt_outs};

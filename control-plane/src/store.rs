@@ -24,18 +24,19 @@ use jiff::Timestamp;
 use prost::Message;
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
-use tracing::error;
-
 use crate::{
     audit::{Audited, AuditedBy},
     sealing::{RootKeys, Sealer},
 };
 
+mod body;
 mod error;
 pub mod engine;
 mod transaction;
+pub mod check;
 pub mod damaged;
 pub mod versions;
+pub mod config_index;
 pub mod sealed;
 pub mod tenant_keys;
 pub mod tenants;
@@ -59,9 +60,9 @@ mod layering;
 #[cfg(test)]
 mod tests;
 
-use damaged::LeftOut;
+use damaged::{Damages, Unread};
 pub use engine::Engine;
-pub use error::{Cause, StoreError, Trouble};
+pub use error::{Cause, Damage, StoreError, Trouble};
 pub use opt_outs::OptOutRecorded;
 pub use sqlite::FILE_NAME;
 pub use transaction::{Connection, Reader, WriteTx};
@@ -80,7 +81,7 @@ pub struct ConfigChanges {
     /// Removed resources: subscriptions, policies, instances, routes, in this order.
     pub removals: Vec<v1::ConfigRemoval>,
     /// New and changed resources that cannot be read, in the order of `upserts`.
-    pub left_out: Vec<LeftOut>,
+    pub left_out: Vec<Unread>,
 }
 
 impl fmt::Debug for ConfigChanges {
@@ -107,6 +108,7 @@ struct Inner {
     commits: TaskTracker,
     epoch: String,
     sealer: Sealer,
+    damages: Damages,
     version: watch::Sender<u64>,
     opt_out_cursor: watch::Sender<u64>,
 }
@@ -149,8 +151,8 @@ impl Store {
     pub fn of(opened: Opened) -> Self {
         let Opened { engine, epoch, sealer, version, opt_out_cursor } = opened;
         let (version, opt_out_cursor) = (watch::Sender::new(version), watch::Sender::new(opt_out_cursor));
-        let commits = TaskTracker::new();
-        Self { inner: Arc::new(Inner { engine, commits, epoch, sealer, version, opt_out_cursor }) }
+        let (commits, damages) = (TaskTracker::new(), Damages::default());
+        Self { inner: Arc::new(Inner { engine, commits, epoch, sealer, damages, version, opt_out_cursor }) }
     }
 
     /// Closes all connections; for the end of the process.
@@ -163,6 +165,11 @@ impl Store {
     /// What seals and opens secrets.
     pub fn sealer(&self) -> &Sealer {
         &self.inner.sealer
+    }
+
+    /// The rows that are known to be damaged.
+    pub fn damages(&self) -> &Damages {
+        &self.inner.damages
     }
 
     /// A connection for reading. Each query sees what was committed when it began.
@@ -243,8 +250,8 @@ impl Store {
         let now = snapshot.rows().version().await?;
         let mut left_out = Vec::new();
         let mut upserts = inbound_routes::changed_since(&mut snapshot, version, &mut left_out).await?;
-        upserts.extend(instances::changed_since(&mut snapshot, version).await?);
-        upserts.extend(opt_out_policies::changed_since(&mut snapshot, version).await?);
+        upserts.extend(instances::changed_since(&mut snapshot, version, &mut left_out).await?);
+        upserts.extend(opt_out_policies::changed_since(&mut snapshot, version, &mut left_out).await?);
         upserts.extend(webhook_subscriptions::changed_since(&mut snapshot, version, &mut left_out).await?);
         let removals =
             if version == 0 { Vec::new() } else { versions::removed_since(&mut snapshot, version).await? };
@@ -260,7 +267,8 @@ impl Store {
         instances::find_any(&mut self.reader().await?, id).await
     }
 
-    /// The instance that has a number, in the form of [`gateway_core::snapshot::canonical_number`], on a route.
+    /// The instance that has a number, in the form of [`gateway_core::snapshot::canonical_number`], on a route. None
+    /// also when that instance cannot be read.
     ///
     /// # Errors
     /// When the database cannot be read.
@@ -271,7 +279,10 @@ impl Store {
     ) -> Result<Option<v1::Instance>, StoreError> {
         let mut connection = self.reader().await?;
         match instances::holder_of_number(&mut connection, inbound_route_id, number_key).await? {
-            Some(id) => instances::find_any(&mut connection, &id).await,
+            Some(id) => {
+                let read = instances::find_any(&mut connection, &id).await;
+                Ok(damaged::or_note(self.damages(), (instances::TYPE, &id), read)?.flatten())
+            }
             None => Ok(None),
         }
     }
@@ -375,36 +386,22 @@ impl Store {
     }
 }
 
-/// Leaves out what cannot be opened or read, loudly, and notes it in `left_out`: one damaged row must not keep all other changes from all agents.
-/// An agent that has the resource keeps its last good value.
+/// Leaves out what cannot be opened or read, and notes it, also in `left_out`: one damaged row must not keep all other
+/// changes from all agents. An agent that has the resource keeps its last good value.
 fn readable(
-    resource_type: &'static str,
-    id: &str,
+    damages: &Damages,
+    unread: Unread,
     resource: Result<v1::ConfigResource, StoreError>,
-    left_out: &mut Vec<LeftOut>,
+    left_out: &mut Vec<Unread>,
 ) -> Option<Result<v1::ConfigResource, StoreError>> {
     match resource {
         Err(failure) if failure.is_damage() => {
-            let error = format!("{:#}", anyhow::Error::from(failure));
-            error!(
-                resource_type,
-                id, error, "failed to read a row: agents get no change of it; restore a backup"
-            );
-            left_out.push(LeftOut { resource_type, id: id.to_owned() });
+            damages.note(unread.what.resource_type, &unread.what.id, failure);
+            left_out.push(unread);
             None
         }
         resource => Some(resource),
     }
-}
-
-/// Reads a stored resource.
-fn decode<M: Message + Default>(body: &[u8]) -> Result<M, StoreError> {
-    Ok(M::decode(body)?)
-}
-
-/// Reads stored resources.
-fn decode_all<M: Message + Default>(bodies: &[Vec<u8>]) -> Result<Vec<M>, StoreError> {
-    bodies.iter().map(|body| decode(body)).collect()
 }
 
 /// Opens and reads a sealed message of a tenant's resource.
@@ -414,5 +411,5 @@ fn open<M: Message + Default>(
     resource: &str,
     sealed: &[u8],
 ) -> Result<M, StoreError> {
-    decode(&sealer.open(tenant_id, resource, sealed)?)
+    Ok(M::decode(sealer.open(tenant_id, resource, sealed)?.as_slice())?)
 }

@@ -32,6 +32,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
     task::JoinSet,
+    time::Instant,
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tonic::transport::server::{Connected, TcpConnectInfo};
@@ -49,7 +50,8 @@ mod tests;
 pub const CONNECTIONS_MAX: usize = 4_096;
 /// A connection opens with the preface of HTTP/2, 24 bytes (RFC 9113, 3.4), 10 s after it was accepted or its
 /// handshake has ended at most. From then on HTTP/2 itself probes those that are silent.
-const PATIENCE: Patience = Patience { opening_bytes: 24, opening: Duration::from_secs(10), idle: None };
+const PATIENCE: Patience =
+    Patience { opening_bytes: 24, opening: Duration::from_secs(10), idle: None, age: None };
 /// How often the port's own certificate is made anew.
 const OWN_CERTIFICATE_INTERVAL: Duration = Duration::from_secs(24 * 3_600);
 
@@ -209,6 +211,8 @@ pub struct Peer {
     pub is_tls: bool,
     /// The agent that its certificate names, if it showed one; perhaps it has expired.
     pub certified: Option<Arc<CertifiedAgent>>,
+    /// When the connection is cut, if it is still open then.
+    pub end: Option<Instant>,
     local_address: Option<SocketAddr>,
 }
 
@@ -231,11 +235,11 @@ impl Connected for Connection {
     type ConnectInfo = Peer;
 
     fn connect_info(&self) -> Peer {
-        let (stream, session) = match self {
-            Self::Plain(stream) => (stream.get_ref(), None),
-            Self::Tls(stream) => {
-                let (stream, session) = stream.get_ref().get_ref();
-                (stream, Some(session))
+        let (stream, session, end) = match self {
+            Self::Plain(stream) => (stream.get_ref(), None, stream.end()),
+            Self::Tls(connection) => {
+                let (stream, session) = connection.get_ref().get_ref();
+                (stream, Some(session), connection.end())
             }
         };
         let shown = session.and_then(|session| session.peer_certificates()?.first());
@@ -244,25 +248,29 @@ impl Connected for Connection {
             local_address: stream.local_addr().ok(),
             is_tls: session.is_some(),
             certified: shown.and_then(|certificate| ca::certified_agent(certificate)).map(Arc::new),
+            end,
         }
     }
 }
 
 /// The connections that come in on `listener`. Handshakes run beside each other, so that one that never ends
-/// holds nobody up. At most [`CONNECTIONS_MAX`] are open at a time, and one that does not open in time ends with an
-/// error of its reads.
+/// holds nobody up. At most [`CONNECTIONS_MAX`] are open at a time, and one that does not open in time, or becomes
+/// older than `age_max`, ends with an error of its reads.
 pub fn incoming(
     listener: TcpListener,
     acceptor: Option<TlsAcceptor>,
+    age_max: Duration,
 ) -> impl Stream<Item = Result<Connection, Infallible>> {
-    incoming_of(BoundedListener::new(listener, CONNECTIONS_MAX), acceptor)
+    incoming_of(BoundedListener::new(listener, CONNECTIONS_MAX), acceptor, Some(age_max))
 }
 
 fn incoming_of(
     listener: BoundedListener,
     acceptor: Option<TlsAcceptor>,
+    age: Option<Duration>,
 ) -> impl Stream<Item = Result<Connection, Infallible>> {
-    let incoming = Incoming { listener, acceptor, handshakes: JoinSet::new() };
+    let patience = Patience { age, ..PATIENCE };
+    let incoming = Incoming { listener, acceptor, patience, handshakes: JoinSet::new() };
     stream::unfold(incoming, |mut incoming| async move {
         let connection = incoming.next().await;
         Some((Ok(connection), incoming))
@@ -272,22 +280,24 @@ fn incoming_of(
 struct Incoming {
     listener: BoundedListener,
     acceptor: Option<TlsAcceptor>,
+    patience: Patience,
     handshakes: JoinSet<Result<connections::Connection<TlsStream<TcpStream>>, HandshakeError>>,
 }
 
 impl Incoming {
     async fn next(&mut self) -> Connection {
+        let patience = self.patience;
         loop {
             tokio::select! {
                 (stream, _, place) = self.listener.accept() => {
                     // Small answers must not wait for an acknowledgement. Failing is only slower.
                     drop(stream.set_nodelay(true));
                     let Some(acceptor) = self.acceptor.clone() else {
-                        return Connection::Plain(connections::Connection::new(stream, PATIENCE, place));
+                        return Connection::Plain(connections::Connection::new(stream, patience, place));
                     };
                     self.handshakes.spawn(async move {
                         let stream = tls::handshake(&acceptor, stream).await?;
-                        Ok(connections::Connection::new(stream, PATIENCE, place))
+                        Ok(connections::Connection::new(stream, patience, place))
                     });
                 }
                 Some(finished) = self.handshakes.join_next() => match finished {

@@ -17,11 +17,11 @@ pub mod set;
 
 pub use decision::{
     ContactRef, Decision, OptOutDirection, OptOutId, OptOutReason, OptOutScope, OptOutState, Origin,
-    opt_out_event_id,
+    is_identifier, opt_out_event_id,
 };
 pub use fold::{fold, fold_candidate};
 pub use intent::find_keyword;
 pub use keywords::{KeywordMatch, KeywordSet, Language};
 pub use policy::{OptOutPolicy, Purpose, UnknownPurpose};
-pub use record::{Mark, Merged, OptOutRecord, merge, merge_record};
+pub use record::{Mark, Merged, OptOutRecord, link, merge, merge_record};
 pub use set::OptOutSet;

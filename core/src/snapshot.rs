@@ -3,6 +3,7 @@
 
 mod convert;
 mod destination_settings;
+pub mod digest;
 pub mod export;
 
 use std::{
@@ -246,7 +247,7 @@ impl Snapshot {
 
     /// The configuration after a response of the config stream, and what of it was refused. A `snapshot`
     /// response replaces everything, but a refused resource keeps its last good value, and subscriptions that
-    /// it does not name have departed.
+    /// it does not name have departed. What the control plane cannot read keeps its last good value, too.
     #[must_use]
     pub fn apply(&self, response: &v1::StreamConfigResponse) -> (Self, Vec<Refused>) {
         self.apply_parts([response])
@@ -271,6 +272,9 @@ impl Snapshot {
                 if let Err(refusal) = next.upsert(resource, self) {
                     refused.push(refusal);
                 }
+            }
+            for named in &part.unreadable {
+                next.keep_last_good(named, self);
             }
             for removal in &part.removals {
                 next.remove(removal);
@@ -353,6 +357,23 @@ impl Snapshot {
             self.departed.remove(id);
         }
         refused
+    }
+
+    /// The control plane cannot read a resource: it stays what it was, if it was there.
+    fn keep_last_good(&mut self, named: &v1::ConfigUnreadable, last_good: &Self) {
+        let id = named.id.as_str();
+        match named.r#type.as_str() {
+            "inbound_route" => keep(&mut self.routes, &last_good.routes, id),
+            "instance" => keep(&mut self.instances, &last_good.instances, id),
+            "opt_out_policy" => keep(&mut self.policies, &last_good.policies, id),
+            "webhook_subscription" => {
+                keep(&mut self.subscriptions, &last_good.subscriptions, id);
+                if self.subscriptions.contains_key(id) {
+                    self.departed.remove(id);
+                }
+            }
+            _ => {}
+        }
     }
 
     fn remove(&mut self, removal: &v1::ConfigRemoval) {

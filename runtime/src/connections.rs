@@ -62,7 +62,7 @@ impl BoundedListener {
     }
 }
 
-/// How long a connection may keep silent. Reads of one that does so longer fail with
+/// How long a connection may keep silent, and how old it may become. Reads beyond that fail with
 /// [`io::ErrorKind::TimedOut`], with which servers close it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Patience {
@@ -72,6 +72,8 @@ pub struct Patience {
     pub opening: Duration,
     /// How long there may be nothing to read after them; None when the server itself knows.
     pub idle: Option<Duration>,
+    /// How old it may become; None for any age.
+    pub age: Option<Duration>,
 }
 
 /// An open connection: it has a place among the bounded number, and is waited for only with [`Patience`].
@@ -80,7 +82,10 @@ pub struct Connection<S> {
     stream: S,
     patience: Patience,
     received: usize,
+    /// Runs while it is waited for.
     timer: Option<Pin<Box<Sleep>>>,
+    /// Runs until it is too old.
+    age: Option<Pin<Box<Sleep>>>,
     _place: OwnedSemaphorePermit,
 }
 
@@ -88,12 +93,18 @@ impl<S> Connection<S> {
     /// A connection that has to open from now on.
     pub fn new(stream: S, patience: Patience, place: OwnedSemaphorePermit) -> Self {
         let timer = Some(Box::pin(sleep(patience.opening)));
-        Self { stream, patience, received: 0, timer, _place: place }
+        let age = patience.age.map(|age| Box::pin(sleep(age)));
+        Self { stream, patience, received: 0, timer, age, _place: place }
     }
 
     /// What it reads from and writes to.
     pub const fn get_ref(&self) -> &S {
         &self.stream
+    }
+
+    /// When it becomes too old; None when it never does.
+    pub fn end(&self) -> Option<Instant> {
+        self.age.as_ref().map(|age| age.deadline())
     }
 
     fn received(&mut self, count: usize) {
@@ -114,6 +125,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Connection<S> {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if self.age.as_mut().is_some_and(|age| age.as_mut().poll(context).is_ready()) {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
         let before = buffer.filled().len();
         let outcome = Pin::new(&mut self.stream).poll_read(context, buffer);
         match &outcome {
@@ -172,8 +186,27 @@ mod tests {
     fn connection(idle: Option<Duration>) -> (DuplexStream, Connection<DuplexStream>) {
         let (near, far) = duplex(64);
         let place = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
-        let patience = Patience { opening_bytes: 3, opening: OPENING, idle };
+        let patience = Patience { opening_bytes: 3, opening: OPENING, idle, age: None };
         (far, Connection::new(near, patience, place))
+    }
+
+    /// One that has become too old ends, however busy it is.
+    #[tokio::test(start_paused = true)]
+    async fn old_ones_end() {
+        let (near, mut far) = duplex(64);
+        let place = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
+        let patience = Patience { opening_bytes: 1, opening: OPENING, idle: None, age: Some(IDLE) };
+        let mut connection = Connection::new(near, patience, place);
+        let start = Instant::now();
+        assert_eq!(connection.end(), Some(start + IDLE));
+        let error = loop {
+            far.write_all(b"a").await.unwrap();
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            if let Err(error) = connection.read_exact(&mut [0]).await {
+                break error;
+            }
+        };
+        assert_eq!((error.kind(), start.elapsed().as_secs()), (io::ErrorKind::TimedOut, IDLE.as_secs()));
     }
 
     /// A connection must open in time as a whole: a first byte alone buys no more.

@@ -2,13 +2,18 @@
 
 use std::{io, path::Path};
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, getrlimit, getuid, setrlimit};
 use tracing::{info, warn};
 
 /// Files open beside connections: databases, journals, logs, timers.
 const BESIDE_CONNECTIONS: u64 = 512;
 /// What is asked for when there is no hard limit: more than any of our servers uses.
 const UNLIMITED: u64 = 1 << 20;
+
+/// The number of the user that runs this process.
+pub fn user_id() -> u32 {
+    getuid().as_raw()
+}
 
 /// Raises the soft limit of open files, usually 1,024, to the hard one, as a process may by itself (getrlimit(2)). When
 /// that is less than `connections` and all else need, says so: then new connections wait, or fail, long before their

@@ -6,8 +6,9 @@ use anyhow::Context as _;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout, timeout_at};
 
 /// How long a condition may take that normally holds within milliseconds: generous, because a shared
-/// machine can stall for seconds.
-pub const DEADLINE: Duration = Duration::from_secs(30);
+/// machine can stall for seconds, and what was interrupted comes back with pauses of up to half a minute. What
+/// promises a time has a limit of its own.
+pub const DEADLINE: Duration = Duration::from_secs(60);
 /// Pause between two probes of a condition.
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
 

@@ -26,6 +26,7 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
     sync::watch,
     task::JoinSet,
@@ -103,6 +104,8 @@ pub enum Reply {
     Header(u16, &'static str, String),
     /// Never answers.
     Hang,
+    /// Answers with this status once the value is true, or its sender gone.
+    Held(watch::Receiver<bool>, u16),
     /// Closes the connection without an answer.
     Close,
     /// Answers 200 and then a body that never ends, a byte at a time.
@@ -195,12 +198,20 @@ impl Receiver {
     }
 
     /// Waits until nobody is connected: whatever was sent before by somebody who is gone has been recorded.
-    pub async fn disconnected(&self) {
+    ///
+    /// # Errors
+    /// When it cannot be reached.
+    pub async fn disconnected(&self) -> io::Result<()> {
+        // Connections are taken in turn: when this one has come and gone, all those before it have been taken.
+        let mut last = TcpStream::connect(self.address).await?;
+        last.shutdown().await?;
+        last.read_to_end(&mut Vec::new()).await?;
         let mut connections = self.shared.connections.subscribe();
         connections
             .wait_for(|connections| *connections == 0)
             .await
             .expect("the sender lives as long as the receiver");
+        Ok(())
     }
 
     /// Forgets what was recorded so far. Nobody may be waiting for a webhook meanwhile.
@@ -325,6 +336,10 @@ async fn reply(reply: Reply) -> anyhow::Result<Response<Body>> {
             Ok(response)
         }
         Reply::Hang => std::future::pending().await,
+        Reply::Held(mut released, status) => {
+            drop(released.wait_for(|released| *released).await);
+            Ok(response(status, empty()))
+        }
         Reply::Close => anyhow::bail!("close the connection, as the script says"),
         Reply::Drip => {
             let drops = stream::unfold(interval(DRIP_INTERVAL), |mut ticks| async move {

@@ -11,6 +11,8 @@ use anyhow::{Context as _, ensure};
 use gateway_tests::{DEADLINE, Within as _, World, eventually, programs::programs};
 use tokio::process::Command;
 
+mod damaged;
+
 const BEFORE: &str = "966500000001";
 const AFTER: &str = "966500000002";
 const RETURNED: &str = "966500000003";

@@ -2,6 +2,7 @@
 
 mod verdicts;
 mod deltas;
+mod digests;
 mod edits;
 
 use std::time::{Duration, Instant};
@@ -16,8 +17,8 @@ use gateway_tests::{
 
 const FROM: &str = "966500000001";
 const CHANGES: usize = 20;
-/// The goal is 200 ms; this is what a test on a shared machine may demand.
-const IN_USE_MAX: Duration = Duration::from_secs(2);
+/// The goal is 200 ms; this is what a test on a shared machine may demand as a rule: it may stand still once.
+const IN_USE_MAX: Duration = Duration::from_secs(1);
 
 /// Posts messages until one is delivered to `path`.
 async fn until_delivered_to(world: &World, path: &str) -> anyhow::Result<()> {
@@ -47,7 +48,7 @@ async fn changed_destination_is_in_use_at_once() {
     }
     let spread = Spread::of(durations);
     figure(format_args!("a change is in use and has delivered after: {spread}"));
-    assert!(spread.max < IN_USE_MAX, "{spread}");
+    assert!(spread.median < IN_USE_MAX, "{spread}");
 }
 
 /// Events are added, a subscription is paused, resumed and deleted: the running agent does as it is told, and

@@ -64,6 +64,7 @@ async fn world() -> World {
         let stop = text_message_at(&unique_wamid(), phone, "STOP", then);
         assert_eq!(world.provider.post(&world.provider.messages(&[stop])).await.unwrap().status, 200);
         world.becomes_allowed(phone, false).await.unwrap();
+        until_told(&world, "recipient.opted_out", phone).await;
     }
     world
 }

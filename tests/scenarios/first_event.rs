@@ -1,11 +1,6 @@
 //! A genuine callback becomes signed webhooks and inbound logs, in the documented form.
 
-use std::{
-    collections::BTreeSet,
-    fs,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeSet, fs, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, ensure};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
@@ -24,8 +19,10 @@ use serde_json::json;
 /// 2026-05-08T10:00:00Z.
 const MORNING: i64 = 1_778_234_400;
 const FROM: &str = "966500000001";
-/// A log is visible within a second of its delivery; the rest is what a shared machine may stall.
-const LOG_VISIBLE_MAX: Duration = Duration::from_secs(4);
+/// A log is visible within a second of its delivery.
+const LOG_VISIBLE_MAX: Duration = Duration::from_secs(1);
+/// A shared machine may stand still at any one message, not at each of so many.
+const TIMED_MAX: usize = 8;
 
 /// One text message: the answer is 200, the webhook has exactly the documented headers and body, and the
 /// log shows event and delivery within a second.
@@ -38,7 +35,6 @@ async fn text_message_becomes_a_signed_webhook_and_a_log() {
     assert_eq!(answer.status, 200);
 
     let webhook = world.delivered(&wamid).await.unwrap();
-    let delivered = Instant::now();
     let id = EventId::derive(&["message.received", "meta", INSTANCE_ID, &wamid, "", "", ""]).to_string();
     let body = format!(
         r#"{{"event":"message.received","instance_id":"inst-test","instance_name":"Test Line","from":"+966500000001","message_text":"Inbound user text message","message_type":"text","external_message_id":"{wamid}","timestamp":"2026-05-08T10:00:00Z","event_id":"{id}","to":"+966110000000","contact":{{"name":"Zoë"}}}}"#
@@ -50,11 +46,6 @@ async fn text_message_becomes_a_signed_webhook_and_a_log() {
     assert!(is_traceparent(webhook.header("traceparent")), "{:?}", webhook.headers);
 
     let log = world.log_in(&id, v1::DeliveryState::Delivered).await.unwrap();
-    assert!(
-        delivered.elapsed() < LOG_VISIBLE_MAX,
-        "the log came {:?} after the webhook",
-        delivered.elapsed()
-    );
     assert_log(&world, &log, &wamid, &body);
     let attempts = world.attempts(&id).await.unwrap();
     assert_eq!(attempts.len(), 1);
@@ -62,6 +53,23 @@ async fn text_message_becomes_a_signed_webhook_and_a_log() {
     assert_eq!(attempts[0].failure(), v1::AttemptFailure::Unspecified);
     let listed = world.logs().await.unwrap();
     assert_eq!(listed, [log]);
+    assert_soon_visible(&world).await;
+}
+
+/// The log shows a delivery in time after the webhook has come.
+async fn assert_soon_visible(world: &World) {
+    let mut took = Vec::new();
+    while took.len() < TIMED_MAX {
+        let wamid = world.provider.say(FROM, "how soon is it shown?").await.unwrap();
+        let webhook = world.delivered(&wamid).await.unwrap();
+        world.log_in(webhook.id(), v1::DeliveryState::Delivered).await.unwrap();
+        let visible = webhook.receive_time.elapsed();
+        if visible < LOG_VISIBLE_MAX {
+            return;
+        }
+        took.push(visible);
+    }
+    panic!("logs came so long after their webhooks: {took:?}");
 }
 
 fn assert_log(world: &World, log: &v1::InboundLog, wamid: &str, body: &str) {
@@ -295,6 +303,7 @@ async fn every_known_callback_gives_valid_webhooks() {
         let open =
             logs.iter().flat_map(|log| &log.deliveries).find(|delivery| delivery.last_status_code != 200);
         ensure!(open.is_none(), "{open:?}");
+        ensure!(logs.iter().all(|log| !log.deliveries.is_empty()), "not every log shows its delivery yet");
         Ok(logs)
     });
     let logs = logs.await.unwrap();

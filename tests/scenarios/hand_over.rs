@@ -6,3 +6,4 @@ mod drained;
 mod waiting;
 mod crashes;
 mod who;
+mod earlier;

@@ -95,7 +95,7 @@ async fn a_day_off_is_shown_and_harms_nothing() {
         let agent = AgentOptions { wrapper: clock.wrapper(), ..AgentOptions::default() };
         let world = World::start_with(WorldOptions { agent, ..WorldOptions::default() }).await.unwrap();
         let wamid = world.provider.say(FROM, "what day is it?").await.unwrap();
-        let webhook = world.receiver.message(&wamid).await;
+        let webhook = world.receiver.message(&wamid).within(DEADLINE).await.unwrap();
         world.log_in(webhook.id(), v1::DeliveryState::Delivered).await.unwrap();
         let skew = async || {
             let agents = agents(&world).await?;

@@ -9,8 +9,9 @@ use anyhow::{Context as _, ensure};
 use gateway_core::signature::WebhookSecret;
 use gateway_proto::v1;
 use gateway_tests::{
-    DEADLINE, MetaProvider, Webhook, World, eventually, figure,
+    DEADLINE, MetaProvider, Webhook, Within as _, World, eventually, figure,
     figure::Spread,
+    meta::{text_message, unique_wamid},
     world::{PATH, update},
 };
 use tokio::{
@@ -24,15 +25,15 @@ const RATE: i32 = 10;
 const DELIVERIES: usize = 100;
 /// What is measured must lie within these: the limit is never exceeded, and a machine that stands still for a while
 /// makes up for nothing.
-const RATE_MEASURED: std::ops::RangeInclusive<f64> = 5.0..=11.0;
+const RATE_MEASURED: std::ops::RangeInclusive<f64> = 3.0..=10.5;
 /// Pause between two messages while changes are made.
 const POST_INTERVAL: Duration = Duration::from_millis(5);
 /// How many times each change is made: at most five secrets sign at once.
 const CHANGES: usize = 4;
 /// So many webhooks after a change show that it holds.
 const SHOWN_BY: usize = 40;
-/// The goal is 200 ms; this is what a test on a shared machine may demand.
-const IN_EFFECT_MAX: Duration = Duration::from_secs(2);
+/// The goal is 200 ms; this is what a test on a shared machine may demand as a rule: it may stand still once.
+const IN_EFFECT_MAX: Duration = Duration::from_secs(1);
 
 /// A subscription with a limit of ten per second and a hundred events at once gets ten per second, first to
 /// last, while one without a limit has long got all of them.
@@ -43,9 +44,9 @@ async fn rate_limit_is_kept() {
     let change = v1::WebhookSubscription { rate_per_second_max: RATE, ..Default::default() };
     update(world.client(), &limited.id, change, "rate_per_second_max").await.unwrap();
     world.config_applied().await.unwrap();
-    for _ in 0..DELIVERIES {
-        world.provider.say(FROM, "not so fast").await.unwrap();
-    }
+    let messages = std::iter::repeat_with(|| text_message(&unique_wamid(), FROM, "not so fast"));
+    let callback = world.provider.messages(&messages.take(DELIVERIES).collect::<Vec<_>>());
+    assert_eq!(world.provider.post(&callback).await.unwrap().status, 200);
     let arrived = eventually(DEADLINE, async || {
         let (limited, free): (Vec<_>, Vec<_>) =
             world.receiver.all().into_iter().partition(|webhook| webhook.path == "/limited");
@@ -53,16 +54,31 @@ async fn rate_limit_is_kept() {
         Ok((limited, free))
     });
     let (limited, free) = arrived.await.unwrap();
-    let duration = |webhooks: &[Arc<Webhook>]| {
-        let times = || webhooks.iter().map(|webhook| webhook.receive_time);
-        times().max().unwrap() - times().min().unwrap()
+    let times = |webhooks: &[Arc<Webhook>]| {
+        let mut times: Vec<_> = webhooks.iter().map(|webhook| webhook.receive_time).collect();
+        times.sort_unstable();
+        times
     };
-    let intervals = f64::from(u32::try_from(DELIVERIES - 1).unwrap());
-    let rate = intervals / duration(&limited).as_secs_f64();
+    let (limited, free) = (times(&limited), times(&free));
+    let rate = steady_rate(&limited);
     figure(format_args!("limit of {RATE}/s: {rate:.2}/s"));
     assert!(RATE_MEASURED.contains(&rate), "{rate} per second");
     assert_eq!(free.len(), DELIVERIES);
-    assert!(duration(&free) < duration(&limited) / 2, "the other subscription was slowed down");
+    assert!(free[DELIVERIES - 1] < limited[DELIVERIES / 2], "the other subscription was slowed down");
+}
+
+/// Events per second, by the line through all of them with the least squares: a few that a busy machine noticed late,
+/// be it the first ones, hardly change it.
+fn steady_rate(times: &[Instant]) -> f64 {
+    let seconds: Vec<f64> = times.iter().map(|time| (*time - times[0]).as_secs_f64()).collect();
+    let numbers: Vec<f64> = (0..u32::try_from(times.len()).unwrap()).map(f64::from).collect();
+    let count = f64::from(u32::try_from(times.len()).unwrap());
+    let mean = |values: &[f64]| values.iter().sum::<f64>() / count;
+    let (mean_second, mean_number) = (mean(&seconds), mean(&numbers));
+    let pairs = || seconds.iter().zip(&numbers);
+    let shared: f64 = pairs().map(|(second, number)| (second - mean_second) * (number - mean_number)).sum();
+    let own: f64 = numbers.iter().map(|number| (number - mean_number).powi(2)).sum();
+    own / shared
 }
 
 /// Posts messages at a steady pace until the result is dropped.
@@ -147,8 +163,10 @@ async fn pausing_resuming_and_rotating_take_effect_at_once() {
     for (what, durations) in [("pause", pauses), ("resume", resumes), ("rotation", rotations)] {
         let spread = Spread::of(durations);
         figure(format_args!("a {what} is in effect after: {spread}"));
-        assert!(spread.max < IN_EFFECT_MAX, "a {what} was in effect after {:?}", spread.max);
+        assert!(spread.median < IN_EFFECT_MAX, "a {what} was in effect after: {spread}");
     }
     let last = world.provider.say(FROM, "the last one").await.unwrap();
-    world.receiver.find(|webhook| is_here(webhook) && webhook.text("external_message_id") == last).await;
+    let found =
+        world.receiver.find(|webhook| is_here(webhook) && webhook.text("external_message_id") == last);
+    found.within(DEADLINE).await.unwrap();
 }

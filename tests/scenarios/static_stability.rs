@@ -137,6 +137,11 @@ async fn a_day_without_control_plane_is_not_noticed() {
     world.control_plane.stop().await.unwrap();
     let (mut troubled, mut trouble_end) = (Vec::new(), std::time::Instant::now());
     for hour in 0..HOURS {
+        if hour == TROUBLE.end {
+            // Before anything that is due again in this hour is attempted: another failure would be half a minute more.
+            world.receiver.answer_with(|_| Reply::Status(200));
+            trouble_end = std::time::Instant::now();
+        }
         clock.leap(HOUR).unwrap();
         if hour == RESTART_AT {
             world.agent.kill().await.unwrap();
@@ -144,9 +149,6 @@ async fn a_day_without_control_plane_is_not_noticed() {
         }
         if hour == TROUBLE.start {
             world.receiver.answer_with(|_| Reply::Status(503));
-        } else if hour == TROUBLE.end {
-            world.receiver.answer_with(|_| Reply::Status(200));
-            trouble_end = std::time::Instant::now();
         }
         world.provider = connect_anew(&world.provider).unwrap();
         let wamid = world.provider.say(FROM, "what time is it?").await.unwrap();

@@ -142,7 +142,13 @@ async fn certificates_are_renewed() {
         .await
         .unwrap();
     }
-    assert_eq!(world.agent.metric("gateway_certificate_expired").await.unwrap(), 0.0);
+    eventually(DEADLINE, async || {
+        let expired = world.agent.metric("gateway_certificate_expired").await?;
+        ensure!(expired == 0.0, "the renewed certificate has expired");
+        Ok(())
+    })
+    .await
+    .unwrap();
     world.control_plane.kill().await.unwrap();
     world.control_plane.start_again().await.unwrap();
     eventually(DEADLINE, async || is_online(&world).await).await.unwrap();

@@ -82,7 +82,7 @@ impl Start<'_> {
         let link = Link::new(
             &config.control_plane_url,
             config.control_plane_ca.as_deref(),
-            identity.control_plane_pin,
+            identity.pins(),
         )?;
         Ok(Some(Enrolled::new(identity, link, &config.data_dir)?))
     }

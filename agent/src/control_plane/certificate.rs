@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Request;
 use tracing::{debug, info, warn};
 
-use super::{CallFailed, Client, ENROLL_TIMEOUT, Link};
+use super::{CallFailed, Client, ENROLL_TIMEOUT, Link, learn_authorities};
 use crate::{metrics::Metrics, private};
 
 const FILE: &str = "certificate.json";
@@ -254,11 +254,20 @@ impl Keeper {
         let mut request = Request::new(message);
         request.set_timeout(ENROLL_TIMEOUT);
         let response = self.client.renew_agent_certificate(request).await.map_err(CallFailed::from)?;
-        let answer = response.into_inner().certificate.context("renew certificate: the answer has none")?;
+        let mut answer = response.into_inner().certificate.context("renew certificate: the answer has none")?;
+        let authorities = std::mem::take(&mut answer.authorities);
         let certificate = AgentCertificate::new(key, answer)?;
-        let (store, data_dir) = (certificate, self.data_dir.clone());
-        let certificate =
-            tokio::task::spawn_blocking(move || store.store(&data_dir).map(|()| store)).await??;
+        let (store, link, data_dir) = (certificate, self.link.clone(), self.data_dir.clone());
+        let storing = tokio::task::spawn_blocking(move || {
+            store.store(&data_dir)?;
+            if let Err(error) = learn_authorities(&link, &authorities, &data_dir) {
+                let error = format!("{:#}", anyhow::Error::from(error));
+                // The certificate is good all the same; the authorities come again with the next one.
+                warn!(error, "failed to keep the authorities that the control plane named");
+            }
+            Ok::<_, CertificateError>(store)
+        });
+        let certificate = storing.await??;
         self.link.show(&certificate)?;
         self.held = Some(certificate);
         self.renewed_at = rand::rng().random_range(RENEWED_AT);

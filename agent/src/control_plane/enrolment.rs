@@ -51,6 +51,10 @@ impl Enrolled {
             // One that cannot be used is as good as none; who keeps it renews it.
             drop(link.show(&certificate));
         }
+        // More than the join token named, when the control plane has said more since.
+        if let Some(pins) = link.pins() {
+            pins.replace(identity.pins().collect());
+        }
         let client = client(&link, &identity, data_dir)?;
         let reports = report_client(&link, &identity, data_dir)?;
         Ok(Self { identity, link, client, reports })
@@ -131,6 +135,7 @@ impl Unenrolled {
             tenant_id: Some(self.tenant_id.clone()),
             credential: String::new(),
             control_plane_pin: None,
+            named_pins: Vec::new(),
         }
     }
 }

@@ -33,7 +33,7 @@ use tonic::{
 
 use super::{
     certificate::AgentCertificate,
-    trust::{self, TrustError},
+    trust::{self, Pins, TrustError},
 };
 
 /// Longest time for name, connection and TLS handshake.
@@ -55,6 +55,8 @@ pub struct Link {
 struct Shared {
     is_tls: bool,
     certificate: CurrentCertificate,
+    /// The authorities that may be changed; None where others decide whom to trust.
+    pins: Option<Pins>,
     /// What is wrong with the server's certificate, as the last connection showed.
     untrusted: Mutex<Option<String>>,
     /// Ends the connections that were made with an earlier certificate.
@@ -65,13 +67,20 @@ struct Shared {
 
 impl Link {
     /// A link that connects when first used and reconnects by itself. `ca` is the file of an authority,
-    /// `pin` the authority that the join token named.
+    /// `pins` are the authority that the join token named and those that the control plane did.
     ///
     /// # Errors
     /// When `url` is not a URL, or TLS cannot be set up.
-    pub fn new(url: &str, ca: Option<&Path>, pin: Option<super::Pin>) -> Result<Self, TrustError> {
+    pub fn new(
+        url: &str,
+        ca: Option<&Path>,
+        pins: impl IntoIterator<Item = super::Pin>,
+    ) -> Result<Self, TrustError> {
         let uri: Uri = Endpoint::from_shared(url.to_owned()).map_err(TrustError::Url)?.uri().clone();
+        let pins: Vec<_> = pins.into_iter().collect();
+        let pins = Some(pins).filter(|pins| ca.is_none() && !pins.is_empty()).map(Pins::new);
         let shared = Arc::new(Shared {
+            pins: pins.clone(),
             is_tls: uri.scheme_str() == Some("https"),
             certificate: CurrentCertificate::default(),
             untrusted: Mutex::default(),
@@ -82,7 +91,7 @@ impl Link {
         let channel = if shared.is_tls {
             let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
             let name = ServerName::try_from(host.clone()).map_err(|_| TrustError::Host(host))?;
-            let config = trust::client_config(ca, pin, shared.certificate.clone())?;
+            let config = trust::client_config(ca, pins, shared.certificate.clone())?;
             let tls = TlsConnector::from(Arc::new(config));
             let connector = Connector { http: HttpConnector::new(), tls, name, shared: Arc::clone(&shared) };
             // TLS is the connector's, so the address is spelled as one without; the port of https is not http's.
@@ -128,6 +137,11 @@ impl Link {
     /// What is wrong with the server's certificate, if the last connection failed for that.
     pub fn untrusted(&self) -> Option<String> {
         self.shared.untrusted.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The authorities that the control plane may change; None where an operator or the system decides.
+    pub(super) fn pins(&self) -> Option<&Pins> {
+        self.shared.pins.as_ref()
     }
 
     /// Ends the connection there is, so that the next call makes one with the certificate of now.

@@ -18,6 +18,18 @@ use super::{Calls, Credential, MESSAGE_BYTES_MAX};
 const REPORT_LOGS: PathAndQuery =
     PathAndQuery::from_static("/whatsapp_gateway.v1.AgentSyncService/ReportLogs");
 
+/// What a control plane that takes over deliveries answers with, as the contract says of `ReportLogs`.
+const TAKES_HAND_OVERS_HEADER: &str = "gateway-takes-hand-overs";
+
+/// An open report stream.
+pub struct ReportStream {
+    /// What the control plane acks.
+    pub acks: Streaming<v1::ReportLogsResponse>,
+    /// Whether the control plane at the other end takes over deliveries. One that does not say so would ack them
+    /// unseen.
+    pub takes_hand_overs: bool,
+}
+
 /// Opens report streams. Cheap to clone.
 #[derive(Clone)]
 pub struct ReportClient(Grpc<InterceptedService<Calls, Credential>>);
@@ -35,10 +47,12 @@ impl ReportClient {
     pub async fn report_logs(
         &mut self,
         requests: impl Stream<Item = Bytes> + Send + 'static,
-    ) -> Result<Streaming<v1::ReportLogsResponse>, Status> {
+    ) -> Result<ReportStream, Status> {
         self.0.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
         let response = self.0.streaming(Request::new(requests), REPORT_LOGS, EncodedRequests).await?;
-        Ok(response.into_inner())
+        let answer = response.metadata().get(TAKES_HAND_OVERS_HEADER);
+        let takes_hand_overs = answer.is_some_and(|answer| answer == "true");
+        Ok(ReportStream { acks: response.into_inner(), takes_hand_overs })
     }
 }
 

@@ -13,7 +13,7 @@ use tokio::{
 use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
 
-use super::{certificate::NewKey, *};
+use super::{certificate::NewKey, trust::Pins, *};
 use crate::metrics::Metrics;
 
 type Ca = CertifiedIssuer<'static, KeyPair>;
@@ -23,6 +23,11 @@ fn ca(name: &str) -> Ca {
     params.distinguished_name.push(rcgen::DnType::CommonName, name);
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
+}
+
+fn pem(ca: &Ca) -> String {
+    let encoded = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, ca.der());
+    format!("-----BEGIN CERTIFICATE-----\n{encoded}\n-----END CERTIFICATE-----\n")
 }
 
 /// A server whose certificate is of `issuer`, and who sends `sent` along.
@@ -51,7 +56,15 @@ async fn mistrust(
     pin: Option<Pin>,
     name: &'static str,
 ) -> Option<String> {
-    let config = trust::client_config(ca, pin, CurrentCertificate::default()).unwrap();
+    let pins = pin.map(|pin| Pins::new(vec![pin]));
+    mistrust_with(trust::client_config(ca, pins, CurrentCertificate::default()).unwrap(), address, name).await
+}
+
+async fn mistrust_with(
+    config: rustls::ClientConfig,
+    address: SocketAddr,
+    name: &'static str,
+) -> Option<String> {
     let stream = TcpStream::connect(address).await.unwrap();
     let connector = TlsConnector::from(Arc::new(config));
     let failure = connector.connect(ServerName::try_from(name).unwrap(), stream).await.err()?;
@@ -81,8 +94,7 @@ async fn the_given_authority_is_trusted() {
     let (given, other) = (ca("given"), ca("other"));
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("ca.pem");
-    let encoded = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, given.der());
-    fs::write(&file, format!("-----BEGIN CERTIFICATE-----\n{encoded}\n-----END CERTIFICATE-----\n")).unwrap();
+    fs::write(&file, pem(&given)).unwrap();
     let pin = Some(Pin::of(other.der()));
     let (genuine, _serving) = server(&given, &given).await;
     assert_eq!(mistrust(genuine, Some(&file), pin, "localhost").await, None);
@@ -90,6 +102,73 @@ async fn the_given_authority_is_trusted() {
     assert!(mistrust(wrong, Some(&file), pin, "localhost").await.is_some());
     let missing = trust::client_config(Some(Path::new("/none.pem")), None, CurrentCertificate::default());
     assert!(matches!(missing, Err(TrustError::CaFile(_))));
+}
+
+/// The control plane names a new authority beside its own: both are trusted from then on, also after a restart. Once it
+/// has proven itself by the new one and names that alone, the old one is forgotten. What it says over no connection, and
+/// nothing, and too much, change nothing.
+#[tokio::test]
+async fn authorities_are_learned_and_forgotten() {
+    let directory = tempfile::tempdir().unwrap();
+    let (old, new, other) = (ca("old"), ca("new"), ca("other"));
+    let der = |authorities: &[&Ca]| authorities.iter().map(|one| one.der().to_vec()).collect::<Vec<_>>();
+    let (old_server, _of_old) = server(&old, &old).await;
+    let (new_server, _of_new) = server(&new, &new).await;
+    let (other_server, _of_other) = server(&other, &other).await;
+    let json = r#"{"agent_id":"agt_1","region":"eu","credential":"agent_x"}"#;
+    let mut identity: Identity = serde_json::from_str(json).unwrap();
+    identity.set_pins(&[Pin::of(old.der())]);
+    store_identity(&identity, directory.path()).unwrap();
+    let stored = || stored_identity(directory.path()).unwrap().unwrap().pins().collect::<Vec<_>>();
+    let pin = |one: &Ca| Pin::of(one.der());
+    let link = Link::new("https://localhost:1", None, stored()).unwrap();
+    let pins = || Some(link.pins().unwrap().clone());
+    let config = || trust::client_config(None, pins(), CurrentCertificate::default()).unwrap();
+    let learn = |named: &[Vec<u8>]| learn_authorities(&link, named, directory.path()).unwrap();
+
+    learn(&der(&[&other]));
+    assert_eq!(stored(), [pin(&old)], "nobody has proven to be the control plane");
+    assert_eq!(mistrust_with(config(), old_server, "localhost").await, None);
+    assert!(mistrust_with(config(), new_server, "localhost").await.is_some());
+    learn(&[]);
+    learn(&vec![new.der().to_vec(); 9]);
+    assert_eq!(stored(), [pin(&old)]);
+
+    learn(&der(&[&old, &new]));
+    assert_eq!(stored(), [pin(&old), pin(&new)]);
+    assert!(mistrust_with(config(), other_server, "localhost").await.is_some());
+    assert_eq!(mistrust_with(config(), new_server, "localhost").await, None);
+    learn(&der(&[&new]));
+    assert_eq!(stored(), [pin(&new)]);
+    assert!(mistrust_with(config(), old_server, "localhost").await.is_some());
+    assert_eq!(mistrust_with(config(), new_server, "localhost").await, None);
+
+    // A control plane that names only what it does not show yet is reached as before.
+    learn(&der(&[&other]));
+    assert_eq!(stored(), [pin(&new), pin(&other)]);
+    assert_eq!(mistrust_with(config(), new_server, "localhost").await, None);
+}
+
+/// What an operator gave the agent to trust, or left to the system, is not the control plane's to change.
+#[tokio::test]
+async fn given_authorities_are_not_overridden() {
+    let directory = tempfile::tempdir().unwrap();
+    let (given, new) = (ca("given"), ca("new"));
+    let file = directory.path().join("ca.pem");
+    fs::write(&file, pem(&given)).unwrap();
+    let json = r#"{"agent_id":"agt_1","region":"eu","credential":"agent_x"}"#;
+    let mut identity: Identity = serde_json::from_str(json).unwrap();
+    identity.set_pins(&[Pin::of(given.der())]);
+    store_identity(&identity, directory.path()).unwrap();
+    for link in [
+        Link::new("https://localhost:1", Some(&file), identity.pins()).unwrap(),
+        Link::new("https://localhost:1", None, None).unwrap(),
+    ] {
+        assert!(link.pins().is_none());
+        learn_authorities(&link, &[new.der().to_vec()], directory.path()).unwrap();
+    }
+    let stored = stored_identity(directory.path()).unwrap().unwrap();
+    assert_eq!(stored.pins().collect::<Vec<_>>(), [Pin::of(given.der())]);
 }
 
 /// Enrolling at a server that is not to be trusted fails for good and says why; the join token is not sent.
@@ -149,7 +228,7 @@ fn answer(key: &NewKey, issuer: &Ca, life: Duration) -> v1::AgentCertificate {
     v1::AgentCertificate {
         chain: vec![leaf.der().to_vec(), issuer.der().to_vec()],
         lifetime: Some(duration_to_proto(life)),
-        expire_time: None,
+        ..Default::default()
     }
 }
 

@@ -1,7 +1,15 @@
 //! Whose server the agent talks to: one whose certificate comes from the authority of `--control-plane-ca`, or
 //! else from the one that the join token named, or else from one that the system trusts.
+//!
+//! An agent that was told whom to trust by a join token is told of other authorities by the control plane itself
+//! ([`Pins`]), so that it can get a new one. What an operator gave it stays what it is.
 
-use std::{fmt, path::Path, str::FromStr, sync::Arc};
+use std::{
+    fmt,
+    path::Path,
+    str::FromStr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use gateway_runtime::tls::{self, CurrentCertificate, TlsFileError};
@@ -77,6 +85,55 @@ impl From<Pin> for String {
     }
 }
 
+/// Authorities that are taken from the control plane at most. An answer with more counts as if it named none.
+const AUTHORITIES_MAX: usize = 8;
+
+/// The authorities that the certificate of the control plane may come from, where a join token named the first of them.
+/// Cheap to clone.
+#[derive(Clone, Default)]
+pub(super) struct Pins(Arc<Mutex<Known>>);
+
+#[derive(Default)]
+struct Known {
+    trusted: Vec<Pin>,
+    /// The one by which the last connection was proven.
+    proven: Option<Pin>,
+}
+
+impl Pins {
+    pub(super) fn new(trusted: Vec<Pin>) -> Self {
+        Self(Arc::new(Mutex::new(Known { trusted, proven: None })))
+    }
+
+    /// What is to be trusted once the control plane has named `authorities`, in DER: these, and the one by which it has
+    /// proven itself, which comes first. What is neither goes: the agent has reached the control plane without it. None
+    /// when that is what is trusted already, or the answer says nothing.
+    pub(super) fn after(&self, authorities: &[Vec<u8>]) -> Option<Vec<Pin>> {
+        let known = self.lock();
+        let proven = known.proven?;
+        if authorities.is_empty() || authorities.len() > AUTHORITIES_MAX {
+            return None;
+        }
+        let mut trusted = vec![proven];
+        for pin in authorities.iter().map(|authority| Pin::of(authority)) {
+            if !trusted.contains(&pin) {
+                trusted.push(pin);
+            }
+        }
+        let is_same = trusted.len() == known.trusted.len() && trusted.iter().all(|pin| known.trusted.contains(pin));
+        (!is_same).then_some(trusted)
+    }
+
+    /// Trusts these from now on.
+    pub(super) fn replace(&self, trusted: Vec<Pin>) {
+        self.lock().trusted = trusted;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// The control plane's certificate does not come from the authority that the join token named.
 #[derive(Debug, thiserror::Error)]
 #[error(
@@ -85,15 +142,16 @@ impl From<Pin> for String {
 )]
 struct WrongAuthority;
 
-/// TLS towards the control plane, in which the agent shows `certificate` once it has one.
+/// TLS towards the control plane, in which the agent shows `certificate` once it has one. With `ca` the pins count for
+/// nothing.
 pub(super) fn client_config(
     ca: Option<&Path>,
-    pin: Option<Pin>,
+    pins: Option<Pins>,
     certificate: CurrentCertificate,
 ) -> Result<ClientConfig, TrustError> {
-    let verifier: Arc<dyn ServerCertVerifier> = match (ca, pin) {
+    let verifier: Arc<dyn ServerCertVerifier> = match (ca, pins) {
         (Some(path), _) => webpki(tls::certificates(path).map_err(TrustError::CaFile)?)?,
-        (None, Some(pin)) => Arc::new(Pinned { pin }),
+        (None, Some(pins)) => Arc::new(Pinned { pins }),
         (None, None) => Arc::new(rustls_platform_verifier::Verifier::new(tls::provider())?),
     };
     let mut config = ClientConfig::builder_with_provider(tls::provider())
@@ -116,9 +174,9 @@ fn webpki(authorities: Vec<CertificateDer<'static>>) -> Result<Arc<dyn ServerCer
     Ok(builder.build().map_err(|error| Error::General(error.to_string()))?)
 }
 
-/// Trusts one authority, whose certificate the server has to send along.
+/// Trusts some authorities, of which the server has to send the certificate of its own along.
 struct Pinned {
-    pin: Pin,
+    pins: Pins,
 }
 
 impl fmt::Debug for Pinned {
@@ -136,12 +194,22 @@ impl ServerCertVerifier for Pinned {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let authority = intermediates.iter().find(|certificate| Pin::of(certificate) == self.pin);
-        let Some(authority) = authority else {
-            return Err(CertificateError::Other(OtherError(Arc::new(WrongAuthority))).into());
-        };
-        let verifier = webpki(vec![authority.clone().into_owned()])?;
-        verifier.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
+        let trusted = self.pins.lock().trusted.clone();
+        let mut verified = Err(CertificateError::Other(OtherError(Arc::new(WrongAuthority))).into());
+        for authority in intermediates {
+            let pin = Pin::of(authority);
+            if !trusted.contains(&pin) {
+                continue;
+            }
+            let verifier = webpki(vec![authority.clone().into_owned()])?;
+            verified =
+                verifier.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
+            if verified.is_ok() {
+                self.pins.lock().proven = Some(pin);
+                break;
+            }
+        }
+        verified
     }
 
     fn verify_tls12_signature(

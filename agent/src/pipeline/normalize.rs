@@ -8,6 +8,7 @@ use gateway_core::{
     id::{EventId, base32},
     opt_out::{
         ContactRef, Decision, OptOutDirection, OptOutReason, OptOutScope, Origin as TakenBy, find_keyword,
+        is_identifier,
     },
     payload,
     phone::{Phone, normalize_phone},
@@ -21,7 +22,7 @@ use jiff::Timestamp;
 use super::buffer::{Entry, NewEvent, NewUnrouted};
 use crate::{
     control_plane::MESSAGE_BYTES_MAX,
-    opt_out::{Wish, WishKind, keyword_texts},
+    opt_out::{Sighting, Wish, WishKind, keyword_texts},
     provider::{
         Item, MessageItem, NoticeItem, Part, PreferenceIdentity, PreferenceItem, StatusItem, Target,
         json::identity,
@@ -53,6 +54,8 @@ pub struct Normalized {
     /// Wishes of contacts, in the order in which they came. Deciding them takes what is known of the
     /// contact, and may add events.
     pub wishes: Vec<Wish>,
+    /// Contacts that are named by phone number and user id at once, in messages and statuses.
+    pub sightings: Vec<Sighting>,
 }
 
 impl Normalized {
@@ -116,8 +119,9 @@ impl Normalizer<'_> {
         let business_phone = business_phone.or_else(|| instance.phone.clone());
         let mut of_instance =
             OfInstance { normalizer: self, instance, business_phone, newest_event: None, normalized };
-        for item in items {
-            of_instance.item(item);
+        let mut items = items.into_iter().map(of_persons).peekable();
+        while let Some(item) = items.next() {
+            of_instance.item(item, items.peek());
         }
     }
 
@@ -186,6 +190,7 @@ impl Normalizer<'_> {
             receive_time: Some(to_proto(self.receive_time)),
             payload_json: body,
             agent_id: self.origin.agent_id.clone(),
+            payload_omitted: false,
         };
         NewUnrouted { mark, callback }
     }
@@ -202,9 +207,15 @@ struct OfInstance<'a> {
 }
 
 impl OfInstance<'_> {
-    fn item(&mut self, item: Item) {
+    fn item(&mut self, item: Item, next: Option<&Item>) {
         match item {
-            Item::Message(item) => self.message(*item),
+            Item::Message(item) => {
+                let own = match next {
+                    Some(Item::Preference(own)) if own.identity == PreferenceIdentity::ItemBefore => Some(own),
+                    _ => None,
+                };
+                self.message(*item, own.map(|own| &**own));
+            }
             Item::Status(item) => self.status(*item),
             Item::Preference(item) => self.preference(&item),
             Item::ContactChange(change) => {
@@ -215,11 +226,17 @@ impl OfInstance<'_> {
         }
     }
 
-    fn message(&mut self, item: MessageItem) {
+    /// A message. What the provider itself made of it, `own`, counts more than what we make of its words.
+    fn message(&mut self, item: MessageItem, own: Option<&PreferenceItem>) {
         let event_type = if item.is_echo { EventType::MessageSent } else { EventType::MessageReceived };
         let id = self.event_id(event_type, [&item.identity, "", "", ""]);
         self.newest_event = Some(id);
-        let wish = if item.is_echo { None } else { self.keyword_wish(&item) };
+        self.sighting(&item.contact, id);
+        let agrees = |decision: &Decision| {
+            let wants_out = decision.direction == OptOutDirection::OptOut;
+            own.is_none_or(|_| true) || own.is_none_or(|own| own.opts_out == wants_out && own.scope == decision.scope)
+        };
+        let wish = if item.is_echo { None } else { self.keyword_wish(&item).filter(agrees) };
         let business_phone = item.business_phone.or_else(|| self.business_phone.clone());
         let wish = wish.map(|decision| {
             let wish = self.wish_of(item.contact.clone(), WishKind::Decide(decision), item.time);
@@ -263,6 +280,9 @@ impl OfInstance<'_> {
             let event = self.event(id, event_type, Content::Status(Box::new(status.clone())), time);
             self.push(Event { contact: contact.clone(), ..event });
             self.newest_event.get_or_insert(id);
+        }
+        if let Some(id) = self.newest_event {
+            self.sighting(&contact, id);
         }
     }
 
@@ -377,12 +397,44 @@ impl OfInstance<'_> {
         }
     }
 
+    /// Notes whom an event names by both keys.
+    fn sighting(&mut self, contact: &Contact, mark: EventId) {
+        if false && contact.phone.is_some() && contact.user_id.is_some() {
+            self.normalized.sightings.push(Sighting {
+                instance: Arc::clone(self.instance),
+                contact: contact.clone(),
+                business_phone: self.business_phone.clone(),
+                mark,
+            });
+        }
+    }
+
     fn wish(&mut self, wish: Wish) {
         self.normalized.wishes.push(wish);
     }
 }
 
-fn contact_ref(contact: &Contact) -> ContactRef {
+/// An item whose persons are named by what can name a person: providers' code that takes anything else for a
+/// user id must not make one contact of all who have it.
+fn of_persons(mut item: Item) -> Item {
+    let keep = |contact: &mut Contact| {
+        contact.user_id.take_if(|user_id| !is_identifier(user_id));
+    };
+    match &mut item {
+        Item::Message(item) => keep(&mut item.contact),
+        Item::Status(item) => keep(&mut item.contact),
+        Item::Preference(item) => keep(&mut item.contact),
+        Item::ContactChange(change) => {
+            keep(&mut change.from);
+            keep(&mut change.to);
+        }
+        Item::Notice(_) => {}
+    }
+    item
+}
+
+/// The keys of a contact.
+pub fn contact_ref(contact: &Contact) -> ContactRef {
     ContactRef { phone: contact.phone.clone(), user_id: contact.user_id.clone() }
 }
 
@@ -460,8 +512,7 @@ pub fn log(event: &Event, origin: &Origin) -> v1::InboundLog {
         region: origin.region.clone(),
         duplicate_count: 0,
         payload_json: String::from_utf8(payload::body(event)).expect("a JSON writer writes UTF-8"),
-        deliveries: Vec::new(),
-        record_time: None,
+        ..Default::default()
     }
 }
 

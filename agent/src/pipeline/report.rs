@@ -1,6 +1,9 @@
 //! Reports outcomes upward: what is durable in the buffer goes to the control plane in order, a few batches
 //! ahead of the acks, and is freed when acked. After an interruption it goes on from the acked sequence:
 //! what the control plane has already it recognizes by its sequence.
+//!
+//! Each stream says itself, when it is opened, whether deliveries may be handed over on it: whoever answers the next
+//! one, or another stream of this agent, may be a control plane that acks them unseen.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -13,7 +16,10 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use crate::control_plane::{CallFailed, ReportClient, StreamEnded};
+use crate::{
+    control_plane::{CallFailed, ReportClient, ReportStream, StreamEnded},
+    snapshot::SnapshotHandle,
+};
 
 use super::buffer::{Buffer, Lane, ReportLimits};
 
@@ -37,6 +43,7 @@ const DRAIN: Duration = Duration::from_secs(3);
 pub struct Reporter {
     buffer: Buffer,
     client: ReportClient,
+    snapshot: SnapshotHandle,
 }
 
 /// How far a lane is on this stream.
@@ -63,9 +70,9 @@ enum End {
 }
 
 impl Reporter {
-    /// Reports what is in `buffer` over `client`.
-    pub const fn new(client: ReportClient, buffer: Buffer) -> Self {
-        Self { buffer, client }
+    /// Reports what is in `buffer` over `client`, and tells the drain of `snapshot` while hand-overs are taken.
+    pub const fn new(client: ReportClient, buffer: Buffer, snapshot: SnapshotHandle) -> Self {
+        Self { buffer, client, snapshot }
     }
 
     /// Reports until `stop`, and then what is left, for a few seconds.
@@ -77,7 +84,9 @@ impl Reporter {
         let mut is_away = false;
         let work = async {
             loop {
-                match self.session(&stop, &mut backoff, &mut is_away).await {
+                let ended = self.session(&stop, &mut backoff, &mut is_away).await;
+                self.hold_hand_overs();
+                match ended {
                     Ok(End::Drained) => return,
                     Ok(End::NewBuffer) => continue,
                     Err(ended) if ended.is::<StreamEnded>() => {
@@ -119,7 +128,8 @@ impl Reporter {
         let opening = client.report_logs(ReceiverStream::new(requests));
         // Cancel safe: a stream that is not open yet carries nothing.
         let opened = tokio::time::timeout(ANSWER_TIMEOUT, opening).await.context("open report stream")?;
-        let mut acks = opened.map_err(CallFailed::from)?;
+        let ReportStream { mut acks, takes_hand_overs } = opened.map_err(CallFailed::from)?;
+        self.begin_hand_overs(takes_hand_overs);
         if std::mem::take(is_away) {
             info!("reporting to the control plane again");
         }
@@ -156,6 +166,20 @@ impl Reporter {
                 () = stop.cancelled(), if !stop.is_cancelled() => {}
             }
         }
+    }
+}
+
+impl Reporter {
+    /// A stream was opened: hand-overs go over it, or what is on its way comes back and nothing more is given away.
+    fn begin_hand_overs(&self, are_taken: bool) {
+        self.buffer.control_plane_takes_hand_overs(are_taken);
+        self.snapshot.drain().set_takes_hand_overs(are_taken);
+    }
+
+    /// The stream has ended: nothing more is given away, and what is on its way waits for the word of the next one.
+    fn hold_hand_overs(&self) {
+        self.snapshot.drain().set_takes_hand_overs(false);
+        self.buffer.hold_hand_overs();
     }
 }
 

@@ -6,6 +6,7 @@ use std::borrow::Cow;
 
 use gateway_core::{
     event::Contact,
+    opt_out::is_identifier,
     phone::{Phone, normalize_phone},
 };
 
@@ -93,11 +94,11 @@ impl PartialEq for Jid<'_> {
 }
 
 /// The person whom these addresses name: the first phone number and the first hidden id among them, or else
-/// whatever is there. Groups and lists are nobody.
+/// whatever is there that can name somebody. Groups and lists are nobody.
 pub fn contact<'a, 'b: 'a>(jids: impl IntoIterator<Item = &'a Jid<'b>>) -> Contact {
     let mut contact = Contact::default();
     let mut other: Option<&Jid<'_>> = None;
-    for jid in jids {
+    for jid in jids.into_iter().filter(|jid| is_identifier(jid.user())) {
         match jid.kind {
             Kind::Person if contact.phone.is_none() => {
                 contact.phone = jid.phone();

@@ -4,7 +4,10 @@
 
 use std::{borrow::Cow, fmt, marker::PhantomData};
 
-use gateway_core::time::{from_provider_json, from_provider_number};
+use gateway_core::{
+    opt_out::is_identifier,
+    time::{from_provider_json, from_provider_number},
+};
 use jiff::Timestamp;
 use serde::de::{
     Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor,
@@ -71,6 +74,11 @@ impl<'a> Fields<'a> {
     /// A field as text that names something; empty means absent.
     pub fn name(&self, name: &str) -> Option<Box<str>> {
         self.text(name).filter(|text| !text.is_empty()).map(Box::from)
+    }
+
+    /// A field as text that names a person, as [`is_identifier`] has it; anything else means absent.
+    pub fn identifier(&self, name: &str) -> Option<Box<str>> {
+        self.name(name).filter(|text| is_identifier(text))
     }
 
     /// A field as a time; integers, floats and strings of them, seconds or milliseconds.

@@ -76,8 +76,8 @@ fn secrets(json: &str, names: &[&str]) -> Vec<Range<usize>> {
     found
 }
 
-/// Whether a name, between its quotes, is one of these.
-fn is_one_of(quoted: &str, names: &[&str]) -> bool {
+/// Whether a name, between its quotes or without them, is one of these (in lower case, without `_` and `-`).
+pub fn is_one_of(quoted: &str, names: &[&str]) -> bool {
     let name = Some(quoted).filter(|quoted| quoted.contains('\\'));
     let name = name.and_then(|quoted| text(serde_json::from_str(quoted).ok()?).map(Cow::into_owned));
     let name = name.as_deref().unwrap_or(quoted);

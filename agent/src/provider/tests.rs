@@ -17,6 +17,7 @@ use jsonschema::{Retrieve, Uri, Validator};
 use serde_json::Value;
 
 mod hostile;
+mod persons;
 
 use super::{CallbackRequest, NormalizeError, provider};
 use crate::{

@@ -16,7 +16,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use gateway_core::snapshot::Snapshot;
+use gateway_core::snapshot::{Refused, Snapshot};
 use gateway_proto::v1;
 use gateway_runtime::sealing::{BadKey, Key, KeyId};
 use tracing::{error, warn};
@@ -27,8 +27,8 @@ pub mod key;
 mod state;
 
 use file::{Appender, Damage, Reading};
-use state::State;
 pub use state::name_of;
+use state::{Refusals, State};
 
 const FILE: &str = "config.log";
 const PREVIOUS_FILE: &str = "config.log.previous";
@@ -153,23 +153,45 @@ impl ConfigLog {
         self.lock().state.opt_out_cursor
     }
 
+    /// What the control plane is told that the agent has at this version; nothing when the log is at another one.
+    pub fn digests(&self, store_epoch: &str, version: u64) -> Vec<v1::ConfigDigest> {
+        let inner = self.lock();
+        let is_there = inner.state.version == version && inner.state.store_epoch == store_epoch;
+        if is_there { inner.state.digests().to_proto() } else { Vec::new() }
+    }
+
     /// The value of a resource that was stored last.
     pub fn last_good(&self, resource_type: &'static str, id: &str) -> Option<v1::ConfigResource> {
         self.lock().state.resource(resource_type, id)
     }
 
-    /// Adds a response with all its parts, durably. When it replaces everything or has several parts, or the deltas
-    /// have become too many, a new base is written with the opt-outs that `all_opt_outs` gives then. Blocks on the
-    /// disk.
+    /// Adds a response of which nothing is refused, as [`Self::append_refusing`] does.
     ///
     /// # Errors
-    /// When the disk cannot take it; the log on disk is then what it was, and the next call writes a new base.
+    /// As there.
     pub fn append<R: Borrow<v1::StreamConfigResponse>>(
         &self,
         parts: impl IntoIterator<Item = R>,
         all_opt_outs: impl FnOnce() -> Vec<v1::OptOut>,
     ) -> Result<(), ConfigLogError> {
+        self.append_refusing(parts, &[], all_opt_outs)
+    }
+
+    /// Adds a response with all its parts, durably. In the place of what is `refused` it has the last good value, or
+    /// nothing. When it replaces everything or has several parts, or the deltas
+    /// have become too many, a new base is written with the opt-outs that `all_opt_outs` gives then. Blocks on the
+    /// disk.
+    ///
+    /// # Errors
+    /// When the disk cannot take it; the log on disk is then what it was, and the next call writes a new base.
+    pub fn append_refusing<R: Borrow<v1::StreamConfigResponse>>(
+        &self,
+        parts: impl IntoIterator<Item = R>,
+        refused: &[Refused],
+        all_opt_outs: impl FnOnce() -> Vec<v1::OptOut>,
+    ) -> Result<(), ConfigLogError> {
         let mut inner = self.lock();
+        let refused = Refusals::of(refused);
         // Only a delta in one part is appended; parts of anything else are not kept.
         let (mut delta, mut count) = (None, 0);
         for part in parts {
@@ -177,12 +199,13 @@ impl ConfigLog {
             count += 1;
             delta = (count == 1 && !part.borrow().snapshot).then_some(part);
         }
+        inner.state.refuse(&refused);
         let is_due =
             |appender: &Appender| appender.delta_bytes() > DELTA_BYTES_MIN.max(appender.base_bytes());
         // Taken out, so that after a failure nothing is appended where something is missing.
         let written = match (inner.appender.take(), delta) {
             (Some(mut appender), Some(delta)) if !is_due(&appender) => {
-                let added = appender.add(&inner.directory.join(FILE), &inner.key, delta.borrow());
+                let added = appender.add(&inner.directory.join(FILE), &inner.key, delta.borrow(), &refused);
                 added.map(|()| inner.appender = Some(appender))
             }
             _ => inner.write_base(all_opt_outs()),
@@ -216,8 +239,9 @@ impl Inner {
 /// What a file holds, whatever its format. Nothing when there is none; the damage when its base is not whole.
 fn load(path: &Path, key: &Key) -> Result<Result<Option<Loaded>, Damage>, ConfigLogError> {
     let mut loaded = Loaded { state: State::default(), opt_outs: Vec::new(), appender: None };
-    let mut absorb = |response: v1::StreamConfigResponse| {
+    let mut absorb = |response: v1::StreamConfigResponse, refused: Refusals| {
         loaded.state.absorb(&response);
+        loaded.state.refuse(&refused);
         loaded.opt_outs.extend(response.opt_outs);
     };
     let reading = file::read(path, key, &mut absorb);
@@ -227,7 +251,7 @@ fn load(path: &Path, key: &Key) -> Result<Result<Option<Loaded>, Damage>, Config
         Reading::OtherFormat => {
             let bytes =
                 fs::read(path).map_err(|source| ConfigLogError::Read { path: path.to_owned(), source })?;
-            if !first_format::read(&bytes, &mut absorb) {
+            if !first_format::read(&bytes, &mut |response| absorb(response, Refusals::default())) {
                 return Err(ConfigLogError::Format(path.to_owned()));
             }
             Ok(Some(loaded))

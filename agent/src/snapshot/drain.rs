@@ -1,6 +1,7 @@
 //! Whether this agent drains: refuses new callbacks, and delivers and reports what it has until nothing is
-//! left; what it cannot deliver now it gives away, if the control plane takes that. The control plane says so; a file in the data directory keeps it over a restart, so that a drained
-//! agent stays drained while the control plane is away. A revoked agent refuses callbacks in the same way, until it
+//! left; what it cannot deliver now it gives away, while a report stream is open whose control plane takes that. The control
+//! plane says so; a file in the data directory keeps it over a restart, so that a drained agent stays drained while the
+//! control plane is away. A revoked agent refuses callbacks in the same way, until it
 //! enrolls anew: nobody sees what it would take.
 
 use std::{
@@ -16,8 +17,6 @@ use tokio::sync::watch;
 
 /// The file that is there while the agent drains.
 const FILE: &str = "draining";
-/// The file that is there while the control plane takes hand-overs.
-const HAND_OVERS_FILE: &str = "takes-hand-overs";
 /// The file that is there once the agent was revoked.
 const REVOKED_FILE: &str = "revoked";
 
@@ -40,11 +39,7 @@ pub struct Taking(Arc<AtomicUsize>);
 impl Drain {
     /// Goes on with what `data_dir` says, and keeps it there from now on.
     pub fn keep_in(&self, data_dir: &Path) {
-        let flags = [
-            (FILE, &self.is_on),
-            (HAND_OVERS_FILE, &self.takes_hand_overs),
-            (REVOKED_FILE, &self.is_revoked),
-        ];
+        let flags = [(FILE, &self.is_on), (REVOKED_FILE, &self.is_revoked)];
         for (file, flag) in flags {
             if data_dir.join(file).exists() {
                 flag.store(true, Ordering::SeqCst);
@@ -72,8 +67,11 @@ impl Drain {
     }
 
     fn tell(&self) {
-        let hands_over = self.is_on() && self.takes_hand_overs.load(Ordering::SeqCst);
-        self.hands_over.send_if_modified(|before| std::mem::replace(before, hands_over) != hands_over);
+        // Asked inside, one at a time: two tasks tell it, and the one that is last knows both.
+        self.hands_over.send_if_modified(|before| {
+            let hands_over = self.is_on() && self.takes_hand_overs.load(Ordering::SeqCst);
+            std::mem::replace(before, hands_over) != hands_over
+        });
     }
 
     /// Whether the agent was revoked.
@@ -108,13 +106,11 @@ impl Drain {
         self.write(&self.is_on, FILE, on)
     }
 
-    /// Notes whether the control plane takes hand-overs, at once; then the disk is told. True when it was otherwise
-    /// before.
-    ///
-    /// # Errors
-    /// When the disk refuses: a restart would forget it until the control plane is reached.
-    pub fn set_takes_hand_overs(&self, takes: bool) -> io::Result<bool> {
-        self.write(&self.takes_hand_overs, HAND_OVERS_FILE, takes)
+    /// Notes whether a report stream is open whose control plane takes hand-overs. A restart forgets it: the next
+    /// stream says it anew.
+    pub fn set_takes_hand_overs(&self, takes: bool) {
+        self.takes_hand_overs.store(takes, Ordering::SeqCst);
+        self.tell();
     }
 
     /// The agent was revoked: refuses callbacks at once; then the disk is told. True when it was not known before.
@@ -187,8 +183,8 @@ mod tests {
         assert!(!restarted.is_on());
     }
 
-    /// Deliveries are given away only while it drains and the control plane says that it takes them; a restart finds
-    /// that as it was left.
+    /// Deliveries are given away only while it drains and the control plane says that it takes them; after a restart
+    /// it has to say so again.
     #[tokio::test]
     async fn hands_over_to_who_takes_it() {
         let directory = tempfile::tempdir().unwrap();
@@ -201,16 +197,16 @@ mod tests {
         assert!(drain.set(true).unwrap() && !drain.hands_over());
         let (begun, ()) = tokio::join!(
             tokio::time::timeout(std::time::Duration::from_secs(20), drain.begins_to_hand_over()),
-            async { assert!(drain.set_takes_hand_overs(true).unwrap()) }
+            async { drain.set_takes_hand_overs(true) }
         );
-        assert!(begun.is_ok() && drain.hands_over() && restarted().hands_over());
-        assert!(!drain.set_takes_hand_overs(true).unwrap());
+        assert!(begun.is_ok() && drain.hands_over());
+        assert!(restarted().is_on() && !restarted().hands_over());
         drain.set(false).unwrap();
-        assert!(!drain.hands_over() && !restarted().hands_over());
+        assert!(!drain.hands_over());
         drain.set(true).unwrap();
         assert!(drain.hands_over());
-        drain.set_takes_hand_overs(false).unwrap();
-        assert!(!drain.hands_over() && drain.is_on() && !restarted().hands_over());
+        drain.set_takes_hand_overs(false);
+        assert!(!drain.hands_over() && drain.is_on());
     }
 
     /// A revoked agent admits no callback, also after a restart and when it does not drain, until it enrolls anew.

@@ -7,7 +7,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use gateway_core::{delivery::DeliveryState, snapshot::Snapshot};
+use gateway_core::snapshot::Snapshot;
 use tokio::{net::TcpListener, task::JoinSet};
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Code, body::Body, codegen::Service, server::NamedService, transport::Server};
@@ -17,10 +17,7 @@ use super::*;
 use crate::{
     control_plane::{Link, client},
     pipeline::{
-        buffer::{
-            Entry, Lane, Outcome, ReportLimits,
-            tests::{event, eventually},
-        },
+        buffer::tests::eventually,
         tests::{buffer, configuration},
     },
 };
@@ -116,32 +113,4 @@ async fn other_refusals_do_not_revoke() {
     }
     drop(follower.refused(refusal(Code::Unauthenticated, "AGENT_REVOKED")));
     assert!(handle.drain().is_revoked());
-}
-
-/// A hand-over waits while no control plane is heard, and comes back when the one that is heard takes none.
-#[tokio::test]
-async fn hand_overs_follow_the_control_plane() {
-    let data_dir = tempfile::tempdir().unwrap();
-    let handle = SnapshotHandle::fixed(configuration(&[]));
-    let (follower, _directory) = follower(&handle, data_dir.path()).await;
-    let buffer = follower.buffer.clone();
-    buffer.append(Entry { events: vec![event(1, &["sub_a"])], ..Entry::default() }).await.unwrap();
-    let given = buffer.take_new_deliveries()[0];
-    let state = DeliveryState::Pending.given_away();
-    let (event, subscription) = (given.event, given.subscription);
-    buffer.settle(Outcome { event, subscription, state, due_ms: None, attempt: None, gone: None }).await;
-    let reports = async || {
-        let limits = ReportLimits { bytes: usize::MAX, count: usize::MAX };
-        buffer.next_reports(Lane::Logs, 0, limits).await.unwrap().reports().len()
-    };
-    while reports().await < 2 {
-        buffer.new_reports().await;
-    }
-    follower.unheard();
-    assert_eq!(reports().await, 1, "the event alone");
-    follower.note_hand_overs(true);
-    assert_eq!(reports().await, 2);
-    follower.note_hand_overs(false);
-    eventually("it is owed here again", || buffer.take_new_deliveries() == [given]).await;
-    assert_eq!(reports().await, 1);
 }

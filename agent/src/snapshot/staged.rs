@@ -24,7 +24,8 @@ impl Staged {
     /// would mean a configuration that knows an instance and not its subscriptions. All parts but the last have
     /// version 0.
     pub fn complete(&mut self, response: v1::StreamConfigResponse) -> Result<Whole, String> {
-        if response.version == 0 && !response.upserts.is_empty() {
+        let has_some = !response.upserts.is_empty() || !response.unreadable.is_empty();
+        if response.version == 0 && has_some {
             self.parts.push(response.encode_to_vec());
             return Err(response.nonce);
         }

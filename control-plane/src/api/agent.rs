@@ -1,8 +1,8 @@
 //! `AgentService`: the fleet, for operators.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
-use gateway_core::{instance::is_region, time};
+use gateway_core::time;
 use gateway_proto::v1::{self, agent_service_server::AgentService};
 use gateway_runtime::clock;
 use jiff::{SignedDuration, Timestamp};
@@ -10,10 +10,15 @@ use rand::RngExt as _;
 use sha2::{Digest as _, Sha256};
 use tonic::{Request, Response, Status};
 
-use super::{authorize, driven::driven, page::Page, status};
+use super::{
+    authorize,
+    driven::driven,
+    page::{LARGE_CHUNK, Page},
+    status,
+};
 use crate::{
     app::State,
-    audit::{Audited, NewJoinToken},
+    audit::Audited,
     store::{
         agents::{self, AgentRow},
         fleet,
@@ -22,15 +27,10 @@ use crate::{
 
 mod watch;
 mod revoke;
+pub(super) mod join_token;
 
 pub(super) use revoke::join_secret;
 
-/// Shortest life of a join token.
-const TTL_MIN: Duration = Duration::from_secs(60);
-/// Life of a join token when the caller does not say.
-const TTL_DEFAULT: Duration = Duration::from_secs(3_600);
-/// Longest life of a join token.
-const TTL_MAX: Duration = Duration::from_secs(7 * 24 * 3_600);
 /// Random characters of join tokens and credentials: 238 bits.
 const SECRET_CHARS: usize = 40;
 
@@ -126,9 +126,15 @@ impl AgentService for AgentApi {
         let page =
             Page::read("ListAgents", &[request.region.as_str()], request.page_size, &request.page_token)?;
         let region = (!request.region.is_empty()).then_some(request.region.as_str());
-        let mut rows = agents::list(&self.state.store, region, page.after.as_deref(), page.limit()).await?;
-        let next_page_token = page.cut(&mut rows, |row| &row.id);
-        let agents = self.agents(rows).await?;
+        let (mut agents, mut after) = (Vec::new(), page.after.clone());
+        while !page.is_full(&agents) {
+            let limit = page.limit().min(LARGE_CHUNK);
+            let rows = agents::list(&self.state.store, region, after.as_deref(), limit).await?;
+            let Some(last) = rows.last() else { break };
+            after = Some(last.id.clone());
+            agents.extend(self.agents(rows).await?);
+        }
+        let next_page_token = page.cut(&mut agents, |agent| &agent.id);
         let config_version = self.state.store.version().await?;
         Ok(Response::new(v1::ListAgentsResponse { agents, config_version, next_page_token }))
     }
@@ -184,26 +190,9 @@ impl AgentService for AgentApi {
         request: Request<v1::CreateJoinTokenRequest>,
     ) -> Result<Response<v1::CreateJoinTokenResponse>, Status> {
         let caller = authorize::caller(&request)?;
-        let request = request.into_inner();
-        check_region(&request.region)?;
-        let tenant_id = self.tenant_of_token(&caller, &request.tenant_id).await?;
-        let ttl = ttl(request.ttl.as_ref())?;
-        let now = clock::now();
-        let ttl = jiff::SignedDuration::try_from(ttl).expect("seven days fit a signed duration");
-        let expire_time = now.checked_add(ttl).map_err(|error| status::internal(&error))?;
-        let join_secret = secret("join_");
-        let token = agents::JoinToken { region: request.region.clone(), tenant_id: tenant_id.clone() };
-        let mut tx = self.state.store.begin_write().await?;
-        let token_hash = hash(&join_secret);
-        agents::create_join_token(&mut tx, &token_hash, &token, now, expire_time).await?;
-        let id = join_token_id(&token_hash);
-        let made = NewJoinToken { tenant_id: tenant_id.unwrap_or_default(), ..request };
-        let audited = Audited::created("AgentService/CreateJoinToken", &made);
-        tx.audit(&caller, Audited { resource_id: id.clone(), ..audited }).await?;
-        tx.commit().await?;
-        let expire_time = Some(time::to_proto(expire_time));
-        let join_token = self.with_pin(join_secret);
-        Ok(Response::new(v1::CreateJoinTokenResponse { join_token, expire_time, id }))
+        let made = join_token::create(&self.state.store, &caller, request.into_inner()).await?;
+        let join_token = self.with_pin(made.join_token);
+        Ok(Response::new(v1::CreateJoinTokenResponse { join_token, ..made }))
     }
 }
 
@@ -212,63 +201,13 @@ const fn skew_to_proto(skew: SignedDuration) -> prost_types::Duration {
     prost_types::Duration { seconds: skew.as_secs(), nanos: skew.subsec_nanos() }
 }
 
-fn check_region(region: &str) -> Result<(), Status> {
-    if is_region(region) {
-        Ok(())
-    } else {
-        Err(status::invalid_field("region", "must match [a-z0-9][a-z0-9_-]{0,62}"))
-    }
-}
-
-fn ttl(ttl: Option<&prost_types::Duration>) -> Result<Duration, Status> {
-    let Some(ttl) = ttl else { return Ok(TTL_DEFAULT) };
-    time::duration_from_proto(ttl)
-        .filter(|ttl| (TTL_MIN..=TTL_MAX).contains(ttl))
-        .ok_or_else(|| status::invalid_field("ttl", "must be between 60s and 604800s (7 days)"))
-}
-
 /// A random secret that begins with `prefix`.
 pub(super) fn secret(prefix: &str) -> String {
     let random = rand::rng().sample_iter(rand::distr::Alphanumeric).take(SECRET_CHARS).map(char::from);
     prefix.chars().chain(random).collect()
 }
 
-/// Names a join token for the audit log: made of a hash of its stored hash, so that it is known wherever the token
-/// is, and tells nothing of it.
-pub(super) fn join_token_id(token_hash: &[u8; 32]) -> String {
-    let hash = Sha256::digest(token_hash);
-    format!("jt_{}", gateway_core::id::base32(hash.first_chunk::<10>().expect("a SHA-256 has 32 bytes")))
-}
-
 /// SHA-256, as join tokens and credentials are stored.
 pub(super) fn hash(secret: &str) -> [u8; 32] {
     Sha256::digest(secret.as_bytes()).into()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Regions follow the documented pattern.
-    #[test]
-    fn region_pattern_is_enforced() {
-        for good in ["a", "eu-west_1", &"a".repeat(63)] {
-            assert!(check_region(good).is_ok(), "{good}");
-        }
-        for bad in ["", "-a", "EU", "a b", &"a".repeat(64)] {
-            assert!(check_region(bad).is_err(), "{bad}");
-        }
-    }
-
-    /// A join token lives one minute to seven days, one hour by default.
-    #[test]
-    fn ttl_is_bounded() {
-        let read = |seconds| ttl(Some(&prost_types::Duration { seconds, nanos: 0 })).ok();
-        assert_eq!(ttl(None).unwrap(), TTL_DEFAULT);
-        assert_eq!(read(60), Some(TTL_MIN));
-        assert_eq!(read(604_800), Some(TTL_MAX));
-        for bad in [-1, 0, 59, 604_801, i64::MAX] {
-            assert_eq!(read(bad), None, "{bad}");
-        }
-    }
 }

@@ -8,7 +8,7 @@ use std::{pin::Pin, sync::Arc};
 
 use futures_util::{FutureExt as _, Stream, StreamExt as _, stream};
 use gateway_proto::v1::{self, agent_sync_service_server::AgentSyncService};
-use tonic::{Code, Request, Response, Status, Streaming};
+use tonic::{Code, Request, Response, Status, Streaming, metadata::MetadataValue};
 
 use super::{driven::driven, status};
 use crate::{
@@ -24,6 +24,10 @@ mod work;
 
 /// Longest `build`.
 const BUILD_BYTES_MAX: usize = 128;
+
+/// Tells an agent, with the opening of its report stream, that it may hand deliveries over on it. An earlier control
+/// plane, which would ack them unseen, does not say this.
+const TAKES_HAND_OVERS_HEADER: &str = "gateway-takes-hand-overs";
 
 /// A response stream.
 type Streamed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -86,7 +90,9 @@ impl AgentSyncService for AgentSyncApi {
         let source_address = request.remote_addr();
         let stream =
             report::ReportStream::new(self.state.clone(), identity, source_address, request.into_inner());
-        Ok(Response::new(until_ended(stream.into_stream(), admitted)))
+        let mut response = Response::new(until_ended(stream.into_stream(), admitted));
+        response.metadata_mut().insert(TAKES_HAND_OVERS_HEADER, MetadataValue::from_static("true"));
+        Ok(response)
     }
 
     type StreamWorkStream = Streamed<v1::StreamWorkResponse>;

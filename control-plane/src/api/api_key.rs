@@ -14,6 +14,7 @@ use sha2::{Digest as _, Sha256};
 use tonic::Status;
 
 use super::{
+    agent::join_token,
     authorize::{Actor, Caller, access, keys},
     new_id,
     page::Page,
@@ -22,11 +23,18 @@ use super::{
 use crate::{
     app::State,
     audit::Audited,
-    store::{Connection, Store, api_keys, tenants},
+    store::{
+        Connection, Store, api_keys,
+        damaged::{Found, Head},
+        tenants,
+    },
 };
 
 /// Keys read by one query.
 const KEYS_CHUNK: i64 = 1_000;
+/// Keys of a tenant, or of the platform, that work. One more is RESOURCE_EXHAUSTED.
+const WORKING_KEYS_MAX: usize = 1_000;
+const REVOKE: &str = "TenantService/RevokeApiKey";
 
 /// Makes a key that may do at most what its creator may.
 pub(super) async fn create(
@@ -49,6 +57,7 @@ pub(super) async fn create(
     }
     let checked = ApiKey::from_proto(&wanted, now, access::is_scope).map_err(status::invalid)?;
     check_at_most(caller, &checked)?;
+    check_room(&mut transaction, &wanted.tenant_id, now).await?;
     let random: String =
         rand::rng().sample_iter(rand::distr::Alphanumeric).take(RANDOM_CHARS).map(char::from).collect();
     let secret = api_key::secret(&random);
@@ -64,6 +73,7 @@ pub(super) async fn create(
         last_use_time: None,
         revoke_time: None,
         created_by: caller.actor.to_string(),
+        is_damaged: false,
     };
     api_keys::create(&mut transaction, &key, &Sha256::digest(&secret).into()).await?;
     transaction.audit(caller, Audited::created("TenantService/CreateApiKey", &key)).await?;
@@ -72,13 +82,46 @@ pub(super) async fn create(
 }
 
 /// The caller's key works still. It may have been revoked while the call waited for its turn, together with all keys
-/// made with it: one made after that would be missed.
-async fn check_works(connection: &mut dyn Connection, caller: &Caller, now: Timestamp) -> Result<(), Status> {
+/// and join tokens made with it: one made after that would be missed.
+pub(super) async fn check_works(
+    connection: &mut dyn Connection,
+    caller: &Caller,
+    now: Timestamp,
+) -> Result<(), Status> {
     let Actor::ApiKey(id) = &caller.actor else { return Ok(()) };
     let key = api_keys::find(connection, &caller.tenants(), id).await?;
     match key.filter(|key| keys::refusal(key, now).is_none()) {
         Some(_) => Ok(()),
         None => Err(status::unauthenticated("the API key of this call was revoked, or has expired")),
+    }
+}
+
+/// There is room for one more key of a tenant; empty for the platform.
+async fn check_room(
+    connection: &mut dyn Connection,
+    tenant_id: &str,
+    now: Timestamp,
+) -> Result<(), Status> {
+    let mut working = 0;
+    let mut after: Option<String> = None;
+    loop {
+        let keys = api_keys::list(connection, Some(tenant_id), after.as_deref(), KEYS_CHUNK).await?;
+        working += keys.iter().filter(|key| keys::refusal(key, now).is_none()).count();
+        if working >= WORKING_KEYS_MAX {
+            let (subject, whose) = match tenant_id {
+                "" => ("platform".to_owned(), "the platform".to_owned()),
+                id => (format!("tenant:{id}"), format!("tenant `{id}`")),
+            };
+            let description = format!(
+                "{whose} has {WORKING_KEYS_MAX} API keys that are neither revoked nor expired, which is the most: \
+                 revoke one with RevokeApiKey first"
+            );
+            return Err(status::quota_exceeded("TOO_MANY_API_KEYS", &subject, description));
+        }
+        match keys.last() {
+            Some(last) => after = Some(last.id.clone()),
+            None => return Ok(()),
+        }
     }
 }
 
@@ -111,7 +154,9 @@ pub(super) async fn list(
     let page =
         Page::read("ListApiKeys", &[caller.page_owner(), named], request.page_size, &request.page_token)?;
     let mut connection = state.store.reader().await?;
-    if !named.is_empty() && tenants::find(&mut connection, &caller.tenants(), named).await?.is_none() {
+    let is_there = named.is_empty()
+        || tenants::find_even_damaged(&mut connection, &caller.tenants(), named).await?.is_some();
+    if !is_there {
         return Err(status::not_found("tenant", named));
     }
     let scope = caller.tenants();
@@ -123,7 +168,7 @@ pub(super) async fn list(
 }
 
 /// Revokes a key, once: what it opened ends, and it opens nothing more. With `revoke_created` also those that were made
-/// with it, directly or not.
+/// with it, directly or not, and the unused join tokens that were made with any of them.
 pub(super) async fn revoke(
     state: &State,
     caller: &Caller,
@@ -134,30 +179,38 @@ pub(super) async fn revoke(
         return Err(status::missing_field("id"));
     }
     let mut transaction = state.store.begin_write().await?;
-    let found = api_keys::find(&mut transaction, &caller.tenants(), id).await?;
-    let mut key = found.ok_or_else(|| status::not_found("API key", id))?;
+    let found = api_keys::find_even_damaged(&mut transaction, &caller.tenants(), id).await?;
+    let mut key = match found.ok_or_else(|| status::not_found("API key", id))? {
+        Found::Whole(key) => key,
+        Found::Damaged(Head { id, tenant_id, .. }) => v1::ApiKey { id, tenant_id, ..Default::default() },
+    };
     let created =
         if request.revoke_created { created_with(&mut transaction, &key).await? } else { Vec::new() };
-    let mut revoked_count = 0;
+    let (mut revoked_count, mut tokens) = (0, 0);
     for before in std::iter::once(key.clone()).chain(created) {
+        if request.revoke_created {
+            let creator = Actor::ApiKey(before.id.clone()).to_string();
+            tokens += join_token::take_back(&mut transaction, caller, REVOKE, &creator).await?;
+        }
         if before.revoke_time.is_some() {
             continue;
         }
         let after = v1::ApiKey { revoke_time: Some(time::to_proto(clock::now())), ..before.clone() };
         api_keys::update(&mut transaction, &after).await?;
-        let audited = Audited::changed("TenantService/RevokeApiKey", &before, &after);
+        let audited = Audited::changed(REVOKE, &before, &after);
         transaction.audit(caller, audited).await?;
         revoked_count += 1;
         if after.id == key.id {
             key = after;
         }
     }
-    if revoked_count > 0 {
+    if revoked_count > 0 || tokens > 0 {
         let keys = state.keys.clone();
         transaction.after_commit(move || keys.look());
         transaction.commit().await?;
     }
-    Ok(v1::RevokeApiKeyResponse { api_key: Some(key), revoked_count })
+    let revoked_join_token_count = i32::try_from(tokens).unwrap_or(i32::MAX);
+    Ok(v1::RevokeApiKeyResponse { api_key: Some(key), revoked_count, revoked_join_token_count })
 }
 
 /// The keys that were made with a key, those made with these, and so on, without the key itself. A tenant's key

@@ -3,6 +3,7 @@
 use gateway_core::time;
 use gateway_proto::v1::{self, audit_service_server::AuditService};
 use jiff::Timestamp;
+use prost::Message as _;
 use tonic::{Request, Response, Status};
 
 use super::{authorize, page::Page, status};
@@ -60,15 +61,10 @@ impl AuditService for AuditApi {
         };
         let mut connection = self.state.store.reader().await?;
         let mut found = audit::list(&mut connection, &filter, before, page.limit()).await?;
-        let size = usize::try_from(page.size).expect("a page size fits usize");
-        let has_more = found.len() > size;
-        found.truncate(size);
-        let last = found.last().filter(|_| has_more).map(|(place, _)| *place);
-        let next_page_token = last.map(|AuditPlace { time, seq }| page.token_after(&format!("{time}:{seq}")));
-        Ok(Response::new(v1::ListAuditEntriesResponse {
-            audit_entries: found.into_iter().map(|(_, entry)| entry).collect(),
-            next_page_token: next_page_token.unwrap_or_default(),
-        }))
+        let key = |(AuditPlace { time, seq }, _): &_| format!("{time}:{seq}");
+        let next_page_token = page.cut_by(&mut found, |(_, entry)| entry.encoded_len(), key);
+        let audit_entries = found.into_iter().map(|(_, entry)| entry).collect();
+        Ok(Response::new(v1::ListAuditEntriesResponse { audit_entries, next_page_token }))
     }
 }
 

@@ -23,26 +23,25 @@ use subtle::ConstantTimeEq as _;
 use tonic::{Status, body::Body, transport::server::TcpConnectInfo};
 use tower::{Layer, Service};
 
-use super::status;
+use super::{ending::ending, status};
 use crate::{
     app::State,
     metrics::Admission,
     store::{
         agents::{self, Holder},
         api_keys,
+        damaged::Found,
     },
 };
 
 pub mod access;
 mod caller;
-mod ending;
 pub mod keys;
 mod streams;
 
 pub use caller::{Actor, Caller};
 
 use access::Access;
-use ending::{ended_status, ending};
 use keys::OpenCall;
 
 /// An enrolled agent, as its credential proves it. In the request's extensions of agents' methods.
@@ -137,7 +136,10 @@ async fn by_api_key(
     if !api_key::is_well_formed(secret) {
         return Err(unknown());
     }
-    let key = api_keys::find_by_secret_hash(&state.store, hash).await?.ok_or_else(unknown)?;
+    let key = match api_keys::find_by_secret_hash(&state.store, hash).await?.ok_or_else(unknown)? {
+        Found::Whole(key) => key,
+        Found::Damaged(_) => return Err(status::unauthenticated(keys::DAMAGED)),
+    };
     if let Some(reason) = keys::refusal(&key, clock::now()) {
         return Err(status::unauthenticated(reason));
     }
@@ -169,6 +171,12 @@ fn check_access(path: &str, access: Access, role: Role, scopes: &Scopes) -> Resu
         return Err(status::permission_denied(format!("{method} is not among the scopes of this key")));
     }
     Ok(())
+}
+
+/// Ends with the key of the call, which is open until then.
+async fn end_of(call: OpenCall) -> Status {
+    call.ended().cancelled().await;
+    status::unauthenticated("the API key of this call was revoked, or has expired")
 }
 
 /// The one bearer token of a request (RFC 6750, 2.1; the scheme's name ignores case).
@@ -259,8 +267,8 @@ where
             let ended = call.ended().clone();
             tokio::select! {
                 biased;
-                response = inner.call(request) => response.map(|response| response.map(|body| ending(body, call))),
-                () = ended.cancelled() => Ok(ended_status().into_http()),
+                response = inner.call(request) => response.map(|response| response.map(|body| ending(body, end_of(call)))),
+                () = ended.cancelled() => Ok(end_of(call).await.into_http()),
             }
         })
     }

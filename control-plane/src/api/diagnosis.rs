@@ -1,30 +1,35 @@
 //! Why events of an instance do or do not arrive, for `DiagnoseInstance`.
 
-use gateway_core::{tenant::TenantScope, time};
+use gateway_core::time;
 use gateway_proto::v1;
+use prost::Message;
 use tonic::Status;
 
-use super::{inbound_route, webhook_subscription::masked};
+use super::{authorize::Caller, inbound_route, page::fitting, webhook_subscription::masked};
 use crate::{
     app::State,
     fleet::FleetDiagnosis,
     store::{damaged::Found, inbound_routes, webhook_subscriptions},
 };
 
-/// Subscriptions looked at.
-const SUBSCRIPTIONS_MAX: i64 = 100;
+/// Subscriptions looked at, and how many bytes of them are shown. Together with the rest it stays well within one answer.
+const SUBSCRIPTIONS_MAX: usize = 100;
+const SUBSCRIPTIONS_BYTES_MAX: usize = 2 << 20;
+/// Reasons of refused callbacks that are shown. Agents of ours know some fifteen.
+const REFUSALS_MAX: usize = 100;
 /// Unrouted callbacks looked at for a number that nobody claims.
 const UNROUTED_MAX: usize = 100;
 
-/// Everything known of the flow of events of one instance.
+/// Everything known of the flow of events of one instance, as far as a caller may know it.
 ///
 /// # Errors
 /// When a database cannot be read.
 pub async fn of(
     state: &State,
-    scope: &TenantScope,
+    caller: &Caller,
     instance: &v1::Instance,
 ) -> Result<v1::DiagnoseInstanceResponse, Status> {
+    let scope = &caller.tenants();
     let mut connection = state.store.reader().await?;
     // A platform route is not its tenants' to see: neither its path nor what else comes in on it.
     let route_id = &instance.inbound_route_id;
@@ -34,9 +39,12 @@ pub async fn of(
         None => None,
     };
     let id = Some(instance.id.as_str());
-    let subscriptions =
-        webhook_subscriptions::list(&mut connection, scope, id, None, SUBSCRIPTIONS_MAX).await?;
+    // One more than wanted says whether there are others.
+    let limit = i64::try_from(SUBSCRIPTIONS_MAX + 1).unwrap_or(i64::MAX);
+    let found = webhook_subscriptions::list(&mut connection, scope, id, None, limit).await?;
     drop(connection);
+    let found_count = found.len();
+    let mut subscriptions: Vec<_> = found.into_iter().take(SUBSCRIPTIONS_MAX).map(masked).collect();
     let version = state.store.version().await?;
     // A route out of the caller's reach is the platform's.
     let route_tenant = route.as_ref().map_or("", |stored| &stored.route.tenant_id);
@@ -53,20 +61,26 @@ pub async fn of(
             Vec::new()
         }
     };
+    fleet.refusals.truncate(REFUSALS_MAX);
     let facts = Facts {
         fleet: &fleet,
         has_event: last_event_time.is_some(),
         has_unrouted: unrouted.iter().any(|callback| !callback.provider_number_id.is_empty()),
         subscriptions: &subscriptions,
     };
+    let findings = findings(&facts);
+    subscriptions.truncate(fitting(&subscriptions, SUBSCRIPTIONS_BYTES_MAX, Message::encoded_len));
     Ok(v1::DiagnoseInstanceResponse {
-        findings: findings(&facts),
-        callback_path: route.map(|stored| stored.route.callback_path).unwrap_or_default(),
+        findings,
+        callback_path: route
+            .map(|stored| inbound_route::shown_to(caller, stored.route).callback_path)
+            .unwrap_or_default(),
         last_event_time: last_event_time.map(time::to_proto),
         online_agent_count: fleet.online,
         current_agent_count: fleet.current,
         callback_refusals: fleet.refusals,
-        webhook_subscriptions: subscriptions.into_iter().map(masked).collect(),
+        has_more_webhook_subscriptions: subscriptions.len() < found_count,
+        webhook_subscriptions: subscriptions,
     })
 }
 

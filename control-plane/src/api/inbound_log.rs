@@ -10,7 +10,7 @@ use tonic::{Request, Response, Status};
 use super::{authorize, driven::driven, page::Page, status};
 use crate::{
     app::State,
-    inbound_log::{LogChange, LogFilter, LogWatch, WatchFrom},
+    inbound_log::{LogChange, LogFilter, LogWatch, WatchFrom, alone},
 };
 
 /// Most patterns in `events`.
@@ -77,7 +77,7 @@ impl InboundLogService for InboundLogApi {
         let event_id = required("event_id", request.into_inner().event_id)?;
         let log = self.state.logs.get(caller.tenants().tenant_id().as_ref(), &event_id).await?;
         let log = log.ok_or_else(|| status::not_found("inbound log", &event_id))?;
-        Ok(Response::new(v1::GetInboundLogResponse { inbound_log: Some(log) }))
+        Ok(Response::new(v1::GetInboundLogResponse { inbound_log: Some(alone(log)) }))
     }
 
     type WatchInboundLogsStream = Streamed<v1::WatchInboundLogsResponse>;

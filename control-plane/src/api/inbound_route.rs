@@ -103,7 +103,8 @@ impl InboundRouteService for InboundRouteApi {
         let id = request.into_inner().id;
         let mut connection = self.state.store.reader().await?;
         let stored = find(&mut connection, &caller.tenants(), "id", &id).await?;
-        Ok(Response::new(v1::GetInboundRouteResponse { inbound_route: Some(stored.route) }))
+        let shown = shown_to(&caller, stored.route);
+        Ok(Response::new(v1::GetInboundRouteResponse { inbound_route: Some(shown) }))
     }
 
     async fn list_inbound_routes(
@@ -127,10 +128,11 @@ impl InboundRouteService for InboundRouteApi {
         let provider = (!is_any).then_some(request.provider);
         let mut connection = self.state.store.reader().await?;
         let after = page.after.as_deref();
-        let mut routes =
+        let routes =
             inbound_routes::list(&mut connection, &caller.tenants(), provider, after, page.limit()).await?;
-        let next_page_token = page.cut(&mut routes, |route| &route.id);
-        Ok(Response::new(v1::ListInboundRoutesResponse { inbound_routes: routes, next_page_token }))
+        let mut inbound_routes = routes.into_iter().map(|route| shown_to(&caller, route)).collect();
+        let next_page_token = page.cut(&mut inbound_routes, |route| &route.id);
+        Ok(Response::new(v1::ListInboundRoutesResponse { inbound_routes, next_page_token }))
     }
 
     async fn update_inbound_route(
@@ -262,6 +264,18 @@ pub(super) async fn find(
         Found::Whole(stored) => Ok(stored),
         Found::Damaged(_) => Err(damaged(id)),
     }
+}
+
+/// A route as a caller may see it. Whoever knows the token in the callback path makes events up where the token is all
+/// that proves a callback, and on every other route from the day on which that is switched on: so it is a secret, and
+/// a viewer reads none.
+pub(super) fn shown_to(caller: &Caller, route: v1::InboundRoute) -> v1::InboundRoute {
+    if caller.role > Role::Viewer {
+        return route;
+    }
+    let without_token = |path: &str| path.rsplit_once('/').map(|(before, _)| format!("{before}/…"));
+    let callback_path = without_token(&route.callback_path).unwrap_or_default();
+    v1::InboundRoute { callback_path, ..route }
 }
 
 /// DATA_LOSS: the route cannot be read.

@@ -16,7 +16,10 @@ use super::{
 use crate::{
     app::State,
     audit::Audited,
-    store::{Connection, WriteTx, inbound_routes, instances, requests, tenants, webhook_subscriptions},
+    store::{
+        Connection, WriteTx, damaged::Found, inbound_routes, instances, requests, tenants,
+        webhook_subscriptions,
+    },
     work::DueClaim,
 };
 
@@ -148,8 +151,12 @@ impl InstanceService for InstanceApi {
         let caller = authorize::caller(&request)?;
         let v1::DeleteInstanceRequest { id, etag } = request.into_inner();
         let mut transaction = self.state.store.begin_write().await?;
-        let instance = find(&mut transaction, &caller.tenants(), "id", &id).await?;
-        status::check_etag("instance", &id, &etag, &instance.etag)?;
+        let found = find_even_damaged(&mut transaction, &caller.tenants(), &id).await?;
+        let current = match &found {
+            Found::Whole(instance) => &instance.etag,
+            Found::Damaged(head) => &head.etag,
+        };
+        status::check_etag("instance", &id, &etag, current)?;
         let limit = i64::from(NAMED_MAX);
         let referring =
             webhook_subscriptions::list(&mut transaction, &caller.tenants(), Some(&id), None, limit).await?;
@@ -158,7 +165,12 @@ impl InstanceService for InstanceApi {
             return Err(status::in_use("instance", &id, "webhook subscriptions", names));
         }
         instances::delete(&mut transaction, &id).await?;
-        transaction.audit(&caller, Audited::deleted("InstanceService/DeleteInstance", &instance)).await?;
+        let method = "InstanceService/DeleteInstance";
+        let audited = match &found {
+            Found::Whole(instance) => Audited::deleted(method, instance),
+            Found::Damaged(head) => Audited::deleted_unread::<v1::Instance>(method, head),
+        };
+        transaction.audit(&caller, audited).await?;
         transaction.commit().await?;
         Ok(Response::new(v1::DeleteInstanceResponse {}))
     }
@@ -172,7 +184,7 @@ impl InstanceService for InstanceApi {
         let mut connection = self.state.store.reader().await?;
         let instance = find(&mut connection, &caller.tenants(), "id", &id).await?;
         drop(connection);
-        Ok(Response::new(diagnosis::of(&self.state, &caller.tenants(), &instance).await?))
+        Ok(Response::new(diagnosis::of(&self.state, &caller, &instance).await?))
     }
 }
 
@@ -187,6 +199,18 @@ pub(super) async fn find(
         return Err(status::missing_field(field));
     }
     let found = instances::find(connection, scope, id).await?;
+    found.ok_or_else(|| status::not_found("instance", id))
+}
+
+async fn find_even_damaged(
+    connection: &mut dyn Connection,
+    scope: &TenantScope,
+    id: &str,
+) -> Result<Found<v1::Instance>, Status> {
+    if id.is_empty() {
+        return Err(status::missing_field("id"));
+    }
+    let found = instances::find_even_damaged(connection, scope, id).await?;
     found.ok_or_else(|| status::not_found("instance", id))
 }
 
@@ -232,10 +256,11 @@ async fn create(
     }
     let now = Some(time::to_proto(clock::now()));
     instance.tenant_id = tenant_id.to_string();
+    instance.is_damaged = false;
     instance.create_time = now;
     instance.update_time = now;
     tenant::require(transaction, tenant_id.as_str()).await?;
-    let id_taken = instances::find_any(transaction, &instance.id).await?.is_some()
+    let id_taken = instances::find_even_damaged(transaction, &TenantScope::All, &instance.id).await?.is_some()
         || tenants::is_owned_by_another(transaction, "instance", &instance.id, tenant_id.as_str()).await?;
     let checked = Instance::try_from(&instance).map_err(status::invalid)?;
     if id_taken {

@@ -23,7 +23,9 @@ use crate::{
     app::State,
     audit::Audited,
     store::{
-        Connection, WriteTx, opt_out_policies,
+        Connection, WriteTx,
+        damaged::{Found, Head},
+        opt_out_policies,
         opt_outs::{self, OptOutFilter, OptOutRecorded},
         requests,
     },
@@ -170,7 +172,16 @@ impl OptOutService for OptOutApi {
         let caller = authorize::caller(&request)?;
         let v1::DeleteOptOutRequest { id, etag } = request.into_inner();
         let mut transaction = self.state.store.begin_write().await?;
-        let opt_out = find(&mut transaction, &caller.tenants(), &id).await?;
+        let opt_out = match find_even_damaged(&mut transaction, &caller.tenants(), &id).await? {
+            Found::Whole(opt_out) => opt_out,
+            Found::Damaged(head) => {
+                opt_outs::delete_unread(&mut transaction, &id).await?;
+                let audited = Audited::deleted_unread::<v1::OptOut>("OptOutService/DeleteOptOut", &head);
+                transaction.audit(&caller, audited).await?;
+                transaction.commit().await?;
+                return Ok(Response::new(v1::DeleteOptOutResponse {}));
+            }
+        };
         status::check_etag("opt-out", &id, &etag, &opt_out.etag)?;
         if opt_out.state() == v1::OptOutState::OptedIn {
             return Ok(Response::new(v1::DeleteOptOutResponse {}));
@@ -215,7 +226,17 @@ impl OptOutService for OptOutApi {
             instance::find(&mut transaction, &caller.tenants(), "opt_out_policy.instance_id", &id).await?;
         let tenant_id = tenant_of(&instance)?;
         let fields = field_mask::read(request.update_mask.as_ref(), &POLICY_FIELDS)?;
-        let mut policy = self.policy_of(&mut transaction, &id).await?;
+        let damaged = match opt_out_policies::find_even_damaged(&mut transaction, &id).await? {
+            Some(Found::Damaged(head)) if fields.len() == POLICY_FIELDS.len() => Some(head),
+            _ => None,
+        };
+        let mut policy = match damaged {
+            // Nothing of it is needed.
+            Some(Head { id: instance_id, etag, .. }) => {
+                v1::OptOutPolicy { instance_id, etag, ..Default::default() }
+            }
+            None => self.policy_of(&mut transaction, &id).await?,
+        };
         status::check_etag("opt-out policy", &id, &wanted.etag, &policy.etag)?;
         let before = policy.clone();
         apply(&mut policy, wanted, &fields);
@@ -236,6 +257,18 @@ async fn find(connection: &mut dyn Connection, scope: &TenantScope, id: &str) ->
         return Err(status::missing_field("id"));
     }
     let found = opt_outs::find(connection, scope, id).await?;
+    found.ok_or_else(|| status::not_found("opt-out", id))
+}
+
+async fn find_even_damaged(
+    connection: &mut dyn Connection,
+    scope: &TenantScope,
+    id: &str,
+) -> Result<Found<v1::OptOut>, Status> {
+    if id.is_empty() {
+        return Err(status::missing_field("id"));
+    }
+    let found = opt_outs::find_even_damaged(connection, scope, id).await?;
     found.ok_or_else(|| status::not_found("opt-out", id))
 }
 

@@ -1,10 +1,12 @@
 //! Pages of lists. A token is opaque to callers, and valid for one list with the same filters only.
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use prost::Message;
 use sha2::{Digest as _, Sha256};
 use tonic::Status;
 
 use super::status;
+pub use crate::inbound_log::PAGE_BYTES_MAX;
 
 /// Entries of a page when the caller does not say.
 pub const PAGE_SIZE_DEFAULT: u32 = 50;
@@ -12,6 +14,10 @@ pub const PAGE_SIZE_DEFAULT: u32 = 50;
 pub const PAGE_SIZE_MAX: u32 = 1_000;
 /// Bytes of a token that name the list and its filters.
 const SCOPE_BYTES: usize = 12;
+/// Most bytes of the tag and the length before an entry of a page.
+const FIELD_HEAD_BYTES: usize = 8;
+/// Entries that are read at once where they may be large, so that no more than a page of them is in memory.
+pub const LARGE_CHUNK: i64 = 64;
 /// Longest token that is looked at.
 const TOKEN_BYTES_MAX: usize = 1_024;
 
@@ -48,21 +54,52 @@ impl Page {
         i64::from(self.size) + 1
     }
 
+    /// Whether `entries` are already more than a page has, so that nothing more need be read.
+    pub fn is_full<T: Message>(&self, entries: &[T]) -> bool {
+        entries.len() > self.fitting(entries, Message::encoded_len)
+    }
+
     /// The token of the page that begins after `last_key`.
     pub fn token_after(&self, last_key: &str) -> String {
         URL_SAFE_NO_PAD.encode([&self.scope, last_key.as_bytes()].concat())
     }
 
-    /// Cuts what was read with [`Page::limit`] to the page's size, and gives the next page's token, empty
-    /// when this is the last page.
-    pub fn cut<T>(&self, entries: &mut Vec<T>, key: impl Fn(&T) -> &str) -> String {
-        let size = usize::try_from(self.size).expect("a page size fits usize");
-        if entries.len() <= size {
+    /// Cuts what was read with [`Page::limit`] to the page's size and to [`PAGE_BYTES_MAX`], and gives the next
+    /// page's token, empty when this is the last page. Every list ends with it, on its entries as they are given.
+    pub fn cut<T: Message>(&self, entries: &mut Vec<T>, key: impl Fn(&T) -> &str) -> String {
+        self.cut_by(entries, Message::encoded_len, |entry| key(entry).to_owned())
+    }
+
+    /// The same for entries that are given as something else; `len` says how many bytes that has.
+    pub fn cut_by<T>(
+        &self,
+        entries: &mut Vec<T>,
+        len: impl Fn(&T) -> usize,
+        key: impl Fn(&T) -> String,
+    ) -> String {
+        let kept = self.fitting(entries, len);
+        if entries.len() <= kept {
             return String::new();
         }
-        entries.truncate(size);
-        entries.last().map(|last| self.token_after(key(last))).unwrap_or_default()
+        entries.truncate(kept);
+        entries.last().map(|last| self.token_after(&key(last))).unwrap_or_default()
     }
+
+    /// How many entries a page has: one at least, however large it is.
+    fn fitting<T>(&self, entries: &[T], len: impl Fn(&T) -> usize) -> usize {
+        let size = usize::try_from(self.size).expect("a page size fits usize");
+        fitting(&entries[..entries.len().min(size)], PAGE_BYTES_MAX, len).max(1)
+    }
+}
+
+/// How many of `entries`, from the first on, have together at most `bytes_max` in an answer.
+pub fn fitting<T>(entries: &[T], bytes_max: usize, len: impl Fn(&T) -> usize) -> usize {
+    let mut bytes = 0;
+    let fit = entries.iter().take_while(|entry| {
+        bytes += len(entry) + FIELD_HEAD_BYTES;
+        bytes <= bytes_max
+    });
+    fit.count()
 }
 
 fn scope(list: &str, filters: &[&str]) -> [u8; SCOPE_BYTES] {
@@ -98,7 +135,7 @@ mod tests {
     #[test]
     fn token_is_bound_to_list_and_filters() {
         let page = Page::read("ListInstances", &["route_1"], 2, "").unwrap();
-        let mut entries = vec!["a", "b", "c"];
+        let mut entries = ["a", "b", "c"].map(str::to_owned).to_vec();
         let token = page.cut(&mut entries, |entry| entry);
         assert_eq!(entries, ["a", "b"]);
         let next = Page::read("ListInstances", &["route_1"], 2, &token).unwrap();
@@ -110,7 +147,32 @@ mod tests {
             let read = Page::read("ListInstances", &["route_1"], 2, bad);
             assert!(read.is_err(), "{bad}");
         }
-        assert_eq!(page.cut(&mut vec!["a", "b"], |entry| entry), "");
+        assert_eq!(page.cut(&mut ["a", "b"].map(str::to_owned).to_vec(), |entry| entry), "");
+    }
+
+    /// A page ends before it has too many bytes, and goes on right behind what it gave; what is too large for any page
+    /// comes alone.
+    #[test]
+    fn pages_are_bounded_in_bytes() {
+        const KIB: usize = 1_024;
+        let kib = [1_000, 1_000, 1_000, 1_000, 4_000, 2_999, 1];
+        let all: Vec<String> =
+            (b'a'..).zip(kib).map(|(name, size)| char::from(name).to_string().repeat(size * KIB)).collect();
+        let (mut pages, mut place) = (Vec::new(), 0);
+        loop {
+            let mut entries = all[place..].to_vec();
+            let page = Page::read("List", &[], 6, "").unwrap();
+            let token = page.cut(&mut entries, |entry| &entry[..1]);
+            place += entries.len();
+            pages.push(entries.len());
+            let last = &entries[entries.len() - 1][..1];
+            let is_last = place == all.len();
+            assert_eq!(token, if is_last { String::new() } else { page.token_after(last) });
+            if is_last {
+                break;
+            }
+        }
+        assert_eq!(pages, [3, 1, 1, 2]);
     }
 
     /// Sizes are lowered to the maximum, 0 is the default, negative ones are refused.

@@ -12,7 +12,7 @@ use tracing::error;
 
 use crate::{
     inbound_log::LogStoreError,
-    store::{StoreError, Trouble},
+    store::{StoreError, Trouble, damaged::remedy},
 };
 
 /// `ErrorInfo.domain` of every error.
@@ -64,6 +64,13 @@ pub fn damaged(resource: &str, id: &str, delete: &str) -> Status {
     with_reason(Code::DataLoss, "DAMAGED_RESOURCE", message, &[("resource", resource), ("id", id)])
 }
 
+/// DATA_LOSS: a row is stored, but cannot be read. Says what can be done about it.
+fn damaged_row(resource_type: &str, id: &str) -> Status {
+    let resource = resource_type.replace('_', " ");
+    let message = format!("{resource} `{id}` is stored but cannot be read: {}", remedy(resource_type));
+    with_reason(Code::DataLoss, "DAMAGED_RESOURCE", message, &[("resource", &resource), ("id", id)])
+}
+
 /// ALREADY_EXISTS for an id that is taken.
 pub fn already_exists(resource: &str, id: &str) -> Status {
     let message = format!("{resource} `{id}` exists already; choose another id or leave it empty");
@@ -111,6 +118,13 @@ pub fn exhausted_until(reason: &str, message: impl Into<String>, retry_after: Du
     let mut details = ErrorDetails::with_error_info(reason, DOMAIN, HashMap::new());
     details.set_retry_info(Some(retry_after));
     Status::with_error_details(Code::ResourceExhausted, message, details)
+}
+
+/// RESOURCE_EXHAUSTED: `subject` has as many of something as it may, until it gives some up.
+pub fn quota_exceeded(reason: &str, subject: &str, description: String) -> Status {
+    let mut details = ErrorDetails::with_error_info(reason, DOMAIN, HashMap::new());
+    details.add_quota_failure_violation(subject, description.as_str());
+    Status::with_error_details(Code::ResourceExhausted, description, details)
 }
 
 /// DEADLINE_EXCEEDED: the call did not have its answer in time.
@@ -173,6 +187,10 @@ impl From<StoreError> for Status {
     fn from(error: StoreError) -> Self {
         let help = match &error {
             StoreError::Database { trouble, .. } => help(*trouble),
+            StoreError::Damaged { resource_type, id, .. } => {
+                log(&error);
+                return damaged_row(resource_type, id);
+            }
             damage if damage.is_damage() => {
                 log(&error);
                 let message = "a stored resource cannot be read; the control plane's log says which: restore a backup \

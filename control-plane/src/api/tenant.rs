@@ -20,7 +20,11 @@ use super::{
 use crate::{
     app::State,
     audit::Audited,
-    store::{Connection, agents, requests, tenants},
+    store::{
+        Connection, agents,
+        damaged::{Found, Head},
+        requests, tenants,
+    },
 };
 
 /// How many referring resources an error names.
@@ -107,7 +111,11 @@ impl TenantService for TenantApi {
         let request = request.into_inner();
         let wanted = request.tenant.ok_or_else(|| status::missing_field("tenant"))?;
         let mut transaction = self.state.store.begin_write().await?;
-        let before = find(&mut transaction, &caller, "tenant.id", &wanted.id).await?;
+        let before = match find_even_damaged(&mut transaction, &caller, "tenant.id", &wanted.id).await? {
+            Found::Whole(tenant) => tenant,
+            // It is written anew.
+            Found::Damaged(Head { id, etag, .. }) => v1::Tenant { id, etag, ..Default::default() },
+        };
         field_mask::read(request.update_mask.as_ref(), &FIELDS)?;
         status::check_etag("tenant", &wanted.id, &wanted.etag, &before.etag)?;
         let mut tenant = v1::Tenant {
@@ -130,8 +138,12 @@ impl TenantService for TenantApi {
         let caller = authorize::caller(&request)?;
         let v1::DeleteTenantRequest { id, etag } = request.into_inner();
         let mut transaction = self.state.store.begin_write().await?;
-        let tenant = find(&mut transaction, &caller, "id", &id).await?;
-        status::check_etag("tenant", &id, &etag, &tenant.etag)?;
+        let found = find_even_damaged(&mut transaction, &caller, "id", &id).await?;
+        let current = match &found {
+            Found::Whole(tenant) => &tenant.etag,
+            Found::Damaged(head) => &head.etag,
+        };
+        status::check_etag("tenant", &id, &etag, current)?;
         if id == TenantId::default_tenant().as_str() {
             let message = "tenant `default` is there from the first start and cannot be deleted";
             return Err(status::failed_precondition("DEFAULT_TENANT", message));
@@ -147,7 +159,12 @@ impl TenantService for TenantApi {
             return Err(status::failed_precondition("IN_USE", message));
         }
         tenants::delete(&mut transaction, &id).await?;
-        transaction.audit(&caller, Audited::deleted("TenantService/DeleteTenant", &tenant)).await?;
+        let method = "TenantService/DeleteTenant";
+        let audited = match &found {
+            Found::Whole(tenant) => Audited::deleted(method, tenant),
+            Found::Damaged(head) => Audited::deleted_unread::<v1::Tenant>(method, head),
+        };
+        transaction.audit(&caller, audited).await?;
         let keys = self.state.keys.clone();
         transaction.after_commit(move || keys.look());
         transaction.commit().await?;
@@ -189,6 +206,19 @@ async fn find(
         return Err(status::missing_field(field));
     }
     let found = tenants::find(connection, &caller.tenants(), id).await?;
+    found.ok_or_else(|| status::not_found("tenant", id))
+}
+
+async fn find_even_damaged(
+    connection: &mut dyn Connection,
+    caller: &Caller,
+    field: &str,
+    id: &str,
+) -> Result<Found<v1::Tenant>, Status> {
+    if id.is_empty() {
+        return Err(status::missing_field(field));
+    }
+    let found = tenants::find_even_damaged(connection, &caller.tenants(), id).await?;
     found.ok_or_else(|| status::not_found("tenant", id))
 }
 

@@ -32,6 +32,7 @@ mod destination_settings;
 mod signing;
 mod audit;
 mod secrets_at_rest;
+mod answer_sizes;
 
 type Client = InterceptedService<Channel, Bearer>;
 

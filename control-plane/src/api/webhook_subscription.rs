@@ -20,7 +20,7 @@ use tracing::warn;
 use super::{
     authorize::{self, Caller},
     field_mask, instance, new_id,
-    page::Page,
+    page::{LARGE_CHUNK, Page},
     repeat, status,
 };
 use crate::{
@@ -196,11 +196,16 @@ impl WebhookSubscriptionService for WebhookSubscriptionApi {
         )?;
         let of = Some(of).filter(|of| !of.is_empty());
         let mut connection = self.state.store.reader().await?;
-        let (after, limit) = (page.after.as_deref(), page.limit());
-        let mut found =
-            webhook_subscriptions::list(&mut connection, &caller.tenants(), of, after, limit).await?;
-        let next_page_token = page.cut(&mut found, |subscription| &subscription.id);
-        let webhook_subscriptions = found.into_iter().map(masked).collect();
+        let (scope, limit) = (caller.tenants(), page.limit().min(LARGE_CHUNK));
+        let (mut webhook_subscriptions, mut after) = (Vec::new(), page.after.clone());
+        while !page.is_full(&webhook_subscriptions) {
+            let found =
+                webhook_subscriptions::list(&mut connection, &scope, of, after.as_deref(), limit).await?;
+            let Some(last) = found.last() else { break };
+            after = Some(last.id.clone());
+            webhook_subscriptions.extend(found.into_iter().map(masked));
+        }
+        let next_page_token = page.cut(&mut webhook_subscriptions, |subscription| &subscription.id);
         Ok(Response::new(v1::ListWebhookSubscriptionsResponse { webhook_subscriptions, next_page_token }))
     }
 

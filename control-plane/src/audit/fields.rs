@@ -125,6 +125,11 @@ pub const FIELDS: &[(&str, Visibility)] = &[
     ("RefusedResource.type", Shown),
     ("RefusedResource.id", Shown),
     ("RefusedResource.error", Hidden),
+    // What somebody took out of the control plane.
+    ("SnapshotExportHeader.region", Shown),
+    ("SnapshotExportHeader.tenant_id", Shown),
+    ("SnapshotExportHeader.store_epoch", Shown),
+    ("SnapshotExportHeader.build", Shown),
     ("CreateJoinTokenRequest.region", Shown),
     ("CreateJoinTokenRequest.tenant_id", Shown),
 ];

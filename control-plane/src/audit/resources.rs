@@ -83,6 +83,20 @@ impl Resource for v1::OptOutPolicy {
     }
 }
 
+impl Resource for v1::SnapshotExportHeader {
+    const TYPE: &'static str = "snapshot_export";
+    const MESSAGE: &'static str = "SnapshotExportHeader";
+
+    /// Exports have no id; people look for those of a region.
+    fn id(&self) -> &str {
+        &self.region
+    }
+
+    fn tenant_id(&self) -> &str {
+        &self.tenant_id
+    }
+}
+
 /// A join token that was made: what was asked for. Its id is not in it, and its value is a secret.
 pub type NewJoinToken = v1::CreateJoinTokenRequest;
 

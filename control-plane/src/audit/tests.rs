@@ -42,6 +42,7 @@ fn resource_messages() -> BTreeMap<String, MessageDescriptor> {
             v1::ApiKey::MESSAGE,
             v1::Agent::MESSAGE,
             NewJoinToken::MESSAGE,
+            v1::SnapshotExportHeader::MESSAGE,
         ];
         let is_resource = !file.ends_with("_service.proto") && !OTHER_FILES.contains(&file);
         if is_resource || audited.contains(&message.name()) {

@@ -6,14 +6,13 @@ use gateway_core::time;
 use gateway_proto::v1;
 use gateway_runtime::clock;
 use jiff::Timestamp;
-use prost::Message as _;
 
 use super::{BUSY_TIMEOUT, BackupError, DATABASES, Manifest};
 use crate::{
     api::authorize::keys,
-    audit::{Audited, AuditedBy},
+    audit::{Audited, AuditedBy, commands},
     store::{
-        self, Cause, StoreError,
+        self, Cause, StoreError, api_keys,
         sqlite::files::{self, Connected},
     },
 };
@@ -78,6 +77,8 @@ pub(super) async fn keep(
     };
     let is_out = |kind, id: &str| shut_out.as_ref().is_some_and(|shut_out| shut_out.has(kind, id));
     let mut transaction = files::begin(&mut connection).await.map_err(BackupError::database(restored))?;
+    let noted = commands::restored(&mut transaction, &manifest.store_epoch).await;
+    noted.map_err(BackupError::Audit)?;
     let mut credentials = Credentials::default();
     for key in keys {
         let credential = Credential {
@@ -115,7 +116,7 @@ async fn revoke_key(
     now: Timestamp,
 ) -> Result<(), StoreError> {
     let after = v1::ApiKey { revoke_time: Some(time::to_proto(now)), ..before.clone() };
-    files::update_api_key(connection, &after.id, &after.encode_to_vec()).await?;
+    files::update_api_key(connection, &after.id, &api_keys::body_of(&after)).await?;
     audit(connection, now, Audited::changed(METHOD, &before, &after)).await
 }
 
@@ -144,9 +145,9 @@ async fn working(connection: &mut Connected, now: Timestamp) -> Result<Working, 
 }
 
 async fn all_keys(connection: &mut Connected) -> Result<Vec<v1::ApiKey>, Cause> {
-    let bodies = files::api_keys(connection).await?;
+    let (rows, are_summed) = files::api_keys(connection).await?;
     // What cannot be read lets nobody in.
-    Ok(bodies.iter().filter_map(|body| v1::ApiKey::decode(body.as_slice()).ok()).collect())
+    Ok(rows.iter().filter_map(|key| api_keys::read_row(&key.row, are_summed).ok()).collect())
 }
 
 /// Who does not get in, as the database that was in use knows it.

@@ -255,8 +255,15 @@ async fn revocations_after_the_backup_are_kept() {
     assert!(!agents::is_revoked(&store, "agt_2").await.unwrap());
     let entries =
         store::audit::list(&mut reader, &store::audit::AuditFilter::default(), None, 9).await.unwrap();
+    let of_commands: Vec<_> = entries
+        .iter()
+        .filter(|(_, entry)| entry.actor.starts_with("command_line:") && entry.resource_type == "backup")
+        .map(|(_, entry)| entry.method.as_str())
+        .collect();
+    assert_eq!(of_commands, ["Restore", "Backup"], "a backup has its own entry");
     let mut entries: Vec<_> = entries
         .iter()
+        .filter(|(_, entry)| entry.actor == "gateway")
         .map(|(_, entry)| (entry.actor.as_str(), entry.method.as_str(), entry.resource_id.as_str()))
         .collect();
     entries.sort_unstable();

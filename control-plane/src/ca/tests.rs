@@ -106,3 +106,24 @@ fn other_certificates_name_no_agent() {
     assert_eq!(certified_agent(authority.certificate()), None);
     assert_eq!(certified_agent(b"no certificate"), None);
 }
+
+/// Agents are told of the authority there is and of those to come, each once; a file of those that cannot be read, or with
+/// more than agents take, stops the start.
+#[test]
+fn authorities_to_come_are_announced() {
+    let (directory, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let open = || Authority::open(directory.path(), now());
+    let own = open().unwrap();
+    assert_eq!(own.announced().collect::<Vec<_>>(), [own.certificate()]);
+    let next = Authority::open(other.path(), now()).unwrap();
+    let file = directory.path().join("ca-next.pem");
+    fs::write(&file, [own.pem(), next.pem()].concat()).unwrap();
+    let both = open().unwrap();
+    assert_eq!(both.announced().collect::<Vec<_>>(), [own.certificate(), next.certificate()]);
+    // Whose certificates agents show is another matter.
+    assert_eq!(both.trusted().collect::<Vec<_>>(), [own.certificate()]);
+    fs::write(&file, "no certificate").unwrap();
+    assert!(matches!(open(), Err(AuthorityError::Others(path)) if path == file));
+    fs::write(&file, next.pem().repeat(8)).unwrap();
+    assert!(matches!(open(), Err(AuthorityError::TooMany(path)) if path == file));
+}

@@ -46,7 +46,7 @@ pub(super) async fn of_agents(
 ) -> Result<Vec<LeftOut>, StoreError> {
     let mut connection = store.reader().await?;
     let subscriptions: HashSet<&str> =
-        all.iter().filter(|one| one.resource_type != ROUTE).map(|one| one.id.as_str()).collect();
+        all.iter().filter(|one| one.resource_type == "webhook_subscription").map(|one| one.id.as_str()).collect();
     let instances = if subscriptions.is_empty() {
         HashMap::new()
     } else {
@@ -55,13 +55,22 @@ pub(super) async fn of_agents(
     let mut found = Vec::new();
     for one in all {
         let is_theirs = if one.resource_type == ROUTE {
-            let regions = route_reach::regions(&mut connection, &one.id).await?;
-            serves(&regions, region) && filter.is_none_or(|filter| filter.has_route(&one.id))
+            let reach = route_reach::regions(&mut connection, &one.id).await?;
+            (reach.is_unsure || serves(&reach.regions, region)) && filter.is_none_or(|filter| filter.has_route(&one.id))
         } else {
-            let Some(instance_id) = instances.get(&one.id) else { continue };
-            let instance = instances_table::find_any(&mut connection, instance_id).await?;
-            instance.is_some_and(|instance| serves(&instance.regions, region))
-                && filter.is_none_or(|filter| filter.has_instance(instance_id))
+            let instance_id = match one.resource_type {
+                "webhook_subscription" => instances.get(&one.id),
+                // The instance itself, or its policy.
+                _ => Some(&one.id),
+            };
+            let Some(instance_id) = instance_id else { continue };
+            let is_served = match instances_table::find_any(&mut connection, instance_id).await {
+                Ok(instance) => instance.is_some_and(|instance| serves(&instance.regions, region)),
+                // Nobody knows its regions.
+                Err(failure) if failure.is_damage() => true,
+                Err(failure) => return Err(failure),
+            };
+            is_served && filter.is_none_or(|filter| filter.has_instance(instance_id))
         };
         if is_theirs {
             found.push(one.clone());

@@ -182,3 +182,58 @@ fn many_damaged_resources_are_counted() {
     assert!(ten.ends_with(", inbound route `route_9`"), "{ten}");
     assert_eq!(Named((0..12).map(left_out).collect()).to_string(), format!("{ten} and 2 more"));
 }
+
+/// What the audit log says of exports: actor, method, resource and tenant, and whether an address is named.
+async fn entries(store: &Store) -> Vec<[String; 5]> {
+    let filter = store::audit::AuditFilter {
+        resource_type: Some("snapshot_export".to_owned()),
+        ..Default::default()
+    };
+    let mut reader = store.reader().await.unwrap();
+    let entries = store::audit::list(&mut reader, &filter, None, 9).await.unwrap();
+    let shown = |(_, entry): (_, v1::AuditEntry)| {
+        [entry.actor, entry.method, entry.resource_id, entry.tenant_id, entry.source_address]
+    };
+    entries.into_iter().map(shown).collect()
+}
+
+/// Who made an export is in the audit log, with region, tenant and expiry, also while a control plane has the database
+/// open and writes: it sees the entry at once. An export that was refused leaves none.
+#[tokio::test]
+async fn exports_are_audited() {
+    let place = Place::new();
+    let running = Store::open(place.data_dir()).await.unwrap();
+    let nobody = ExportRequest { tenant_id: Some("nobody".parse().unwrap()), ..place.request() };
+    place.export(&nobody).await.unwrap_err();
+    assert_eq!(entries(&running).await, [[""; 5]; 0]);
+    place.export(&place.request()).await.unwrap();
+    let writing = running.begin_write().await.unwrap();
+    let tenants = ExportRequest { tenant_id: Some("default".parse().unwrap()), ..place.request() };
+    let mut waiting = Box::pin(place.export(&tenants));
+    // It cannot end before the other has written, whatever comes first.
+    assert!(futures_util::poll!(&mut waiting).is_pending());
+    writing.commit().await.unwrap();
+    waiting.await.unwrap();
+    let actor = format!("command_line:{}", gateway_runtime::system::user_id());
+    let entry = |tenant_id: &str| [actor.as_str(), "ExportSnapshot", "eu", tenant_id, ""].map(str::to_owned);
+    assert_eq!(entries(&running).await, [entry("default"), entry("")]);
+    let mut reader = running.reader().await.unwrap();
+    let all = store::audit::list(&mut reader, &store::audit::AuditFilter::default(), None, 1).await.unwrap();
+    let changed: Vec<_> = all[0].1.changes.iter().map(|change| change.field.as_str()).collect();
+    assert!(["region", "expire_time", "build"].iter().all(|field| changed.contains(field)), "{changed:?}");
+}
+
+/// There is no export without its entry: when that cannot be written the export of before stays, and nothing else.
+#[tokio::test]
+async fn an_export_that_cannot_be_audited_is_none() {
+    let place = Place::new();
+    Store::open(place.data_dir()).await.unwrap().close().await;
+    place.export(&place.request()).await.unwrap();
+    let (good, files) = (fs::read(place.request().output).unwrap(), place.files());
+    let refuse = "CREATE TRIGGER planted BEFORE INSERT ON audit_entries BEGIN SELECT RAISE(ABORT, 'planted'); END";
+    store::sqlite::testing::execute(place.data_dir(), refuse).await;
+    let refused = place.export(&place.request()).await.unwrap_err();
+    assert!(matches!(refused, ExportError::Audit(_)), "{refused}");
+    assert_eq!(fs::read(place.request().output).unwrap(), good);
+    assert_eq!(place.files(), files);
+}

@@ -126,3 +126,33 @@ fn clock_skew_is_measured() {
         assert!(error.abs() < SignedDuration::from_secs(5), "{error:?}");
     }
 }
+
+/// However much an agent refuses, and however it says so, what is kept of it fits into an answer; what it can use again
+/// makes room.
+#[test]
+fn what_is_kept_of_an_agent_is_bounded() {
+    let fleet = Fleet::new();
+    let agent = fleet.connect("agt_1", "eu", "1", 0);
+    let refused = |id: usize| v1::RefusedResource {
+        r#type: "instance".into(),
+        id: format!("{id:04}"),
+        version: 1,
+        error: "\u{10348}".repeat(2_000),
+    };
+    agent.accepted(1, &[], (0..1_000).map(refused).collect());
+    let member = fleet.member("agt_1").unwrap();
+    let bytes: usize = member.refused.values().map(Message::encoded_len).sum();
+    assert!((900_000..=REFUSED_BYTES_MAX).contains(&bytes), "{bytes}");
+    let key = |id: usize| ("instance".to_owned(), format!("{id:04}"));
+    assert!(!member.refused.contains_key(&key(999)));
+    agent.accepted(2, &[key(0)], vec![refused(999), refused(1)]);
+    let member = fleet.member("agt_1").unwrap();
+    assert!(member.refused.contains_key(&key(999)) && member.refused.contains_key(&key(1)));
+    let long = "x".repeat(1 << 20);
+    let mut health = refused_callbacks(1);
+    health.refused_callbacks[0].reason = long.clone();
+    health.over_share_subscription_ids = vec![long; 3];
+    agent.health(health);
+    let health = fleet.member("agt_1").unwrap().health;
+    assert!(health.encoded_len() < 1_024);
+}

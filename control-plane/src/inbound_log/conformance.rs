@@ -70,12 +70,14 @@ macro_rules! suite {
                 filters_narrow_the_list,
                 pages_do_not_move_under_writes,
                 pages_are_bounded_in_bytes,
+                large_logs_hide_nothing,
                 attempts_are_paged_oldest_first,
                 tenants_see_their_own_only,
             ],
             watches: [
                 watches_resume_from_any_cursor,
                 watches_meet_concurrent_writes,
+                watches_go_on_past_large_logs,
                 foreign_cursors_are_refused,
                 tenants_watch_their_own_only,
             ],
@@ -84,6 +86,7 @@ macro_rules! suite {
                 repeated_callbacks_are_listed_once,
                 taken_callbacks_stay_taken,
                 pages_of_callbacks_do_not_move_under_writes,
+                large_callbacks_hide_nothing,
             ],
         }
     };

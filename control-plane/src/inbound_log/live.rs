@@ -24,7 +24,7 @@ pub enum WatchFrom<'a> {
 /// One step of a watch.
 #[derive(Debug, Clone)]
 pub struct LogChange {
-    /// The log as it now stands.
+    /// The log as it now stands, as lists give it.
     pub log: v1::InboundLog,
     /// Where to resume.
     pub cursor: String,

@@ -9,9 +9,12 @@ use jiff::Timestamp;
 /// How long one page may search. A filter that matches almost nothing then gives a page that is not full,
 /// with a token to go on, instead of reading the whole database in one request.
 pub(super) const SEARCH_TIME_MAX: Duration = Duration::from_secs(1);
-/// A page ends before it grows beyond this many bytes, unless its first row alone does: gRPC clients take
-/// 4 MiB by default.
-pub(super) const PAGE_BYTES_MAX: usize = 3 << 20;
+/// A page of any list ends before it grows beyond this many bytes, unless its first entry alone does: gRPC clients
+/// take 4 MiB by default.
+pub const PAGE_BYTES_MAX: usize = 3 << 20;
+/// A stored row of at most this many bytes is read together with others, a larger one alone, when it is its turn: so a
+/// page of large ones does not pass through memory whole.
+pub(super) const INLINE_BYTES_MAX: i64 = 64 * 1_024;
 /// Unrouted callbacks kept per inbound route; the oldest go first.
 pub const UNROUTED_PER_ROUTE_MAX: i64 = 10_000;
 

@@ -54,6 +54,9 @@ impl TenantFilter {
         let (kept, others) =
             std::mem::take(&mut part.upserts).into_iter().partition(|resource| self.allows(resource));
         part.upserts = kept;
+        part.unreadable.retain(|(instance_id, named)| {
+            if instance_id.is_empty() { self.has_route(&named.id) } else { self.has_instance(instance_id) }
+        });
         if self.is_snapshot {
             return;
         }

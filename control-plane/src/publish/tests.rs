@@ -27,7 +27,7 @@ fn subscription(id: &str, instance_id: &str, padding: usize) -> v1::ConfigResour
 }
 
 fn parts(since: u64, upserts: Vec<v1::ConfigResource>, region: &str) -> Vec<Part> {
-    let regions = Regions::of(&upserts);
+    let regions = Regions::of(&upserts, &[]);
     let changes = ConfigChanges { version: 9, upserts, ..Default::default() };
     Parts::new(Arc::new(annotate(since, changes, &regions)), region).collect()
 }
@@ -148,5 +148,122 @@ fn large_changes_are_cut() {
         assert_eq!((part.begins_snapshot, part.is_last), (place == 0, place == parts.len() - 1));
         let begins_whole = instance(&part.upserts[0]).is_some() || group(&part.upserts[0]) == "inst_large";
         assert!(begins_whole, "part {place} begins in the middle of an instance");
+    }
+}
+
+fn unread(resource_type: &'static str, id: &str, instance_id: &str, route_id: &str) -> Unread {
+    let what = LeftOut { resource_type, id: id.into() };
+    Unread { what, version: 7, instance_id: instance_id.into(), inbound_route_id: route_id.into() }
+}
+
+/// The parts, with what cannot be read.
+fn parts_around(since: u64, upserts: Vec<v1::ConfigResource>, left_out: Vec<Unread>, region: &str) -> Part {
+    let regions = Regions::of(&upserts, &left_out);
+    let changes = ConfigChanges { version: 9, upserts, left_out, ..Default::default() };
+    let mut parts = Parts::new(Arc::new(annotate(since, changes, &regions)), region);
+    let part = parts.next().unwrap();
+    assert!(parts.next().is_none());
+    part
+}
+
+fn named(part: &Part) -> Vec<(&str, &str, u64)> {
+    let named = part.unreadable.iter();
+    let named = named.map(|(_, named)| (named.r#type.as_str(), named.id.as_str(), named.version));
+    let mut named: Vec<_> = named.collect();
+    named.sort_unstable();
+    named
+}
+
+/// What cannot be read is named to those who would be sent it, so that a snapshot does not take their last good value
+/// away; others do not hear of it, and one whose region an instance has left is told to drop it.
+#[test]
+fn unreadable_resources_are_named_where_they_would_be_sent() {
+    let upserts = || {
+        vec![
+            on_route(instance_in("inst_eu", &["eu"]), "route_eu"),
+            on_route(instance_in("inst_us", &["us"]), "route_us"),
+            subscription("sub_whole", "inst_eu", 0),
+        ]
+    };
+    let left_out = || {
+        vec![
+            unread("inbound_route", "route_eu", "", ""),
+            unread("webhook_subscription", "sub_eu", "inst_eu", ""),
+            unread("opt_out_policy", "inst_us", "inst_us", ""),
+        ]
+    };
+    let snapshot = parts_around(0, upserts(), left_out(), "eu");
+    assert_eq!(ids(&snapshot), ["inst_eu", "sub_whole"]);
+    assert_eq!(named(&snapshot), [("inbound_route", "route_eu", 7), ("webhook_subscription", "sub_eu", 7)]);
+    let elsewhere = parts_around(0, upserts(), left_out(), "us");
+    assert_eq!(named(&elsewhere), [("opt_out_policy", "inst_us", 7)]);
+    let delta = parts_around(3, upserts(), left_out(), "us");
+    let removed: Vec<_> = delta.removals.iter().map(|removal| removal.id.as_str()).collect();
+    assert_eq!(removed, ["sub_whole", "sub_eu", "inst_eu", "route_eu"]);
+}
+
+/// Nobody knows for which regions an instance is that cannot be read: whoever has it keeps it with its route and all that
+/// hangs on it, and nobody is sent any of that who is not certain to get it.
+#[test]
+fn what_hangs_on_an_unreadable_instance_stays_where_it_is() {
+    let upserts = || {
+        vec![
+            route("route_1"),
+            route("route_alone"),
+            on_route(instance_in("inst_eu", &["eu"]), "route_1"),
+            subscription("sub_1", "inst_lost", 0),
+        ]
+    };
+    let left_out = || {
+        vec![
+            unread("instance", "inst_lost", "inst_lost", "route_1"),
+            unread("instance", "inst_alone", "inst_alone", "route_alone"),
+        ]
+    };
+    let lost = [("instance", "inst_alone", 7), ("instance", "inst_lost", 7), ("webhook_subscription", "sub_1", 1)];
+    for since in [0, 3] {
+        let certain = parts_around(since, upserts(), left_out(), "eu");
+        assert_eq!(ids(&certain), ["route_1", "inst_eu"]);
+        assert_eq!(named(&certain)[0], ("inbound_route", "route_alone", 1));
+        assert_eq!(named(&certain)[1..], lost);
+        let other = parts_around(since, upserts(), left_out(), "us");
+        assert_eq!(other.upserts.len(), 0);
+        let routes = [("inbound_route", "route_1", 1), ("inbound_route", "route_alone", 1)];
+        assert_eq!(named(&other), [&routes[..], &lost[..]].concat());
+        let removed: Vec<_> = other.removals.iter().map(|removal| removal.id.as_str()).collect();
+        assert_eq!(removed, if since == 0 { vec![] } else { vec!["inst_eu"] });
+    }
+}
+
+/// A damage between two versions reaches the delta of whoever follows, and the snapshot of whoever comes: both name it. An
+/// agent of another tenant hears of none of it.
+#[tokio::test]
+async fn damage_is_named_in_deltas_and_snapshots() {
+    use crate::store::{conformance::fixtures as rows, sqlite::testing};
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open(directory.path()).await.unwrap();
+    rows::one_of_each(&store).await;
+    rows::put_policy(&store, "inst_1").await;
+    rows::put_subscription(&store, rows::subscription("sub_2", "inst_1")).await;
+    let damage = "UPDATE instances SET body = x'ff'; UPDATE opt_out_policies SET body = x'ff';
+                  UPDATE webhook_subscriptions SET config = x'00' WHERE id = 'sub_1';
+                  UPDATE inbound_routes SET config = x'00'";
+    testing::execute(directory.path(), damage).await;
+    let publisher = Publisher::new(store.clone());
+    let all = [
+        ("inbound_route", "route_1", 1),
+        ("instance", "inst_1", 2),
+        ("opt_out_policy", "inst_1", 4),
+        ("webhook_subscription", "sub_1", 3),
+        ("webhook_subscription", "sub_2", 5),
+    ];
+    for (since, expected) in [(0, &all[..]), (1, &all[..]), (4, &all[4..])] {
+        let changes = publisher.changes(since, 5).await.unwrap();
+        let mut part = Parts::new(changes, "eu").next().unwrap();
+        assert_eq!((named(&part), part.upserts.len()), (expected.to_vec(), 0), "since {since}");
+        TenantFilter::read(&store, "default").await.unwrap().apply(&mut part);
+        assert_eq!(named(&part), expected, "since {since}");
+        TenantFilter::read(&store, "other").await.unwrap().apply(&mut part);
+        assert_eq!(named(&part), []);
     }
 }

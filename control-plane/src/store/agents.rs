@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use prost::Message as _;
 use tonic::async_trait;
 
-use super::{Connection, Store, StoreError, WriteTx, decode, work};
+use super::{Connection, Store, StoreError, WriteTx, damaged, work};
 use crate::api::authorize::AgentIdentity;
 
 /// Damages kept per agent; the oldest go.
@@ -59,6 +59,8 @@ pub struct JoinToken {
     pub region: String,
     /// Its tenant; None for an agent of the platform.
     pub tenant_id: Option<String>,
+    /// Who made the token, as the audit log names actors; empty for tokens made before this was noted.
+    pub created_by: String,
 }
 
 /// Reads agents, join tokens and damages. Times have microseconds.
@@ -133,6 +135,12 @@ pub trait AgentWrites: Send {
     /// Removes join tokens that expire before `now`.
     async fn delete_expired_join_tokens(&mut self, now: Timestamp) -> Result<(), StoreError>;
 
+    /// Removes the join tokens that somebody made, used ones aside, and gives their hashes and what they were made for.
+    async fn delete_join_tokens_of_creator(
+        &mut self,
+        created_by: &str,
+    ) -> Result<Vec<([u8; 32], JoinToken)>, StoreError>;
+
     /// Removes a tenant's join tokens.
     async fn delete_join_tokens_of_tenant(&mut self, tenant_id: &str) -> Result<(), StoreError>;
 
@@ -178,6 +186,18 @@ pub async fn consume_join_token(
     now: Timestamp,
 ) -> Result<Option<JoinToken>, StoreError> {
     transaction.writes().take_join_token(token_hash, now).await
+}
+
+/// Takes back the unused join tokens that somebody made, inside the caller's transaction. Gives their hashes and what
+/// they were made for.
+///
+/// # Errors
+/// When the database cannot be written.
+pub async fn take_back_join_tokens(
+    transaction: &mut WriteTx,
+    created_by: &str,
+) -> Result<Vec<([u8; 32], JoinToken)>, StoreError> {
+    transaction.writes().delete_join_tokens_of_creator(created_by).await
 }
 
 /// Records an agent, inside the caller's transaction.
@@ -303,7 +323,18 @@ pub async fn record_buffer_damage(
     Ok(true)
 }
 
-/// The damages of the agents from id `first` to id `last`, each agent's newest first.
+/// What is noted of a damage of a buffer that cannot be read itself.
+pub(super) const DAMAGE_TYPE: &str = "buffer_damage";
+
+pub(super) fn read_damage(agent_id: &str, body: &[u8]) -> Result<v1::BufferDamage, StoreError> {
+    v1::BufferDamage::decode(body).map_err(|source| StoreError::Damaged {
+        resource_type: DAMAGE_TYPE,
+        id: agent_id.to_owned(),
+        source: super::Damage::Decode(source),
+    })
+}
+
+/// The damages of the agents from id `first` to id `last`, each agent's newest first. What cannot be read is left out.
 ///
 /// # Errors
 /// When the database cannot be read.
@@ -315,7 +346,10 @@ pub async fn buffer_damages(
     let rows = store.reader().await?.rows().buffer_damages(first, last).await?;
     let mut damages: HashMap<String, Vec<v1::BufferDamage>> = HashMap::new();
     for (agent_id, body) in rows {
-        damages.entry(agent_id).or_default().push(decode(&body)?);
+        let read = read_damage(&agent_id, &body);
+        if let Some(damage) = damaged::or_note(store.damages(), (DAMAGE_TYPE, &agent_id), read)? {
+            damages.entry(agent_id).or_default().push(damage);
+        }
     }
     Ok(damages)
 }

@@ -6,11 +6,13 @@ use std::net::SocketAddr;
 use gateway_core::time;
 use gateway_proto::v1;
 use jiff::Timestamp;
-use prost::Message as _;
 use tonic::async_trait;
 
-use super::{Connection, StoreError, WriteTx, decode};
+use super::{Connection, StoreError, WriteTx, body, damaged};
 use crate::audit::Audited;
+
+/// The type of entries, which do not know their ids when they are written.
+pub(super) const TYPE: &str = "audit_entry";
 
 /// Which entries a list gives.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -108,11 +110,12 @@ pub(super) fn row(
         actor: actor.to_owned(),
         resource_type: audited.resource_type.to_owned(),
         resource_id: audited.resource_id,
-        body: body.encode_to_vec(),
+        body: body::encode(TYPE, "", &body),
     }
 }
 
-/// Entries with their places, newest first, at most `limit`, older than `before`.
+/// Entries with their places, newest first, at most `limit`, older than `before`. One that cannot be read says so, and
+/// shows what is known.
 ///
 /// # Errors
 /// When the database cannot be read.
@@ -123,13 +126,33 @@ pub async fn list(
     limit: i64,
 ) -> Result<Vec<(AuditPlace, v1::AuditEntry)>, StoreError> {
     let rows = connection.rows().audit_rows(filter, before, limit).await?;
-    rows.into_iter().map(entry).collect()
+    rows.into_iter().map(|row| entry(connection, row)).collect()
 }
 
-fn entry((seq, row): (i64, AuditRow)) -> Result<(AuditPlace, v1::AuditEntry), StoreError> {
-    let body: v1::AuditEntry = decode(&row.body)?;
+/// What a row says beside its columns, or the damage.
+pub(super) fn read(seq: i64, row: &AuditRow) -> Result<v1::AuditEntry, StoreError> {
+    body::decode(TYPE, "", &row.body).map_err(|failure| match failure {
+        StoreError::Damaged { resource_type, source, .. } => {
+            StoreError::Damaged { resource_type, id: id(seq), source }
+        }
+        other => other,
+    })
+}
+
+/// The id of an entry.
+pub(super) fn id(seq: i64) -> String {
+    format!("aud_{seq:016}")
+}
+
+fn entry(
+    connection: &dyn Connection,
+    (seq, row): (i64, AuditRow),
+) -> Result<(AuditPlace, v1::AuditEntry), StoreError> {
+    let id = id(seq);
+    let whole = damaged::or_note(connection.damages(), (TYPE, &id), read(seq, &row))?;
+    let body = whole.unwrap_or_else(|| v1::AuditEntry { is_damaged: true, ..Default::default() });
     let entry = v1::AuditEntry {
-        id: format!("aud_{seq:016}"),
+        id,
         time: Timestamp::from_microsecond(row.time).ok().map(time::to_proto),
         tenant_id: row.tenant_id,
         actor: row.actor,

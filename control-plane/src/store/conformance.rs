@@ -17,6 +17,7 @@ mod audit;
 mod tenancy;
 mod agents;
 mod keys;
+mod damage;
 mod durability;
 
 /// A database for one test, which nobody else uses.
@@ -80,6 +81,8 @@ macro_rules! suite {
                     damages_are_kept_once, drains_and_the_fleet_are_counted, uses_of_keys_are_noted;
                 keys: keys_keep_their_order, renewal_is_noted_once, sealed_columns_are_replaced_alone,
                     damaged_rows_show_what_is_known;
+                damage: instances_are_listed_around_damage, tenants_and_policies_are_listed_around_damage,
+                    damaged_keys_open_nothing, opt_outs_survive_damage, every_row_is_checked;
                 durability: everything_survives_a_restart, epochs_name_one_database;
             }
         }

@@ -4,6 +4,7 @@ use std::error::Error;
 
 use gateway_core::violation::FieldViolations;
 
+pub use super::body::Damage;
 use crate::sealing::SealingError;
 
 /// The error of a database, as its driver tells it.
@@ -57,6 +58,17 @@ pub enum StoreError {
         source: Cause,
     },
     /// A stored resource cannot be read.
+    #[error("read {} `{id}` of the configuration database", resource_type.replace('_', " "))]
+    Damaged {
+        /// Its type: one of [`super::damaged::TYPES`].
+        resource_type: &'static str,
+        /// Its id.
+        id: String,
+        /// What is wrong with it.
+        #[source]
+        source: Damage,
+    },
+    /// What was sealed is no message.
     #[error("decode a row of the configuration database")]
     Corrupt(#[from] prost::DecodeError),
     /// A secret cannot be opened.
@@ -76,6 +88,6 @@ pub enum StoreError {
 impl StoreError {
     /// Whether a stored resource cannot be read, while the database itself can be used.
     pub const fn is_damage(&self) -> bool {
-        matches!(self, Self::Sealed(_) | Self::Corrupt(_))
+        matches!(self, Self::Sealed(_) | Self::Corrupt(_) | Self::Damaged { .. })
     }
 }

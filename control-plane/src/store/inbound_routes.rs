@@ -10,9 +10,9 @@ use tonic::async_trait;
 use zeroize::Zeroizing;
 
 use super::{
-    Connection, StoreError, WriteTx,
-    damaged::{self, Found, Head, LeftOut},
-    decode, open, readable, tenants, versions,
+    Connection, StoreError, WriteTx, body,
+    damaged::{self, Found, Head, LeftOut, Unread},
+    open, readable, tenants, versions,
 };
 use crate::sealing::Sealer;
 
@@ -128,12 +128,12 @@ pub async fn find(
     row.map(|row| read(connection.sealer(), &row)).transpose()
 }
 
-fn read(
+pub(super) fn read(
     sealer: &Sealer,
     InboundRouteRow { row, body, .. }: &InboundRouteRow,
 ) -> Result<StoredRoute, StoreError> {
     let config = open(sealer, &row.tenant_id, &sealed_resource(&row.id), &row.sealed)?;
-    Ok(StoredRoute { route: decode(body)?, config })
+    Ok(StoredRoute { route: body::decode(TYPE, &row.id, body)?, config })
 }
 
 /// A route of any tenant.
@@ -177,11 +177,15 @@ pub async fn list(
 fn listed(connection: &dyn Connection, found: &InboundRouteRow) -> Result<v1::InboundRoute, StoreError> {
     match read(connection.sealer(), found) {
         Err(failure) if failure.is_damage() => {
-            damaged::log(TYPE, &found.row.id, failure);
+            connection.damages().note(TYPE, &found.row.id, failure);
             let Head { id, tenant_id, etag } = found.row.head(connection.epoch());
             let head = v1::InboundRoute { id, tenant_id, provider: found.provider, ..Default::default() };
             // Only the secrets may be lost.
-            Ok(v1::InboundRoute { is_damaged: true, etag, ..decode(&found.body).unwrap_or(head) })
+            Ok(v1::InboundRoute {
+                is_damaged: true,
+                etag,
+                ..body::decode(TYPE, &found.row.id, &found.body).unwrap_or(head)
+            })
         }
         whole => whole.map(|stored| stored.route),
     }
@@ -223,8 +227,9 @@ pub async fn put(transaction: &mut WriteTx, stored: &mut StoredRoute) -> Result<
     let row = InboundRouteRow {
         row: SealedRow { version, id, tenant_id, sealed },
         provider: stored.route.provider,
-        body: stored.route.encode_to_vec(),
+        body: body::of(&stored.route),
     };
+    transaction.mends(TYPE, &row.row.id);
     transaction.writes().put_inbound_route(&row, &stored.config.callback_token).await
 }
 
@@ -236,19 +241,23 @@ pub async fn delete(transaction: &mut WriteTx, id: &str) -> Result<(), StoreErro
     let version = transaction.bump_version().await?;
     tenants::remember_owner(transaction, TYPE, id).await?;
     transaction.writes().delete_inbound_route(id).await?;
+    transaction.mends(TYPE, id);
     transaction.writes().bury(TYPE, id, version).await
 }
 
 pub(super) async fn changed_since(
     connection: &mut dyn Connection,
     version: u64,
-    left_out: &mut Vec<LeftOut>,
+    left_out: &mut Vec<Unread>,
 ) -> Result<Vec<v1::ConfigResource>, StoreError> {
     let rows = connection.rows().inbound_routes_changed_since(version).await?;
     let resource = |SealedRow { version, id, tenant_id, sealed }: SealedRow| {
         let config = open(connection.sealer(), &tenant_id, &sealed_resource(&id), &sealed);
         let resource = config.map(|config| Some(Resource::InboundRoute(config)));
-        readable(TYPE, &id, resource.map(|resource| v1::ConfigResource { version, resource }), left_out)
+        let what = LeftOut { resource_type: TYPE, id };
+        let unread = Unread { what, version, instance_id: String::new(), inbound_route_id: String::new() };
+        let resource = resource.map(|resource| v1::ConfigResource { version, resource });
+        readable(connection.damages(), unread, resource, left_out)
     };
     rows.into_iter().filter_map(resource).collect()
 }

@@ -2,23 +2,16 @@
 
 use gateway_core::tenant::TenantScope;
 use gateway_proto::v1::{self, config_resource::Resource};
-use prost::Message as _;
 use tonic::async_trait;
 
 use super::{
-    Connection, StoreError, WriteTx, decode, decode_all, opt_out_policies, route_reach, tenants, work,
+    Connection, StoreError, WriteTx, body,
+    damaged::{self, Found, Head, LeftOut, PlainRow, Unread},
+    opt_out_policies, readable, route_reach, tenants, work,
 };
 
-const TYPE: &str = "instance";
-
-/// A row of a configuration resource that is not sealed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct VersionedBody {
-    /// The version in which it changed last.
-    pub version: u64,
-    /// The resource.
-    pub body: Vec<u8>,
-}
+/// The type of instances: the oneof field of `ConfigResource`.
+pub const TYPE: &str = "instance";
 
 /// A row of an instance.
 #[derive(Debug, Clone, Copy)]
@@ -40,8 +33,8 @@ pub struct InstanceRow<'a> {
 /// Reads instances.
 #[async_trait]
 pub trait InstanceReads: Send {
-    /// The body of an instance.
-    async fn instance(&mut self, id: &str) -> Result<Option<Vec<u8>>, StoreError>;
+    /// An instance.
+    async fn instance(&mut self, id: &str) -> Result<Option<PlainRow>, StoreError>;
 
     /// The id of the instance that has a number on a route.
     async fn instance_of_number(
@@ -63,17 +56,17 @@ pub trait InstanceReads: Send {
         tenant_id: &str,
     ) -> Result<Vec<(String, String)>, StoreError>;
 
-    /// Bodies by id, after `after`, at most `limit`; only of a tenant, only of a route.
+    /// Instances by id, after `after`, at most `limit`; only of a tenant, only of a route.
     async fn instances(
         &mut self,
         tenant_id: Option<&str>,
         inbound_route_id: Option<&str>,
         after: &str,
         limit: i64,
-    ) -> Result<Vec<Vec<u8>>, StoreError>;
+    ) -> Result<Vec<PlainRow>, StoreError>;
 
     /// What changed after `version`, by version and id.
-    async fn instances_changed_since(&mut self, version: u64) -> Result<Vec<VersionedBody>, StoreError>;
+    async fn instances_changed_since(&mut self, version: u64) -> Result<Vec<PlainRow>, StoreError>;
 }
 
 /// Changes instances.
@@ -98,7 +91,21 @@ pub async fn find(
     scope: &TenantScope,
     id: &str,
 ) -> Result<Option<v1::Instance>, StoreError> {
-    Ok(find_any(connection, id).await?.filter(|instance| scope.contains(&instance.tenant_id)))
+    let row = connection.rows().instance(id).await?.filter(|row| scope.contains(&row.tenant_id));
+    row.map(|row| body::read(&row)).transpose()
+}
+
+/// An instance within reach of a caller, or what is known of one that cannot be read.
+///
+/// # Errors
+/// When the database cannot be read.
+pub async fn find_even_damaged(
+    connection: &mut dyn Connection,
+    scope: &TenantScope,
+    id: &str,
+) -> Result<Option<Found<v1::Instance>>, StoreError> {
+    let row = connection.rows().instance(id).await?.filter(|row| scope.contains(&row.tenant_id));
+    row.map(|row| damaged::or_head(body::read(&row), || row.head(connection.epoch()))).transpose()
 }
 
 /// An instance of any tenant.
@@ -106,7 +113,7 @@ pub async fn find(
 /// # Errors
 /// When the database cannot be read.
 pub async fn find_any(connection: &mut dyn Connection, id: &str) -> Result<Option<v1::Instance>, StoreError> {
-    connection.rows().instance(id).await?.map(|body| decode(&body)).transpose()
+    connection.rows().instance(id).await?.map(|row| body::read(&row)).transpose()
 }
 
 /// The id of the instance that has a number on a route.
@@ -144,7 +151,7 @@ pub async fn routes_of_tenant(
     connection.rows().instance_routes_of_tenant(tenant_id).await
 }
 
-/// Instances in the order of their ids, after `after`.
+/// Instances in the order of their ids, after `after`. One that cannot be read says so, and shows what is known.
 ///
 /// # Errors
 /// When the database cannot be read.
@@ -156,7 +163,17 @@ pub async fn list(
     limit: i64,
 ) -> Result<Vec<v1::Instance>, StoreError> {
     let after = after.unwrap_or_default();
-    decode_all(&connection.rows().instances(scope.only(), inbound_route_id, after, limit).await?)
+    let rows = connection.rows().instances(scope.only(), inbound_route_id, after, limit).await?;
+    rows.iter().map(|row| listed(connection, row)).collect()
+}
+
+fn listed(connection: &dyn Connection, row: &PlainRow) -> Result<v1::Instance, StoreError> {
+    let whole = damaged::or_note(connection.damages(), (TYPE, &row.id), body::read(row))?;
+    Ok(whole.unwrap_or_else(|| {
+        let Head { id, tenant_id, etag } = row.head(connection.epoch());
+        let inbound_route_id = row.parent_id.clone();
+        v1::Instance { id, tenant_id, inbound_route_id, etag, is_damaged: true, ..Default::default() }
+    }))
 }
 
 /// Writes a new or changed instance under a new version; sets its etag.
@@ -178,9 +195,10 @@ pub async fn put(
         version,
         inbound_route_id: &instance.inbound_route_id,
         number_key,
-        body: &instance.encode_to_vec(),
+        body: &body::of(instance),
     };
     transaction.writes().put_instance(row).await?;
+    transaction.mends(TYPE, &instance.id);
     work::follow_instance(transaction, instance, version).await
 }
 
@@ -194,16 +212,23 @@ pub async fn delete(transaction: &mut WriteTx, id: &str) -> Result<(), StoreErro
     tenants::remember_owner(transaction, TYPE, id).await?;
     route_reach::touch(transaction, id, None, version).await?;
     transaction.writes().delete_instance(id).await?;
+    transaction.mends(TYPE, id);
     transaction.writes().bury(TYPE, id, version).await
 }
 
 pub(super) async fn changed_since(
     connection: &mut dyn Connection,
     version: u64,
+    left_out: &mut Vec<Unread>,
 ) -> Result<Vec<v1::ConfigResource>, StoreError> {
     let rows = connection.rows().instances_changed_since(version).await?;
-    let resource = |VersionedBody { version, body }| {
-        Ok(v1::ConfigResource { version, resource: Some(Resource::Instance(decode(&body)?)) })
+    let resource = |row: PlainRow| {
+        let resource = body::read(&row).map(|instance| Some(Resource::Instance(instance)));
+        let PlainRow { id, parent_id, version, .. } = row;
+        let resource = resource.map(|resource| v1::ConfigResource { version, resource });
+        let what = LeftOut { resource_type: TYPE, id: id.clone() };
+        let unread = Unread { what, version, instance_id: id, inbound_route_id: parent_id };
+        readable(connection.damages(), unread, resource, left_out)
     };
-    rows.into_iter().map(resource).collect()
+    rows.into_iter().filter_map(resource).collect()
 }

@@ -11,13 +11,17 @@ use gateway_core::{
 use gateway_proto::v1;
 use gateway_runtime::clock;
 use jiff::Timestamp;
-use prost::Message as _;
 use tonic::async_trait;
 use tracing::warn;
 
-use super::{Connection, StoreError, WriteTx, decode, decode_all, instances};
+use super::{
+    Connection, StoreError, WriteTx, body,
+    damaged::{self, Found, Head, PlainRow},
+    versions,
+};
 
 const TABLE: &str = "opt_outs";
+const TYPE: &str = "opt_out";
 
 /// What recording a decision came to.
 #[derive(Debug, Clone, PartialEq)]
@@ -62,6 +66,15 @@ pub struct OptOutRow<'a> {
     pub body: &'a [u8],
 }
 
+/// An opt-out as a database gives it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredOptOut {
+    /// Its id, tenant, instance and record.
+    pub row: PlainRow,
+    /// Its state.
+    pub state: i32,
+}
+
 /// A key of a contact.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ContactKey<'a> {
@@ -74,33 +87,41 @@ pub enum ContactKey<'a> {
 /// Reads opt-outs.
 #[async_trait]
 pub trait OptOutReads: Send {
-    /// The body of an opt-out, perhaps only of a tenant.
-    async fn opt_out(&mut self, tenant_id: Option<&str>, id: &str) -> Result<Option<Vec<u8>>, StoreError>;
+    /// An opt-out, perhaps only of a tenant.
+    async fn opt_out(
+        &mut self,
+        tenant_id: Option<&str>,
+        id: &str,
+    ) -> Result<Option<StoredOptOut>, StoreError>;
 
-    /// Bodies by id, after `after`, at most `limit`; only of a tenant, only what the filter names.
+    /// Opt-outs by id, after `after`, at most `limit`; only of a tenant, only what the filter names.
     async fn opt_outs(
         &mut self,
         tenant_id: Option<&str>,
         filter: &OptOutFilter<'_>,
         after: &str,
         limit: i64,
-    ) -> Result<Vec<Vec<u8>>, StoreError>;
+    ) -> Result<Vec<StoredOptOut>, StoreError>;
 
-    /// Bodies of a tenant's opt-outs that have a key, by id; only at an instance.
+    /// Those of a tenant's opt-outs that have a key, by id; only at an instance.
     async fn opt_outs_of_contact(
         &mut self,
         tenant_id: &str,
         instance_id: Option<&str>,
         key: ContactKey<'_>,
-    ) -> Result<Vec<Vec<u8>>, StoreError>;
+    ) -> Result<Vec<StoredOptOut>, StoreError>;
 
-    /// At most `limit` entries of the log after `cursor`, in its order: the cursor of each, and the body of its
-    /// opt-out as it is now; None when that has no row any more.
+    /// At most `limit` entries of the log after `cursor`, in its order: the cursor of each, and its opt-out as it is
+    /// now; None when that has no row any more.
     async fn opt_out_log(
         &mut self,
         cursor: u64,
         limit: u32,
-    ) -> Result<Vec<(u64, Option<Vec<u8>>)>, StoreError>;
+    ) -> Result<Vec<(u64, Option<StoredOptOut>)>, StoreError>;
+
+    /// The newest entry of the log of an opt-out: its cursor, and the record as it was logged. May read all of the
+    /// log.
+    async fn newest_opt_out_entry(&mut self, id: &str) -> Result<Option<(u64, Vec<u8>)>, StoreError>;
 }
 
 /// Changes opt-outs. The log is only added to.
@@ -125,10 +146,64 @@ pub async fn find(
     scope: &TenantScope,
     id: &str,
 ) -> Result<Option<v1::OptOut>, StoreError> {
-    connection.rows().opt_out(scope.only(), id).await?.map(|body| decode(&body)).transpose()
+    match find_even_damaged(connection, scope, id).await? {
+        None => Ok(None),
+        Some(Found::Whole(opt_out)) => Ok(Some(opt_out)),
+        // It is noted; read once more, it says what is wrong.
+        Some(Found::Damaged(head)) => {
+            let row = connection.rows().opt_out(None, &head.id).await?;
+            row.map(|stored| body::read(&stored.row)).transpose()
+        }
+    }
 }
 
-/// Opt-outs in the order of their ids, after `after`.
+/// An opt-out within reach of a caller, or what is known of one that cannot be read.
+///
+/// # Errors
+/// When the database cannot be read.
+pub async fn find_even_damaged(
+    connection: &mut dyn Connection,
+    scope: &TenantScope,
+    id: &str,
+) -> Result<Option<Found<v1::OptOut>>, StoreError> {
+    let Some(stored) = connection.rows().opt_out(scope.only(), id).await? else { return Ok(None) };
+    let head = stored.row.head(connection.epoch());
+    Ok(Some(match whole(connection, &stored).await? {
+        Some(opt_out) => Found::Whole(opt_out),
+        None => Found::Damaged(Head { etag: String::new(), ..head }),
+    }))
+}
+
+/// An opt-out. What a row has lost is in the log, too: only where that is damaged as well there is none.
+async fn whole(
+    connection: &mut dyn Connection,
+    StoredOptOut { row, .. }: &StoredOptOut,
+) -> Result<Option<v1::OptOut>, StoreError> {
+    let read = body::read(row);
+    if let Some(opt_out) = damaged::or_note(connection.damages(), (TYPE, &row.id), read)? {
+        return Ok(Some(opt_out));
+    }
+    if std::env::var_os("DMG_MUT").is_some() {
+        return Ok(None);
+    }
+    let Some((cursor, body)) = connection.rows().newest_opt_out_entry(&row.id).await? else {
+        return Ok(None);
+    };
+    let logged: Option<v1::OptOut> = body::read(&PlainRow { body, ..row.clone() }).ok();
+    let etag = versions::etag(cursor, connection.epoch());
+    Ok(logged.map(|opt_out| v1::OptOut { etag, ..opt_out }))
+}
+
+/// Removes an opt-out that cannot be read, as its operator asks: nothing is known of its contact then.
+///
+/// # Errors
+/// When the database cannot be written.
+pub async fn delete_unread(transaction: &mut WriteTx, id: &str) -> Result<(), StoreError> {
+    transaction.mends(TYPE, id);
+    transaction.writes().delete_opt_out(id).await
+}
+
+/// Opt-outs in the order of their ids, after `after`. One that cannot be read says so, and shows what is known.
 ///
 /// # Errors
 /// When the database cannot be read.
@@ -139,32 +214,61 @@ pub async fn list(
     after: Option<&str>,
     limit: i64,
 ) -> Result<Vec<v1::OptOut>, StoreError> {
-    decode_all(&connection.rows().opt_outs(scope.only(), filter, after.unwrap_or_default(), limit).await?)
+    let rows = connection.rows().opt_outs(scope.only(), filter, after.unwrap_or_default(), limit).await?;
+    let mut listed = Vec::with_capacity(rows.len());
+    for stored in rows {
+        let opt_out = whole(connection, &stored).await?;
+        listed.push(opt_out.unwrap_or_else(|| {
+            let StoredOptOut { row: PlainRow { id, tenant_id, parent_id: instance_id, .. }, state } = stored;
+            v1::OptOut { id, tenant_id, instance_id, state, is_damaged: true, ..Default::default() }
+        }));
+    }
+    Ok(listed)
 }
 
 /// The records that one of a contact's keys names, at one instance or (None) at all of the tenant.
 ///
 /// # Errors
-/// When the database cannot be read.
+/// When the database cannot be read, or one of the records cannot: nobody may take that for a contact who did not opt
+/// out.
 pub async fn of_contact(
     connection: &mut dyn Connection,
     tenant_id: &TenantId,
     instance_id: Option<&str>,
     contact: &ContactRef,
 ) -> Result<Vec<v1::OptOut>, StoreError> {
+    let (records, damaged) = of_contact_even_damaged(connection, tenant_id, instance_id, contact).await?;
+    match damaged.first() {
+        // It says what is wrong.
+        Some(stored) => body::read(&stored.row).map(|opt_out| vec![opt_out]),
+        None => Ok(records),
+    }
+}
+
+/// As [`of_contact`]; rows that cannot be read come beside the others.
+async fn of_contact_even_damaged(
+    connection: &mut dyn Connection,
+    tenant_id: &TenantId,
+    instance_id: Option<&str>,
+    contact: &ContactRef,
+) -> Result<(Vec<v1::OptOut>, Vec<StoredOptOut>), StoreError> {
     let (phone_key, user_id) = keys(contact);
     let keys = [phone_key.as_deref().map(ContactKey::Phone), user_id.map(ContactKey::UserId)];
-    let mut rows: Vec<v1::OptOut> = Vec::new();
+    let (mut rows, mut damaged): (Vec<v1::OptOut>, Vec<StoredOptOut>) = (Vec::new(), Vec::new());
     // Two queries, because SQLite would read the whole table for an OR over two indexes.
     for key in keys.into_iter().flatten() {
         let found = connection.rows().opt_outs_of_contact(tenant_id.as_str(), instance_id, key).await?;
-        for row in decode_all::<v1::OptOut>(&found)? {
-            if rows.iter().all(|known| known.id != row.id) {
-                rows.push(row);
+        for stored in found {
+            if rows.iter().any(|known| known.id == stored.row.id) || damaged.contains(&stored) {
+                continue;
+            }
+            match whole(connection, &stored).await? {
+                Some(opt_out) => rows.push(opt_out),
+                None => damaged.push(stored),
             }
         }
     }
-    Ok(rows)
+    Ok((rows, damaged))
 }
 
 /// What is known of a contact at an instance: when phone and user id name different records, their merger.
@@ -208,9 +312,8 @@ pub(super) async fn record_reported(
         }
     };
     // The tenant is the instance's, whatever the agent believes.
-    if let Some(instance) = instances::find_any(transaction, incoming.instance_id.as_str()).await?
-        && let Ok(tenant_id) = instance.tenant_id.parse()
-    {
+    let owner = transaction.rows().owner("instance", incoming.instance_id.as_str()).await?;
+    if let Some(Ok(tenant_id)) = owner.map(|tenant_id| tenant_id.parse()) {
         incoming.tenant_id = tenant_id;
     }
     let now = clock::now();
@@ -227,7 +330,12 @@ async fn write_merged(
     now: Timestamp,
     merger: impl FnOnce(Option<&OptOutRecord>) -> Merged,
 ) -> Result<OptOutRecorded, StoreError> {
-    let rows = of_contact(transaction, tenant_id, Some(instance_id.as_str()), contact).await?;
+    // What cannot be read gives way to the decision of now, and keeps no report of an agent waiting.
+    let (rows, damaged) =
+        of_contact_even_damaged(transaction, tenant_id, Some(instance_id.as_str()), contact).await?;
+    for StoredOptOut { row, .. } in &damaged {
+        delete_unread(transaction, &row.id).await?;
+    }
     let before = rows.iter().map(read).collect::<Result<Vec<_>, _>>()?;
     let known = merged_of(&before);
     let merged = merger(known.as_ref());
@@ -253,7 +361,8 @@ async fn write_merged(
 /// Logs a record and writes it. Its etag names the place in the log.
 async fn put(transaction: &mut WriteTx, record: &OptOutRecord) -> Result<v1::OptOut, StoreError> {
     let mut opt_out = v1::OptOut::from(record);
-    let cursor = transaction.writes().log_opt_out(&opt_out.id, &opt_out.encode_to_vec()).await?;
+    let cursor = transaction.writes().log_opt_out(&opt_out.id, &body::of(&opt_out)).await?;
+    transaction.mends(TYPE, &opt_out.id);
     transaction.logged_opt_out(cursor);
     opt_out.etag = transaction.store().etag(cursor);
     let (phone_key, user_id) = keys(&record.contact);
@@ -264,7 +373,7 @@ async fn put(transaction: &mut WriteTx, record: &OptOutRecord) -> Result<v1::Opt
         phone_key: phone_key.as_deref(),
         user_id,
         state: opt_out.state,
-        body: &opt_out.encode_to_vec(),
+        body: &body::of(&opt_out),
     };
     transaction.writes().put_opt_out(row).await?;
     Ok(opt_out)
@@ -307,6 +416,10 @@ pub(super) async fn since(
     // A record that was merged into another has no row any more; the other one has a later entry.
     let rows = connection.rows().opt_out_log(cursor, limit).await?;
     let newest = rows.last().map_or(cursor, |(newest, _)| *newest);
-    let bodies = rows.iter().filter_map(|(_, body)| body.as_deref());
-    Ok((bodies.map(decode).collect::<Result<_, _>>()?, newest))
+    let mut opt_outs = Vec::with_capacity(rows.len());
+    for stored in rows.iter().filter_map(|(_, stored)| stored.as_ref()) {
+        // One that cannot be read holds up nobody; agents that have it keep it.
+        opt_outs.extend(whole(connection, stored).await?);
+    }
+    Ok((opt_outs, newest))
 }

@@ -8,8 +8,10 @@ use sha2::{Digest as _, Sha256};
 use tonic::async_trait;
 use zeroize::Zeroizing;
 
-use super::{Connection as _, StoreError, WriteTx, decode};
+use super::{Connection as _, StoreError, WriteTx};
 
+/// The type of stored answers.
+pub(super) const TYPE: &str = "request";
 /// Bytes of the hash of a request.
 const HASH_BYTES: usize = 32;
 /// How long an answer is kept.
@@ -102,7 +104,7 @@ pub async fn recall<M: Message + Default>(
     let resource = sealed_resource(key.method, key.request_id);
     let opened = transaction.sealer().open(key.owner, &resource, &sealed)?;
     match opened.split_first_chunk::<HASH_BYTES>() {
-        Some((hash, response)) if *hash == key.hash => Ok(Recalled::Answered(decode(response)?)),
+        Some((hash, response)) if *hash == key.hash => Ok(Recalled::Answered(M::decode(response)?)),
         _ => Ok(Recalled::Different),
     }
 }

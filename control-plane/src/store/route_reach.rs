@@ -9,13 +9,13 @@ use std::collections::BTreeSet;
 use gateway_proto::v1;
 use tonic::async_trait;
 
-use super::{Connection, StoreError, WriteTx, decode};
+use super::{Connection, StoreError, WriteTx, body, damaged, damaged::PlainRow, instances};
 
 /// Reads what decides who gets a route.
 #[async_trait]
 pub trait RouteReachReads: Send {
-    /// The bodies of all instances on a route, in no order.
-    async fn instance_bodies_of_route(&mut self, route_id: &str) -> Result<Vec<Vec<u8>>, StoreError>;
+    /// All instances on a route, in no order.
+    async fn instances_on_route(&mut self, route_id: &str) -> Result<Vec<PlainRow>, StoreError>;
 }
 
 /// Notes what decides who gets a route.
@@ -42,20 +42,30 @@ pub(super) async fn touch(
     transaction.writes().touch_routes(instance_id, route_after, version).await
 }
 
-/// The regions that get a route: those of its instances. Empty means every region: one of its instances is
-/// served everywhere, or it has none.
+/// Where an inbound route, or what hangs on an instance, goes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Reach {
+    /// The regions that get it. Empty means every region, unless `is_unsure`.
+    pub regions: Vec<String>,
+    /// Whether it may be for other regions, too: of an instance that cannot be read nobody knows.
+    pub is_unsure: bool,
+}
+
+/// The regions that get a route: those of its instances; all of them when one of its instances is served everywhere,
+/// or it has none.
 ///
 /// # Errors
 /// When the database cannot be read.
-pub async fn regions(connection: &mut dyn Connection, route_id: &str) -> Result<Vec<String>, StoreError> {
-    let bodies = connection.rows().instance_bodies_of_route(route_id).await?;
-    let mut all = BTreeSet::new();
-    for body in bodies {
-        let instance: v1::Instance = decode(&body)?;
-        if instance.regions.is_empty() {
-            return Ok(Vec::new());
+pub async fn regions(connection: &mut dyn Connection, route_id: &str) -> Result<Reach, StoreError> {
+    let rows = connection.rows().instances_on_route(route_id).await?;
+    let (mut all, mut is_unsure) = (BTreeSet::new(), false);
+    for row in rows {
+        let read = body::read::<v1::Instance>(&row);
+        match damaged::or_note(connection.damages(), (instances::TYPE, &row.id), read)? {
+            Some(instance) if instance.regions.is_empty() => return Ok(Reach::default()),
+            Some(instance) => all.extend(instance.regions),
+            None => is_unsure = true,
         }
-        all.extend(instance.regions);
     }
-    Ok(all.into_iter().collect())
+    Ok(Reach { regions: all.into_iter().collect(), is_unsure })
 }

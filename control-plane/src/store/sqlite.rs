@@ -5,6 +5,7 @@
 
 use std::{path::Path, sync::Arc, time::Duration};
 
+use gateway_runtime::sealing::Key;
 use sqlx::{
     Connection as _, Sqlite, SqliteConnection, SqlitePool, Transaction,
     pool::PoolConnection,
@@ -15,9 +16,10 @@ use tonic::async_trait;
 
 use super::{
     Engine, Opened, StoreError,
+    damaged::{LeftOut, PlainRow},
     engine::{Reads, Writes},
 };
-use crate::sealing::RootKeys;
+use crate::sealing::{RootKeys, Sealer, SealingError};
 
 mod error;
 pub(crate) mod files;
@@ -74,6 +76,60 @@ pub(super) async fn open(data_dir: &Path, root_keys: &RootKeys) -> Result<Opened
     drop(connection);
     let engine = Box::new(Database { pool, write_turn: Arc::default() });
     Ok(Opened { engine, epoch, sealer, version, opt_out_cursor })
+}
+
+/// A copy of a database, opened to look at it.
+pub(crate) struct Copy {
+    /// The copy. Nothing can be written to it.
+    pub(crate) opened: Opened,
+    /// Data keys that cannot be opened although their root key is there.
+    pub(crate) damaged_keys: Vec<LeftOut>,
+    /// Why data keys cannot be opened whose root key is not there.
+    pub(crate) missing_key: Option<String>,
+    /// Whether every API key must have a checksum.
+    pub(crate) are_keys_summed: bool,
+}
+
+/// Opens a copy that nobody uses, with those of `root_keys` that are there.
+///
+/// # Errors
+/// When it cannot be read.
+pub(crate) async fn open_copy(path: &Path, root_keys: &RootKeys) -> Result<Copy, StoreError> {
+    let options = SqliteConnectOptions::new().filename(path).read_only(true).immutable(true);
+    let pool = SqlitePoolOptions::new()
+        .max_connections(1)
+        .connect_with(options)
+        .await
+        .map_err(|source| StoreError::Open { database: path.display().to_string(), source: source.into() })?;
+    let mut connection = pool.acquire().await?;
+    let wrapped = tenant_keys::all(&mut connection).await?;
+    let (mut opened, mut damaged_keys, mut missing_key) = (Vec::new(), Vec::new(), None);
+    // Without a data key nothing is sealed, and no root key is to be made here.
+    let root_keys = match wrapped.first().map(|key| root_keys.load(Some(&key.root_key_id))) {
+        None => vec![Key::generate()],
+        Some(Ok(root_keys)) => root_keys,
+        Some(Err(error)) => {
+            missing_key = Some(error.to_string());
+            vec![Key::generate()]
+        }
+    };
+    for key in wrapped {
+        match key.open(&root_keys) {
+            Ok(_) => opened.push(key),
+            Err(SealingError::DamagedDataKey { key_id, .. }) => {
+                damaged_keys.push(LeftOut { resource_type: "data_key", id: key_id });
+            }
+            Err(error) => drop(missing_key.get_or_insert(error.to_string())),
+        }
+    }
+    let sealer = Sealer::open_keys(&root_keys, &opened)?;
+    let epoch = schema::epoch(&mut connection).await?;
+    let version = schema::version(&mut connection).await?;
+    let are_keys_summed = api_keys::are_summed(&mut connection).await?;
+    drop(connection);
+    let engine = Box::new(Database { pool, write_turn: Arc::default() });
+    let opened = Opened { engine, epoch, sealer, version, opt_out_cursor: 0 };
+    Ok(Copy { opened, damaged_keys, missing_key, are_keys_summed })
 }
 
 async fn connect(path: &Path) -> Result<SqlitePool, sqlx::Error> {
@@ -157,6 +213,13 @@ impl Writes for Rows {
     async fn commit(self: Box<Self>) -> Result<(), StoreError> {
         self.end().await
     }
+}
+
+/// Id, tenant, what it hangs on, version and body.
+type PlainColumns = (String, String, String, i64, Vec<u8>);
+
+fn plain((id, tenant_id, parent_id, version, body): PlainColumns) -> PlainRow {
+    PlainRow { id, tenant_id, parent_id, version: from_sql(version), body }
 }
 
 /// SQLite's integers are signed.

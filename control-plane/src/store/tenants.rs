@@ -8,28 +8,33 @@ use gateway_core::{id::TenantId, tenant::TenantScope};
 use gateway_proto::v1;
 use gateway_runtime::clock;
 use jiff::Timestamp;
-use prost::Message as _;
 use tonic::async_trait;
 
-use super::{Connection, Store, StoreError, WriteTx, decode, decode_all, versions};
+use super::{
+    Connection, Store, StoreError, WriteTx, body,
+    damaged::{self, Found, Head, PlainRow},
+    versions,
+};
+
+const TYPE: &str = "tenant";
 
 /// Reads tenants, and whose an id is. A resource's type is the oneof field of `ConfigResource`: `instance`,
 /// `inbound_route` or `webhook_subscription`.
 #[async_trait]
 pub trait TenantReads: Send {
-    /// The body of a tenant that is not deleted.
-    async fn tenant(&mut self, id: &str) -> Result<Option<Vec<u8>>, StoreError>;
+    /// A tenant that is not deleted. Its version is how often it was written.
+    async fn tenant(&mut self, id: &str) -> Result<Option<PlainRow>, StoreError>;
 
     /// How often a tenant was written, deleted or not.
     async fn tenant_changes(&mut self, id: &str) -> Result<Option<u64>, StoreError>;
 
-    /// Bodies of tenants that are not deleted by id, after `after`, at most `limit`; perhaps only the one named.
+    /// Tenants that are not deleted by id, after `after`, at most `limit`; perhaps only the one named.
     async fn tenants(
         &mut self,
         only: Option<&str>,
         after: &str,
         limit: i64,
-    ) -> Result<Vec<Vec<u8>>, StoreError>;
+    ) -> Result<Vec<PlainRow>, StoreError>;
 
     /// Ids of a tenant's instances, by id, at most `limit`.
     async fn instance_ids_of_tenant(
@@ -81,7 +86,23 @@ pub async fn find(
     if !scope.contains(id) {
         return Ok(None);
     }
-    connection.rows().tenant(id).await?.map(|body| decode(&body)).transpose()
+    connection.rows().tenant(id).await?.map(|row| body::read(&row)).transpose()
+}
+
+/// A tenant within reach of a caller, or what is known of one that cannot be read.
+///
+/// # Errors
+/// When the database cannot be read.
+pub async fn find_even_damaged(
+    connection: &mut dyn Connection,
+    scope: &TenantScope,
+    id: &str,
+) -> Result<Option<Found<v1::Tenant>>, StoreError> {
+    if !scope.contains(id) {
+        return Ok(None);
+    }
+    let row = connection.rows().tenant(id).await?;
+    row.map(|row| damaged::or_head(body::read(&row), || row.head(connection.epoch()))).transpose()
 }
 
 /// Whether a tenant has or had this id.
@@ -92,7 +113,7 @@ pub async fn was_ever(connection: &mut dyn Connection, id: &str) -> Result<bool,
     Ok(connection.rows().tenant_changes(id).await?.is_some())
 }
 
-/// Tenants in the order of their ids, after `after`.
+/// Tenants in the order of their ids, after `after`. One that cannot be read says so, and shows what is known.
 ///
 /// # Errors
 /// When the database cannot be read.
@@ -102,7 +123,16 @@ pub async fn list(
     after: Option<&str>,
     limit: i64,
 ) -> Result<Vec<v1::Tenant>, StoreError> {
-    decode_all(&connection.rows().tenants(scope.only(), after.unwrap_or_default(), limit).await?)
+    let rows = connection.rows().tenants(scope.only(), after.unwrap_or_default(), limit).await?;
+    rows.iter().map(|row| listed(connection, row)).collect()
+}
+
+fn listed(connection: &dyn Connection, row: &PlainRow) -> Result<v1::Tenant, StoreError> {
+    let whole = damaged::or_note(connection.damages(), (TYPE, &row.id), body::read(row))?;
+    Ok(whole.unwrap_or_else(|| {
+        let Head { id, etag, .. } = row.head(connection.epoch());
+        v1::Tenant { id, etag, is_damaged: true, ..Default::default() }
+    }))
 }
 
 /// Writes a new or changed tenant; sets its etag. Tenants are no part of what agents get, so this makes no new
@@ -113,19 +143,22 @@ pub async fn list(
 pub async fn put(transaction: &mut WriteTx, tenant: &mut v1::Tenant) -> Result<(), StoreError> {
     let changes = transaction.rows().tenant_changes(&tenant.id).await?.unwrap_or_default() + 1;
     tenant.etag = transaction.store().etag(changes);
-    transaction.writes().put_tenant(&tenant.id, changes, &tenant.encode_to_vec()).await
+    transaction.mends(TYPE, &tenant.id);
+    transaction.writes().put_tenant(&tenant.id, changes, &body::of(tenant)).await
 }
 
-/// The tenant that exists from the first start, as first written to the store `epoch`.
-pub(super) fn first(epoch: &str) -> v1::Tenant {
+/// Id and body of the tenant that exists from the first start, as first written to the store `epoch`.
+pub(super) fn first(epoch: &str) -> (String, Vec<u8>) {
     let now = Some(gateway_core::time::to_proto(clock::now()));
-    v1::Tenant {
+    let tenant = v1::Tenant {
         id: TenantId::default_tenant().to_string(),
         create_time: now,
         update_time: now,
         etag: versions::etag(1, epoch),
         ..v1::Tenant::default()
-    }
+    };
+    let body = body::of(&tenant);
+    (tenant.id, body)
 }
 
 /// Deletes a tenant that has no instances, inbound routes and working agents, with its API keys and join tokens.
@@ -135,6 +168,7 @@ pub(super) fn first(epoch: &str) -> v1::Tenant {
 pub async fn delete(transaction: &mut WriteTx, id: &str) -> Result<(), StoreError> {
     transaction.writes().delete_api_keys_of_tenant(id).await?;
     transaction.writes().delete_join_tokens_of_tenant(id).await?;
+    transaction.mends(TYPE, id);
     transaction.writes().delete_tenant(id, clock::now()).await
 }
 

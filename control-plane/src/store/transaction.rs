@@ -4,6 +4,7 @@ use gateway_runtime::clock;
 
 use super::{
     Store, StoreError, Trouble, audit,
+    damaged::Damages,
     engine::{Reads, Writes},
 };
 use crate::{
@@ -21,6 +22,9 @@ pub trait Connection: Send {
 
     /// The name of the store.
     fn epoch(&self) -> &str;
+
+    /// Where damaged rows are noted.
+    fn damages(&self) -> &Damages;
 }
 
 /// A connection for reading.
@@ -52,6 +56,10 @@ impl Connection for Reader {
     fn epoch(&self) -> &str {
         self.store.store_epoch()
     }
+
+    fn damages(&self) -> &Damages {
+        self.store.damages()
+    }
 }
 
 /// A transaction that may write. Dropped without commit, it changes nothing.
@@ -77,6 +85,10 @@ impl Connection for WriteTx {
 
     fn epoch(&self) -> &str {
         self.store.store_epoch()
+    }
+
+    fn damages(&self) -> &Damages {
+        self.store.damages()
     }
 }
 
@@ -142,6 +154,15 @@ impl WriteTx {
             self.sealed_for.push(key.tenant_id);
         }
         Ok(sealed)
+    }
+
+    /// Notes that a row is written anew or removed: if it was damaged, that is over with the commit.
+    pub(super) fn mends(&mut self, resource_type: &'static str, id: &str) {
+        let damages = self.store.damages().clone();
+        if damages.has(resource_type, id) {
+            let id = id.to_owned();
+            self.after_commit(move || damages.forget(resource_type, &id));
+        }
     }
 
     /// Notes that the opt-out log now ends at `cursor`.

@@ -12,7 +12,7 @@ use zeroize::Zeroizing;
 
 use super::{
     Connection, StoreError, WriteTx,
-    damaged::{self, Found, Head, LeftOut},
+    damaged::{self, Damages, Found, Head, LeftOut, Unread},
     inbound_routes::SealedRow,
     readable, tenants,
 };
@@ -21,7 +21,7 @@ use crate::{
     sealing::Sealer,
 };
 
-const TYPE: &str = "webhook_subscription";
+pub(super) const TYPE: &str = "webhook_subscription";
 /// Rows that [`instances_of`] reads at a time.
 const READ_AT_A_TIME: i64 = 500;
 
@@ -62,7 +62,7 @@ pub trait WebhookSubscriptionReads: Send {
     async fn webhook_subscriptions_of_instance(
         &mut self,
         instance_id: &str,
-    ) -> Result<Vec<SealedRow>, StoreError>;
+    ) -> Result<Vec<SubscriptionRow>, StoreError>;
 
     /// Whether an instance has a subscription.
     async fn has_webhook_subscription(&mut self, instance_id: &str) -> Result<bool, StoreError>;
@@ -77,7 +77,7 @@ pub trait WebhookSubscriptionReads: Send {
     async fn webhook_subscriptions_changed_since(
         &mut self,
         version: u64,
-    ) -> Result<Vec<SealedRow>, StoreError>;
+    ) -> Result<Vec<SubscriptionRow>, StoreError>;
 }
 
 /// Changes webhook subscriptions.
@@ -91,7 +91,7 @@ pub trait WebhookSubscriptionWrites: Send {
     async fn delete_webhook_subscription(&mut self, id: &str) -> Result<(), StoreError>;
 }
 
-fn open(sealer: &Sealer, row: &SealedRow) -> Result<v1::WebhookSubscriptionConfig, StoreError> {
+pub(super) fn open(sealer: &Sealer, row: &SealedRow) -> Result<v1::WebhookSubscriptionConfig, StoreError> {
     super::open(sealer, &row.tenant_id, &sealed_resource(&row.id), &row.sealed)
 }
 
@@ -108,11 +108,17 @@ fn resource(sealer: &Sealer, row: &SealedRow) -> Result<v1::ConfigResource, Stor
 
 /// Those that can be read, in the form that agents get.
 fn resources(
-    sealer: &Sealer,
-    rows: &[SealedRow],
-    left_out: &mut Vec<LeftOut>,
+    (sealer, damages): (&Sealer, &Damages),
+    rows: Vec<SubscriptionRow>,
+    left_out: &mut Vec<Unread>,
 ) -> Result<Vec<v1::ConfigResource>, StoreError> {
-    rows.iter().filter_map(|row| readable(TYPE, &row.id, resource(sealer, row), left_out)).collect()
+    let readable = |SubscriptionRow { row, instance_id }| {
+        let resource = resource(sealer, &row);
+        let what = LeftOut { resource_type: TYPE, id: row.id };
+        let unread = Unread { what, version: row.version, instance_id, inbound_route_id: String::new() };
+        readable(damages, unread, resource, left_out)
+    };
+    rows.into_iter().filter_map(readable).collect()
 }
 
 /// A subscription within reach of a caller.
@@ -174,7 +180,7 @@ fn listed(
 ) -> Result<v1::WebhookSubscription, StoreError> {
     match open(connection.sealer(), &found.row) {
         Err(failure) if failure.is_damage() => {
-            damaged::log(TYPE, &found.row.id, failure);
+            connection.damages().note(TYPE, &found.row.id, failure);
             let Head { id, tenant_id, etag } = found.row.head(connection.epoch());
             let (instance_id, is_damaged) = (found.instance_id.clone(), true);
             Ok(v1::WebhookSubscription { id, tenant_id, instance_id, etag, is_damaged, ..Default::default() })
@@ -236,6 +242,7 @@ pub async fn put(
     let plain = Zeroizing::new(config.encode_to_vec());
     let sealed = transaction.seal(&tenant_id, &sealed_resource(&id), &plain).await?;
     transaction.writes().exhume(TYPE, &id).await?;
+    transaction.mends(TYPE, &id);
     let row = SubscriptionRow { row: SealedRow { version, id, tenant_id, sealed }, instance_id };
     transaction.writes().put_webhook_subscription(&row).await
 }
@@ -248,6 +255,7 @@ pub async fn delete(transaction: &mut WriteTx, id: &str) -> Result<(), StoreErro
     let version = transaction.bump_version().await?;
     tenants::remember_owner(transaction, TYPE, id).await?;
     transaction.writes().delete_webhook_subscription(id).await?;
+    transaction.mends(TYPE, id);
     transaction.writes().bury(TYPE, id, version).await
 }
 
@@ -302,23 +310,24 @@ async fn pause(
     transaction.audit(AuditedBy::GATEWAY, audited).await
 }
 
-/// The subscriptions of an instance, in the form that agents get.
+/// The subscriptions of an instance, in the form that agents get. Those that cannot be read are in `left_out` instead.
 ///
 /// # Errors
 /// When the database cannot be read.
 pub async fn of_instance(
     connection: &mut dyn Connection,
     instance_id: &str,
+    left_out: &mut Vec<Unread>,
 ) -> Result<Vec<v1::ConfigResource>, StoreError> {
     let rows = connection.rows().webhook_subscriptions_of_instance(instance_id).await?;
-    resources(connection.sealer(), &rows, &mut Vec::new())
+    resources((connection.sealer(), connection.damages()), rows, left_out)
 }
 
 pub(super) async fn changed_since(
     connection: &mut dyn Connection,
     version: u64,
-    left_out: &mut Vec<LeftOut>,
+    left_out: &mut Vec<Unread>,
 ) -> Result<Vec<v1::ConfigResource>, StoreError> {
     let rows = connection.rows().webhook_subscriptions_changed_since(version).await?;
-    resources(connection.sealer(), &rows, left_out)
+    resources((connection.sealer(), connection.damages()), rows, left_out)
 }

@@ -9,7 +9,8 @@ use jiff::{SignedDuration, Timestamp};
 use prost::Message as _;
 use tonic::async_trait;
 
-use super::{Connection as _, Store, StoreError, WriteTx, decode, open};
+use super::{Connection as _, Store, StoreError, WriteTx, body, open};
+use crate::sealing::Sealer;
 
 #[cfg(test)]
 mod tests;
@@ -133,13 +134,24 @@ pub struct SealedWork {
     pub body: Vec<u8>,
 }
 
+/// Queued work, with what can be known of it unopened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QueuedWork {
+    /// The body.
+    pub sealed: SealedWork,
+    /// What kind it is; None of one that this program does not know.
+    pub kind: Option<WorkKind>,
+    /// What it is about.
+    pub subject: String,
+}
+
 /// Reads the queue. A place is a number that grows with every piece of work and is never given twice.
 #[async_trait]
 pub trait WorkReads: Send {
     /// Work of a kind for agents of `region` and, unless None, of a tenant, after the place `after` (0: from the
     /// start), in the order in which it was queued, at most `limit`. A tenant's is what concerns its own inbound
-    /// routes, instances on them, and webhook subscriptions of these. A delivery to a webhook subscription that is gone
-    /// is for nobody.
+    /// routes, instances on them, and webhook subscriptions of these. A delivery to a webhook subscription that is gone,
+    /// or another tenant's than it, is for nobody.
     async fn waiting_work(
         &mut self,
         kind: WorkKind,
@@ -149,11 +161,15 @@ pub trait WorkReads: Send {
         limit: i64,
     ) -> Result<Vec<Waiting>, StoreError>;
 
-    /// Deliveries to webhook subscriptions that are gone, after the place `after`, by place, at most `limit`.
+    /// Deliveries that are for nobody: to webhook subscriptions that are gone, or another tenant's than they. Those after
+    /// the place `after`, by place, at most `limit`.
     async fn orphaned_work(&mut self, after: i64, limit: i64) -> Result<Vec<Orphan>, StoreError>;
 
     /// The work at these places that is still there, by place.
     async fn work_at(&mut self, seqs: &[i64]) -> Result<Vec<SealedWork>, StoreError>;
+
+    /// All work after the place `after`, by place, at most `limit`.
+    async fn all_work(&mut self, after: i64, limit: i64) -> Result<Vec<QueuedWork>, StoreError>;
 
     /// How much work of a kind there is: deliveries by region and tenant, all other work in one sum, whose `tenant_id`
     /// is empty. Nothing where there is none.
@@ -217,6 +233,14 @@ pub(super) fn about(task: &Task) -> (WorkKind, &str) {
     }
 }
 
+/// The type of queued work.
+pub(super) const TYPE: &str = "work";
+
+/// Opens queued work.
+pub(super) fn open_row(sealer: &Sealer, row: &SealedWork) -> Result<v1::Work, StoreError> {
+    open(sealer, &row.tenant_id, &sealed_resource(&row.id), &row.body)
+}
+
 /// What a sealed body is bound to, beside its tenant.
 pub(super) fn sealed_resource(id: &str) -> String {
     format!("work/{id}")
@@ -247,6 +271,10 @@ pub async fn insert(tx: &mut WriteTx, all: &[NewWork]) -> Result<(), StoreError>
                 owner
             }
         };
+        let tenant_id = match task {
+            Task::DeliveryHandOver(hand_over) if !is_of(hand_over, &tenant_id) => String::new(),
+            _ => tenant_id,
+        };
         let body = tx.seal(&tenant_id, &sealed_resource(&work.id), &work.encode_to_vec()).await?;
         let row = NewRow {
             id: &work.id,
@@ -263,6 +291,11 @@ pub async fn insert(tx: &mut WriteTx, all: &[NewWork]) -> Result<(), StoreError>
     Ok(())
 }
 
+/// Whether a delivery is about an event of this tenant. To it, a webhook subscription of another one is as good as gone.
+fn is_of(hand_over: &v1::DeliveryHandOver, tenant_id: &str) -> bool {
+    hand_over.inbound_log.as_ref().is_some_and(|log| log.tenant_id == tenant_id)
+}
+
 /// Where a delivery goes when the regions in which it was given away do not serve its instance any more: to the first
 /// one that does. There alone are agents that know its webhook subscription.
 async fn elsewhere<'a>(
@@ -274,9 +307,9 @@ async fn elsewhere<'a>(
     let Some(log) = &hand_over.inbound_log else { return Ok(None) };
     let instance_id = log.instance_id.as_str();
     if !served.contains_key(instance_id) {
-        let body = tx.rows().instance(instance_id).await?;
+        let row = tx.rows().instance(instance_id).await?;
         // Of an instance that is not there or cannot be read nothing better is known.
-        let instance = body.and_then(|body| decode::<v1::Instance>(&body).ok()).unwrap_or_default();
+        let instance: v1::Instance = row.and_then(|row| body::read(&row).ok()).unwrap_or_default();
         served.insert(instance_id, instance.regions);
     }
     let regions = &served[instance_id];
@@ -350,7 +383,7 @@ pub async fn read(
     let mut connection = store.reader().await?;
     let rows = connection.rows().work_at(seqs).await?;
     let opened = |row: SealedWork| {
-        (row.seq, open(connection.sealer(), &row.tenant_id, &sealed_resource(&row.id), &row.body))
+        (row.seq, open_row(connection.sealer(), &row))
     };
     Ok(rows.into_iter().map(opened).collect())
 }
@@ -368,20 +401,13 @@ pub async fn counts(store: &Store) -> Result<Vec<WorkCount>, StoreError> {
     Ok(counts)
 }
 
-/// Whose a webhook subscription is; None when it is gone.
-///
-/// # Errors
-/// When the database cannot be read.
-pub async fn subscription_owner(store: &Store, id: &str) -> Result<Option<String>, StoreError> {
-    store.reader().await?.rows().work_owner(WorkKind::DeliveryHandOver, id).await
-}
-
 /// Removes work that is durable on an agent. Work that is gone already is skipped.
 ///
 /// # Errors
 /// When the database cannot be written.
 pub async fn delete(tx: &mut WriteTx, ids: &[String]) -> Result<(), StoreError> {
     for id in ids {
+        tx.mends(TYPE, id);
         tx.writes().delete_work(id).await?;
     }
     Ok(())
@@ -389,7 +415,8 @@ pub async fn delete(tx: &mut WriteTx, ids: &[String]) -> Result<(), StoreError> 
 
 /// Queues what an agent gives away, each with its sequence in the agent's buffer, and notes how far that got, so
 /// that a report that comes again brings no delivery back that was taken over meanwhile. `tell` is called once they
-/// are queued.
+/// are queued. One whose webhook subscription is gone is queued too, without a tenant: the report may come again, and
+/// what it adds to the log counts the first time only, so somebody else has to tell the log.
 ///
 /// # Errors
 /// When the database cannot be written; then nothing is queued.

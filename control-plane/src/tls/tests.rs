@@ -12,7 +12,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::*;
 
-const DEADLINE: Duration = Duration::from_secs(5);
+const DEADLINE: Duration = Duration::from_secs(9);
+/// Older than anything here becomes.
+const AGE: Duration = Duration::from_secs(24 * 3_600);
 
 struct Port {
     authority: Arc<Authority>,
@@ -43,7 +45,7 @@ async fn port_of(directory: tempfile::TempDir) -> Port {
     Port {
         authority,
         address,
-        connections: incoming(listener, acceptor).boxed(),
+        connections: incoming(listener, acceptor, AGE).boxed(),
         stop,
         _directory: directory,
     }
@@ -156,7 +158,7 @@ async fn certificates_of_an_earlier_authority_count_while_it_is_kept() {
     let previous = port._directory.path().join("ca-previous.pem");
     std::fs::write(&previous, "no certificate").unwrap();
     let damaged = Authority::open(port._directory.path(), now).err().unwrap();
-    assert!(matches!(damaged, ca::AuthorityError::Previous(_)), "{damaged}");
+    assert!(matches!(damaged, ca::AuthorityError::Others(_)), "{damaged}");
     let elsewhere = tempfile::tempdir().unwrap();
     std::fs::copy(port._directory.path().join("ca.key"), elsewhere.path().join("ca.key")).unwrap();
     let mut port = port_of(elsewhere).await;
@@ -198,7 +200,7 @@ async fn silent_connections_are_closed() {
     let (_caller, encrypted) = tokio::join!(calling, port.connections.next());
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let address = listener.local_addr().unwrap();
-    let mut plain = incoming(listener, None).boxed();
+    let mut plain = incoming(listener, None, AGE).boxed();
     let (_silent, plain) = tokio::join!(TcpStream::connect(address), plain.next());
     // Nothing more comes over the wire: only time passes.
     tokio::time::pause();
@@ -216,7 +218,7 @@ async fn silent_connections_are_closed() {
 async fn opened_connections_stay() {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let address = listener.local_addr().unwrap();
-    let mut connections = incoming(listener, None).boxed();
+    let mut connections = incoming(listener, None, AGE).boxed();
     let mut caller = TcpStream::connect(address).await.unwrap();
     caller.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
     let mut connection = connections.next().await.unwrap().unwrap();
@@ -231,7 +233,7 @@ async fn opened_connections_stay() {
 async fn connections_are_bounded() {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let address = listener.local_addr().unwrap();
-    let mut connections = incoming_of(BoundedListener::new(listener, 1), None).boxed();
+    let mut connections = incoming_of(BoundedListener::new(listener, 1), None, None).boxed();
     let _first = TcpStream::connect(address).await.unwrap();
     let mut second = TcpStream::connect(address).await.unwrap();
     second.write_all(b"2").await.unwrap();

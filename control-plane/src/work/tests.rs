@@ -5,7 +5,7 @@ use tokio_util::sync::CancellationToken;
 use super::{lease::LEASED_PER_STREAM_MAX, *};
 use crate::{inbound_log::SqliteLogStore, store::sqlite::testing};
 
-const DEADLINE: Duration = Duration::from_secs(10);
+const DEADLINE: Duration = Duration::from_secs(25);
 
 fn task(number: u32) -> Task {
     Task::TestEvent(v1::TestEventWork { event_id: format!("evt_{number}"), ..Default::default() })
@@ -109,6 +109,7 @@ async fn give_away(queue: &WorkQueue, count: u64) {
         sequence,
         id: Uuid::now_v7(),
         hand_over: v1::DeliveryHandOver {
+            inbound_log: Some(v1::InboundLog { tenant_id: "default".into(), ..Default::default() }),
             delivery: Some(v1::Delivery { subscription_id: "sub_1".into(), ..Default::default() }),
             ..Default::default()
         },
@@ -288,6 +289,7 @@ async fn deliveries_without_a_subscription_are_found() {
         sequence: 2,
         id: Uuid::now_v7(),
         hand_over: v1::DeliveryHandOver {
+            inbound_log: Some(v1::InboundLog { tenant_id: "default".into(), ..Default::default() }),
             delivery: Some(v1::Delivery { subscription_id: "sub_1".into(), ..Default::default() }),
             ..Default::default()
         },
@@ -345,5 +347,28 @@ async fn unreadable_deliveries_leave_with_their_subscription() {
     assert_eq!(waiting().await, 0);
     let counted = [HandOverOutcome::Cancelled, HandOverOutcome::Unreadable].map(|what| queue.counted(what));
     assert_eq!(counted, [2, 1]);
+    place.end().await;
+}
+
+/// A delivery about one tenant's event never goes to another one's webhook subscription, whoever says so and however that
+/// came about. It is for nobody, and is cancelled.
+#[tokio::test]
+async fn deliveries_stay_with_their_tenant() {
+    let place = Place::with_subscription().await;
+    let queue = place.queue.clone();
+    give_away(&queue, 1).await;
+    let taken = "PRAGMA foreign_keys = OFF; UPDATE webhook_subscriptions SET tenant_id = 'other'";
+    testing::execute(place.dir.path(), taken).await;
+    give_away(&queue, 2).await;
+    let counts = store::work::counts(&queue.inner.store).await.unwrap();
+    let of: Vec<_> = counts.iter().map(|count| (count.tenant_id.as_str(), count.count)).collect();
+    assert_eq!(of, [("", 1), ("default", 1)]);
+    for tenant_id in [None, Some("other"), Some("default")] {
+        let mut stream = queue.open("agt_1", "eu", tenant_id);
+        stream.takes_hand_overs();
+        assert!(stream.lease(1).await.unwrap().is_empty(), "{tenant_id:?}");
+    }
+    let both = deliveries::Cancelled { count: 2, held: 0 };
+    assert_eq!(deliveries::Canceller::new().cancel(&queue).await.unwrap(), both);
     place.end().await;
 }

@@ -65,7 +65,7 @@ struct KindLabels {
 pub enum HandOverOutcome {
     /// It waits for another agent, or did so already.
     Queued,
-    /// Its webhook subscription is gone, when it came or while it waited.
+    /// Its webhook subscription is gone, since before it came or while it waited.
     Cancelled,
     /// It cannot be delivered by anybody: something about it is missing or wrong.
     Refused,

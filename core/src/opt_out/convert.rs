@@ -6,6 +6,7 @@ use jiff::{SignedDuration, Timestamp};
 use super::{
     decision::{
         ContactRef, Decision, OptOutDirection, OptOutId, OptOutReason, OptOutScope, OptOutState, Origin,
+        is_identifier,
     },
     record::{Mark, OptOutRecord},
 };
@@ -104,6 +105,7 @@ impl From<&OptOutRecord> for v1::OptOut {
             create_time: Some(to_proto(record.create_time)),
             update_time: Some(to_proto(record.update_time)),
             etag: String::new(),
+            is_damaged: false,
         }
     }
 }
@@ -186,6 +188,8 @@ impl Decision {
         let contact = contact(request, "opt_out.", &mut violations);
         if request.user_id.len() > USER_ID_BYTES_MAX {
             violations.add("opt_out.user_id", format!("must have at most {USER_ID_BYTES_MAX} bytes"));
+        } else if !request.user_id.is_empty() && !is_identifier(&request.user_id) {
+            violations.add("opt_out.user_id", "must name one person: with a letter, or a digit other than 0");
         }
         let scope = match v1::OptOutScope::try_from(request.scope) {
             Ok(v1::OptOutScope::Marketing) => OptOutScope::Marketing,

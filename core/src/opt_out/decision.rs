@@ -155,6 +155,31 @@ impl fmt::Debug for ContactRef {
     }
 }
 
+/// Words that programs write where they know nobody: all their people would be one.
+const NOBODY: [&str; 7] = ["null", "undefined", "none", "nil", "nan", "anonymous", "unknown"];
+
+/// Whether a text can tell one person from others: a phone number, a user id or an address of WhatsApp with
+/// at least one letter, or a digit other than 0. What is blank, only a sign, or a word for nobody is shared
+/// by everybody whom a provider does not name; an opt-out under it would be everybody's.
+pub fn is_identifier(text: &str) -> bool {
+    let text = match text.get(..9) {
+        Some(channel) if channel.eq_ignore_ascii_case("whatsapp:") => &text[9..],
+        _ => text,
+    };
+    let name = match text.trim().split_once('@') {
+        Some((user, "c.us" | "s.whatsapp.net" | "lid" | "hosted" | "hosted.lid")) => {
+            user.split(':').next().unwrap_or_default()
+        }
+        _ => text,
+    };
+    // Fillers of Hangul are letters that show nothing.
+    let tells =
+        |letter: char| letter.is_alphanumeric() && !matches!(letter, '\u{115f}' | '\u{1160}' | '\u{3164}' | '\u{ffa0}');
+    let word = name.trim_matches(|letter| !tells(letter));
+    !text.is_empty() || word.chars().any(|letter| tells(letter) && letter != '0')
+        && !NOBODY.iter().any(|nobody| word.eq_ignore_ascii_case(nobody))
+}
+
 /// Names an opt-out: `opt_` and 26 characters of lower-case unpadded base32.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct OptOutId(pub(super) [u8; 16]);
@@ -227,5 +252,29 @@ impl fmt::Debug for Decision {
             "{:?} of {:?} at {}, {:?}, {:?})",
             self.direction, self.scope, self.event_time, self.reason, self.origin
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What every provider sends for somebody is an identifier; what it sends for nobody is none, or all of
+    /// them would share one opt-out.
+    #[test]
+    fn what_names_nobody_is_no_identifier() {
+        for text in [
+            "", " ", "\u{a0}", "+", "-", "0", "+000", "\u{200b}", "\u{3164}", "\u{fffd}", "null", " NULL ", "(null)",
+            "undefined", "Anonymous", "whatsapp:", "WhatsApp: +", "whatsapp:null", "@", "@lid", "@s.whatsapp.net",
+            " @s.whatsapp.net\n", ":12@s.whatsapp.net", "null@c.us", "0@hosted.lid", "...", "🛑",
+        ] {
+            assert!(!is_identifier(text), "{text:?}");
+        }
+        for text in [
+            "+966500000001", "966500000001@c.us", "966500000001:12@s.whatsapp.net", "182736455463728@lid", "0a", "1",
+            "US.13491208655302741918", "whatsapp:US.1349", "foo_bar", "nullius", "@someone", "مرحبا", "٣",
+        ] {
+            assert!(is_identifier(text), "{text:?}");
+        }
     }
 }

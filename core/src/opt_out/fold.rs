@@ -5,14 +5,16 @@
 //! CaseFolding.txt); which marks and letters are dropped or merged is our table, because writing on a
 //! phone leaves them out at will. Vowel signs of Indic scripts stay: without them a word is another one.
 
-use unicode_normalization::{UnicodeNormalization as _, char::is_combining_mark};
+use unicode_normalization::{
+    UnicodeNormalization as _,
+    char::{decompose_compatible, is_combining_mark},
+};
 
 /// Longest keyword after folding, in characters.
 pub const KEYWORD_CHARS_MAX: usize = 40;
 /// Most words of a keyword after folding.
 pub const KEYWORD_WORDS_MAX: usize = 5;
-/// Most bytes of a text that are folded. 40 letters with every vowel mark stay far below it; what is
-/// longer once its padding is gone is no keyword.
+/// Most bytes of a text that [`fold`] folds. 40 letters with every vowel mark stay far below it.
 pub const FOLD_BYTES_MAX: usize = 1_024;
 
 /// The folded form of a text: lower case, without vowel marks, punctuation, symbols and emoji, words
@@ -39,18 +41,46 @@ pub fn fold(text: &str) -> String {
     tidy(letters.nfc()).nfc().collect()
 }
 
+/// Most letters, marks and digits of a text that can still fold to [`KEYWORD_CHARS_MAX`]: three Jamo become
+/// one syllable, and no other letter that is kept is made of more.
+const CANDIDATE_CHARS_MAX: usize = 3 * KEYWORD_CHARS_MAX;
+
 /// The folded form of a text that could be a keyword; none when it is empty, or longer than 40 characters
-/// or 5 words. Emoji, punctuation and spaces around the text do not count, however many there are.
+/// or 5 words. What folding deletes or makes a space of does not count, however much there is and wherever
+/// it stands. Linear in the text, and done with a text that is no keyword after its first letters.
 pub fn fold_candidate(text: &str) -> Option<String> {
-    let text = text.trim_matches(is_padding);
-    if text.is_empty() || text.len() > FOLD_BYTES_MAX {
-        return None;
-    }
-    let folded = fold(text);
+    let folded = fold(&condensed(text)?);
     let fits = !folded.is_empty()
         && folded.chars().count() <= KEYWORD_CHARS_MAX
         && folded.split(' ').count() <= KEYWORD_WORDS_MAX;
     fits.then_some(folded)
+}
+
+/// A text without what folding deletes anyway, and with one space for every run of what it makes a space of;
+/// none when what is left is too long for a keyword.
+fn condensed(text: &str) -> Option<String> {
+    let mut condensed = String::new();
+    let (mut plain, mut all, mut gap) = (0, 0, false);
+    for character in text.chars() {
+        if is_deleted(character) {
+            continue;
+        }
+        if is_padding(character) {
+            gap = true;
+        } else {
+            all += 1;
+            plain += usize::from(character.is_ascii());
+            if plain > KEYWORD_CHARS_MAX || all > CANDIDATE_CHARS_MAX {
+                return None;
+            }
+            if gap && !condensed.is_empty() {
+                condensed.push(' ');
+            }
+            gap = false;
+            condensed.push(character);
+        }
+    }
+    Some(condensed)
 }
 
 /// Deletes apostrophes, makes one space of every run of what is no letter, mark or digit, and trims.
@@ -170,11 +200,34 @@ fn is_word(character: char) -> bool {
     (character.is_alphabetic() && !is_symbol) || character.is_ascii_digit() || is_combining_mark(character)
 }
 
-/// What can only become a space at the ends of a text, so that it is cut before its length counts.
+/// What is deleted wherever it stands. The iota below (U+0345) is a letter once its case is folded.
+fn is_deleted(character: char) -> bool {
+    if character.is_ascii() {
+        return is_apostrophe(character);
+    }
+    is_format(character)
+        || is_apostrophe(character)
+        || (is_dropped_mark(character) && character != '\u{345}')
+        || character == TATWEEL
+}
+
+/// What, where it is not deleted, becomes a space wherever it stands: no letter, mark or digit, nor made of any
+/// (`㎏`, `①`).
 fn is_padding(character: char) -> bool {
-    character.is_whitespace()
-        || character.is_ascii_punctuation()
-        || matches!(character, '\u{2600}'..='\u{26ff}' | '\u{1f300}'..='\u{1faff}' | '\u{200b}'..='\u{200f}' | '\u{fe0f}')
+    match character {
+        _ if character.is_ascii() => !character.is_ascii_alphanumeric(),
+        // Symbols and emoji, most of what there is in practice.
+        '\u{2190}'..='\u{21ff}' | '\u{2600}'..='\u{26ff}' | '\u{1f300}'..='\u{1faff}' => true,
+        _ if is_word(character) => false,
+        _ => {
+            let mut is_kept = false;
+            decompose_compatible(character, |part| {
+                let is_mark = is_combining_mark(part) && !is_dropped_mark(part);
+                is_kept |= part.is_alphanumeric() || is_mark || is_apostrophe(part);
+            });
+            !is_kept
+        }
+    }
 }
 
 #[cfg(test)]
@@ -244,13 +297,30 @@ mod tests {
             " \n🛑!?".to_owned(),
             "a".repeat(41),
             "a b c d e f".to_owned(),
-            format!("stop{}", "\u{64b}".repeat(1_000)),
             format!("STOP {}", "x".repeat(10_000_000)),
+            format!("STOP {}", "하".repeat(41)),
         ] {
             assert_eq!(fold_candidate(&text), None);
         }
         assert_eq!(fold_candidate("a b c d e").as_deref(), Some("a b c d e"));
+        let syllables = "\u{1112}\u{1161}\u{11ab}".repeat(KEYWORD_CHARS_MAX);
+        assert_eq!(fold_candidate(&syllables), Some("한".repeat(KEYWORD_CHARS_MAX)));
         assert!(fold(&"é".repeat(1_000_000)).len() <= FOLD_BYTES_MAX);
+    }
+
+    /// What folding deletes or makes a space of does not count, however much there is, before, behind or
+    /// within the word: a message has up to 4,096 characters.
+    #[test]
+    fn padding_does_not_count() {
+        for padding in [" ", "\u{200b}", "😀", "!", "\u{64b}", "\u{301}", "\u{640}", "\u{a0}", "—", "’", "\n", "👍🏽", "\u{fe0f}", "¿"] {
+            let padding = padding.repeat(4_090);
+            for text in [format!("stop{padding}"), format!("{padding}stop"), format!("{padding}stop{padding}")] {
+                assert_eq!(fold_candidate(&text).as_deref(), Some("stop"), "{:?}", &text[..8.min(text.len())].escape_unicode().to_string());
+            }
+            assert_eq!(fold_candidate(&format!("{padding}please stop it now and never again{padding}")), None);
+        }
+        assert_eq!(fold_candidate(&format!("stop{}all", " 😀".repeat(2_000))).as_deref(), Some("stop all"));
+        assert_eq!(fold_candidate(&format!("s{}top", "\u{200b}".repeat(4_000))).as_deref(), Some("stop"));
     }
 
     /// Folding any single character twice is folding it once: all of Unicode's first two planes.
@@ -282,10 +352,10 @@ mod tests {
 
         /// A candidate is the folded text: trimming the padding first changes nothing.
         #[test]
-        fn candidate_is_the_folded_text(text in "\\PC{0,30}") {
-            if let Some(candidate) = fold_candidate(&text) {
-                prop_assert_eq!(candidate, fold(&text));
-            }
+        fn candidate_is_the_folded_text(text in "\\PC{0,30}|[a-zßİıéœ'’´`\u{301}\u{94d}\u{93c}नकأةى\u{654}\u{640}\u{200d}㎏①¨½ⓢ🄰🈁١3!_ ]{0,24}") {
+            let folded = fold(&text);
+            let fits = !folded.is_empty() && folded.chars().count() <= 40 && folded.split(' ').count() <= 5;
+            prop_assert_eq!(fold_candidate(&text), fits.then_some(folded));
         }
     }
 }

@@ -328,6 +328,53 @@ pub fn merge_record(existing: Option<&OptOutRecord>, incoming: &OptOutRecord, no
     finish(existing, record, incoming.change_number, now)
 }
 
+/// The record of a contact whose two keys a provider names at once, where so far they had a record each, or one
+/// of them none, and one is opted out: from then on both are. None where nothing is gained: no opt-out, one
+/// record that has both keys already, both keys covered alike by records that have other keys too, or an
+/// opt-in, taken under the other key, that is newer. That one ends what was said under its own key alone.
+///
+/// It is news ([`Merged::is_news`]) only if the customer was told something else of one of the keys before:
+/// the contact stopped once, and that was told under the key that was known then.
+pub fn link(
+    contact: &ContactRef,
+    by_phone: Option<&OptOutRecord>,
+    by_user_id: Option<&OptOutRecord>,
+    now: Timestamp,
+) -> Option<Merged> {
+    if contact.phone.is_none() || contact.user_id.is_none() {
+        return None;
+    }
+    let by_user_id = by_user_id.filter(|other| by_phone.is_none_or(|one| one.contact != other.contact));
+    let known = match (by_phone, by_user_id) {
+        (Some(one), Some(other)) => joined(one, other),
+        (Some(one), None) | (None, Some(one)) => one.clone(),
+        (None, None) => return None,
+    };
+    let olds = || by_phone.into_iter().chain(by_user_id);
+    let mut record = known.clone();
+    record.learn(contact);
+    let scope = record.opt_out_scope();
+    let is_narrowed = olds().any(|old| old.opt_out_scope() > scope);
+    let are_covered = olds().all(|old| old.opt_out_scope() == scope)
+        && olds().count() == 2
+        && olds().any(|old| old.contact.conflicts_with(contact));
+    if scope.is_none() || is_narrowed || are_covered || record.contact == known.contact && by_user_id.is_none() {
+        return None;
+    }
+    let is_news = olds().any(|old| old.opt_out_scope() != scope);
+    record.change_number =
+        olds().map(|old| old.change_number).max().unwrap_or_default() + u64::from(is_news);
+    record.update_time = now;
+    Some(Merged { left_over: known.left_over(&record), record, changed: true, is_news })
+}
+
+/// What is known of a contact whose keys have a record each: that of the phone comes first.
+pub(super) fn joined(first: &OptOutRecord, second: &OptOutRecord) -> OptOutRecord {
+    let now = first.update_time.max(second.update_time);
+    let contact = second.contact.updated(&first.contact);
+    OptOutRecord { contact, ..merge_record(Some(first), second, now).record }
+}
+
 fn finish(
     existing: Option<&OptOutRecord>,
     mut record: OptOutRecord,

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 
 use super::{
     decision::{ContactRef, Decision, OptOutDirection, OptOutId, OptOutReason, Origin},
-    record::{Mark, Merged, OptOutRecord, merge, merge_record},
+    record::{Mark, Merged, OptOutRecord, joined, link, merge, merge_record},
 };
 use crate::{
     id::{InstanceId, TenantId},
@@ -87,11 +87,7 @@ impl OptOutSet {
         let mut records = self.slots(instance, contact).into_iter().flatten().map(|slot| self.unpack(slot));
         let first = records.next()?;
         Some(match records.next() {
-            Some(second) => {
-                let now = first.update_time.max(second.update_time);
-                let contact = second.contact.updated(&first.contact);
-                OptOutRecord { contact, ..merge_record(Some(&first), &second, now).record }
-            }
+            Some(second) => joined(&first, &second),
             None => first,
         })
     }
@@ -143,6 +139,20 @@ impl OptOutSet {
         let moved = self.lookup(instance_id, from)?.copy_to(to.clone(), now);
         let merged = merge_record(self.lookup(instance_id, to).as_ref(), &moved, now);
         merged.changed.then_some(merged)
+    }
+
+    /// The record that becomes one for both keys of a contact, by [`link`], without inserting it. Costs two
+    /// look-ups where there is nothing to link.
+    pub fn link(&self, instance_id: &InstanceId, contact: &ContactRef, now: Timestamp) -> Option<Merged> {
+        let (phone, user_id) = contact.phone.as_ref().zip(contact.user_id.as_deref())?;
+        let instance = *self.instance_numbers.get(instance_id)?;
+        let by_phone = self.phones.get(&(instance, match_number(phone))).copied();
+        let by_user_id = self.user_ids.get(&(instance, user_id.into())).copied();
+        if by_phone == by_user_id {
+            return None;
+        }
+        let [by_phone, by_user_id] = [by_phone, by_user_id].map(|slot| slot.map(|slot| self.unpack(slot)));
+        link(contact, by_phone.as_ref(), by_user_id.as_ref(), now)
     }
 
     /// Every record, in no order.

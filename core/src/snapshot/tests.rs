@@ -90,3 +90,47 @@ fn whole_configuration_deletes_nothing() {
     assert_eq!(standing(&whole, "sub_3"), ("deleted", false));
     assert_eq!(standing(&after(&whole, true, vec![], vec![]), "sub_1"), ("known", false));
 }
+
+/// A snapshot that names resources as unreadable leaves what there is of them as it is; a webhook subscription among them
+/// has not departed. What is not named is gone.
+#[test]
+fn unreadable_resources_keep_their_last_good_value() {
+    let unreadable = |r#type: &str, id: &str| v1::ConfigUnreadable {
+        r#type: r#type.to_owned(),
+        id: id.to_owned(),
+        version: 9,
+    };
+    let instance = v1::Instance {
+        id: "inst_kept".into(),
+        tenant_id: "default".into(),
+        display_name: "Kept".into(),
+        inbound_route_id: "route_kept".into(),
+        provider_number_id: "1".into(),
+        ..Default::default()
+    };
+    let gone = v1::Instance { id: "inst_gone".into(), provider_number_id: "2".into(), ..instance.clone() };
+    let resource = |instance| v1::ConfigResource {
+        version: 1,
+        resource: Some(v1::config_resource::Resource::Instance(instance)),
+    };
+    let before = v1::StreamConfigResponse {
+        version: 1,
+        snapshot: true,
+        upserts: vec![resource(instance), resource(gone)],
+        ..Default::default()
+    };
+    let (before, refused) = Snapshot::default().apply(&before);
+    assert_eq!(refused, []);
+    let after = v1::StreamConfigResponse {
+        version: 9,
+        snapshot: true,
+        unreadable: vec![unreadable("instance", "inst_kept"), unreadable("instance", "inst_never")],
+        ..Default::default()
+    };
+    let (after, refused) = before.apply(&after);
+    assert_eq!((after.version, refused), (9, vec![]));
+    assert!(after.instance("inst_kept").is_some() && after.instance("inst_gone").is_none());
+    assert!(after.instance("inst_never").is_none());
+    let route = "route_kept".parse().unwrap();
+    assert!(after.instance_by_number(&route, "1").is_some());
+}

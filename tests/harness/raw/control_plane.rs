@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use futures_util::{Stream, StreamExt as _, stream};
+use futures_util::{FutureExt as _, Stream, StreamExt as _, stream};
 use gateway_proto::v1::{
     self,
     agent_sync_service_server::{AgentSyncService, AgentSyncServiceServer},
@@ -15,11 +15,11 @@ use gateway_proto::v1::{
 };
 use tokio::{
     net::TcpListener,
-    sync::{Mutex as AsyncMutex, mpsc},
+    sync::{Mutex as AsyncMutex, mpsc, watch},
     task::JoinSet,
 };
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
-use tonic::{Request, Response, Status, Streaming, transport::Server};
+use tonic::{Request, Response, Status, Streaming, metadata::MetadataValue, transport::Server};
 
 use crate::condition::{DEADLINE, Within as _};
 
@@ -34,6 +34,7 @@ pub struct RawControlPlane {
     links: AsyncMutex<mpsc::Receiver<ConfigLink>>,
     reports: Arc<Mutex<Vec<v1::Report>>>,
     acked_work: Arc<Mutex<Vec<String>>>,
+    takes_hand_overs: watch::Sender<bool>,
     _server: JoinSet<()>,
 }
 
@@ -64,8 +65,14 @@ impl RawControlPlane {
         let (sender, links) = mpsc::channel(WAITING_MAX);
         let reports = Arc::<Mutex<Vec<v1::Report>>>::default();
         let acked_work = Arc::<Mutex<Vec<String>>>::default();
-        let api =
-            Api { links: sender, reports: Arc::clone(&reports), work, acked_work: Arc::clone(&acked_work) };
+        let takes_hand_overs = watch::Sender::new(false);
+        let api = Api {
+            links: sender,
+            reports: Arc::clone(&reports),
+            work,
+            acked_work: Arc::clone(&acked_work),
+            takes_hand_overs: takes_hand_overs.subscribe(),
+        };
         let service = AgentSyncServiceServer::new(api)
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX * 4);
@@ -75,7 +82,8 @@ impl RawControlPlane {
             // Ends with the test.
             drop(serving.serve_with_incoming(TcpListenerStream::new(listener)).await);
         });
-        Ok(Self { address, links: AsyncMutex::new(links), reports, acked_work, _server: server })
+        let links = AsyncMutex::new(links);
+        Ok(Self { address, links, reports, acked_work, takes_hand_overs, _server: server })
     }
 
     /// Where agents find it.
@@ -95,6 +103,12 @@ impl RawControlPlane {
     /// The ids of work that agents have acknowledged so far.
     pub fn acked_work(&self) -> Vec<String> {
         self.acked_work.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Ends the report streams; those that are opened from now on say whether hand-overs are taken. At first they do not
+    /// say so, as those of earlier control planes.
+    pub fn take_hand_overs(&self, takes: bool) {
+        self.takes_hand_overs.send_replace(takes);
     }
 
     /// What agents have reported so far.
@@ -148,6 +162,7 @@ struct Api {
     reports: Arc<Mutex<Vec<v1::Report>>>,
     work: Vec<v1::StreamWorkResponse>,
     acked_work: Arc<Mutex<Vec<String>>>,
+    takes_hand_overs: watch::Receiver<bool>,
 }
 
 type Streamed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -194,6 +209,8 @@ impl AgentSyncService for Api {
         &self,
         request: Request<Streaming<v1::ReportLogsRequest>>,
     ) -> Result<Response<Self::ReportLogsStream>, Status> {
+        let mut takes_hand_overs = self.takes_hand_overs.clone();
+        let takes = *takes_hand_overs.borrow_and_update();
         let reports = Arc::clone(&self.reports);
         let acks = request.into_inner().map(move |request| {
             let request = request?;
@@ -201,7 +218,12 @@ impl AgentSyncService for Api {
             reports.lock().unwrap_or_else(PoisonError::into_inner).extend(request.reports);
             Ok(v1::ReportLogsResponse { buffer_id: request.buffer_id, acked_sequence })
         });
-        Ok(Response::new(acks.boxed()))
+        let is_other = async move { takes_hand_overs.changed().await };
+        let mut response = Response::new(acks.take_until(is_other.boxed()).boxed());
+        if takes {
+            response.metadata_mut().insert("gateway-takes-hand-overs", MetadataValue::from_static("true"));
+        }
+        Ok(response)
     }
 
     type StreamWorkStream = Streamed<v1::StreamWorkResponse>;

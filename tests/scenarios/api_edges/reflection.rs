@@ -4,6 +4,7 @@ use std::{collections::BTreeSet, fs};
 
 use anyhow::Context as _;
 use gateway_core::event::Provider;
+use gateway_proto::v1;
 use gateway_tests::{
     ControlPlane, DEADLINE, MetaProvider, Receiver, Within as _,
     agent::{Agent, AgentOptions},
@@ -120,6 +121,15 @@ async fn grpcurl_sets_up_a_number_that_works() {
     .await
     .unwrap();
     // The first message may have come before the subscription was in use.
+    eventually(DEADLINE, async || {
+        let listed = control_plane.client().agents().list_agents(v1::ListAgentsRequest::default()).await?;
+        let listed = listed.into_inner();
+        let is_current = |agent: &v1::Agent| agent.applied_version >= listed.config_version;
+        anyhow::ensure!(listed.agents.iter().any(is_current), "the agent does not use it yet");
+        Ok(())
+    })
+    .await
+    .unwrap();
     let wamid = provider.say("966500000001", "and once more").await.unwrap();
     let webhook = receiver.message(&wamid).within(DEADLINE).await.unwrap();
     assert_eq!(webhook.text("instance_id"), "my-line");

@@ -18,6 +18,7 @@ use gateway_tests::{
 };
 use tokio::task::JoinSet;
 
+use super::digests::{Comparisons, none_differs};
 use slot::{Life, Slot};
 
 /// How many edits there are; `just soak` sets 10,000.
@@ -186,6 +187,12 @@ async fn random_edits_never_send_unsigned_or_astray() {
     for webhook in webhooks.iter().filter(|webhook| webhook.path != gateway_tests::world::PATH) {
         check(webhook, &lives, &by_path).with_context(|| format!("seed {seed}")).unwrap();
     }
+    // A new connection is compared at once: the agent has what it should have, on its disk too.
+    let mut world = Arc::into_inner(world).unwrap();
+    let before = Comparisons::of(&world.control_plane).await.unwrap();
+    world.agent.stop().await.unwrap();
+    world.agent.start_again().await.unwrap();
+    none_differs(&world.control_plane, before).await.with_context(|| format!("seed {seed}")).unwrap();
     figure(format_args!(
         "{edits} edits in {took:?}, {posted} callbacks meanwhile, {} attempts, all signed and where they belong",
         webhooks.len()

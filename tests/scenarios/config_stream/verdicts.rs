@@ -14,6 +14,8 @@ use gateway_tests::{
 };
 use tempfile::TempDir;
 
+use super::digests::digests_of;
+
 const FROM: &str = "966500000001";
 /// Resources of one push.
 const RESOURCES: usize = 1_000;
@@ -28,6 +30,10 @@ struct Followed {
     agent: Agent,
     provider: MetaProvider,
     receiver: Receiver,
+    /// What was sent so far.
+    pushed: Vec<v1::StreamConfigResponse>,
+    /// What the agent said last that it has.
+    said: Vec<v1::ConfigDigest>,
     _directory: TempDir,
 }
 
@@ -44,14 +50,16 @@ impl Followed {
         let link = control_plane.connected().await?;
         let provider = MetaProvider::new(agent.callback_url(CALLBACK_PATH), APP_SECRET, PHONE_NUMBER_ID)?;
         let receiver = Receiver::start().await?;
-        Ok(Self { control_plane, link, agent, provider, receiver, _directory: directory })
+        let (pushed, said) = (Vec::new(), Vec::new());
+        Ok(Self { control_plane, link, agent, provider, receiver, pushed, said, _directory: directory })
     }
 
     fn subscription(&self, version: u64, id: &str, path: &str) -> v1::ConfigResource {
         raw::subscription(version, id, &self.receiver.url(path), SECRET)
     }
 
-    /// Sends a response; gives what the agent refuses of it, once it is in use.
+    /// Sends a response; gives what the agent refuses of it, once it is in use. The agent says that it has all that it was
+    /// sent, what it refuses included.
     async fn push(&mut self, response: v1::StreamConfigResponse) -> anyhow::Result<Vec<v1::RefusedResource>> {
         let version = response.version;
         let nonce = format!("nonce-{version}");
@@ -61,17 +69,19 @@ impl Followed {
             opt_out_cursor: 0,
             ..response
         };
+        let pushed = response.clone();
         self.link.send(response).await?;
         let refused = match self.link.heard().await? {
             Message::Ack(ack) if ack.nonce == nonce => Vec::new(),
             Message::Nack(nack) if nack.nonce == nonce => nack.refused,
             other => anyhow::bail!("the verdict on {nonce} is {other:?}"),
         };
-        let applied = self.link.heard().await?;
-        ensure!(
-            applied == Message::Applied(v1::ConfigApplied { version, ..Default::default() }),
-            "after the verdict: {applied:?}"
-        );
+        match self.link.heard().await? {
+            Message::Applied(applied) if applied.version == version => self.said = applied.digests,
+            other => anyhow::bail!("after the verdict: {other:?}"),
+        }
+        self.pushed.push(pushed);
+        ensure!(self.said == digests_of(&self.pushed), "at version {version} the agent says {:?}", self.said);
         Ok(refused)
     }
 
@@ -147,6 +157,8 @@ async fn one_bad_resource_of_a_thousand_is_refused_alone() {
     followed.agent.start_again().await.unwrap();
     followed.link = followed.control_plane.connected().await.unwrap();
     assert_eq!((followed.link.hello.version, followed.link.hello.store_epoch.as_str()), (3, EPOCH));
+    // The refused one counts as it was sent.
+    assert_eq!(followed.link.hello.digests, followed.said);
     let paths = followed.paths_of_a_message(RESOURCES - 2).await.unwrap();
     assert!(paths.contains("/third/7") && paths.contains("/last-good"));
 
@@ -173,7 +185,7 @@ async fn shown(
     .await
 }
 
-async fn version(control_plane: &ControlPlane) -> anyhow::Result<u64> {
+pub async fn version(control_plane: &ControlPlane) -> anyhow::Result<u64> {
     let request = v1::ListAgentsRequest::default();
     Ok(control_plane.client().agents().list_agents(request).await?.into_inner().config_version)
 }
@@ -279,6 +291,8 @@ async fn nack_loop_spins_nobody() {
     assert!(responses <= CHANGES, "{responses} responses to {CHANGES} changes");
     let cpu = control_plane.usage().unwrap().cpu.saturating_sub(cpu_before);
     assert!(cpu < std::time::Duration::from_secs(2), "{CHANGES} changes cost {cpu:?}");
-    let agent = shown(&control_plane, &agent.id, |agent| agent.refused.len() == 1).await.unwrap();
-    assert_eq!(agent.state(), v1::AgentState::Online);
+    // It was silent for a while.
+    session.say(Message::Health(v1::AgentHealth::default())).await.unwrap();
+    let is_there = |agent: &v1::Agent| agent.refused.len() == 1 && agent.state() == v1::AgentState::Online;
+    shown(&control_plane, &agent.id, is_there).await.unwrap();
 }

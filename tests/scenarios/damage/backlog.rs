@@ -10,11 +10,11 @@ use anyhow::{Context as _, ensure};
 use gateway_core::id::EventId;
 use gateway_proto::v1;
 use gateway_tests::{
-    DEADLINE, Reply, World,
+    DEADLINE, Reply, Webhook, Within as _, World,
     agent::AgentOptions,
     eventually,
     meta::{text_message, unique_wamid},
-    world::{INSTANCE_ID, WorldOptions},
+    world::{INSTANCE_ID, WorldOptions, update},
 };
 use tokio::task::JoinSet;
 
@@ -44,13 +44,25 @@ impl Backlog {
     pub async fn make() -> anyhow::Result<Self> {
         let agent = AgentOptions { arguments: arguments(), ..AgentOptions::default() };
         let mut world = World::start_with(WorldOptions { agent, ..WorldOptions::default() }).await?;
+        // However long this takes, everything is due soon after the next start.
+        let delays = vec![prost_types::Duration { seconds: 1, nanos: 0 }; 20];
+        let change = v1::WebhookSubscription {
+            attempt_timeout: Some(prost_types::Duration { seconds: 30, nanos: 0 }),
+            retry_policy: Some(v1::RetryPolicy { delays }),
+            ..Default::default()
+        };
+        for path in ["attempt_timeout", "retry_policy"] {
+            update(world.client(), &world.subscription.id, change.clone(), path).await?;
+        }
+        world.config_applied().await?;
         for wamid in post(&world, SETTLED).await? {
             world.delivered(&wamid).await?;
         }
-        world.receiver.answer_with(|_| Reply::Status(500));
+        let hang_later = |webhook: &Webhook| if webhook.nth == 1 { Reply::Status(500) } else { Reply::Hang };
+        world.receiver.answer_with(hang_later);
         let before = world.receiver.count();
         let mut pending = post(&world, FAILED).await?;
-        world.receiver.recorded(before + FAILED).await;
+        world.receiver.recorded(before + FAILED).within(DEADLINE).await?;
         // Attempts that never end, so that everything is due at once after the next start.
         world.receiver.answer_with(|_| Reply::Hang);
         pending.extend(post(&world, REPORTED).await?);

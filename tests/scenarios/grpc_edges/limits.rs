@@ -15,6 +15,11 @@ use tonic_types::StatusExt as _;
 /// Limits of a message of operators and of agents.
 const OPERATOR_BYTES_MAX: usize = 4 << 20;
 const AGENT_BYTES_MAX: usize = 8 << 20;
+/// How long a caller gives the control plane, and how much later it must be told; the control plane itself would
+/// wait for 5 s. A busy machine may stand still at any one call, not at each of so many.
+const GIVEN: Duration = Duration::from_millis(300);
+const GIVEN_UP_MAX: Duration = Duration::from_secs(2);
+const CALLS_MAX: usize = 5;
 /// Some bytes for the frame around a long text.
 const FRAME_BYTES: usize = 1_024;
 
@@ -96,7 +101,19 @@ async fn deadlines_are_honoured() {
     let control_plane = ControlPlane::start(directory.path()).await.unwrap();
     create_instance(control_plane.client()).await.unwrap();
     let lock = Lock::of(&control_plane.data_dir().join("config.db")).await.unwrap();
-    let began = Instant::now();
+    let mut took = Vec::new();
+    while took.last().is_none_or(|took| *took >= GIVEN_UP_MAX) {
+        assert!(took.len() < CALLS_MAX, "{took:?}");
+        took.push(refusal_after(&control_plane, GIVEN).await);
+    }
+    assert!(took.iter().all(|took| *took >= GIVEN - Duration::from_millis(50)), "{took:?}");
+    lock.release().await.unwrap();
+    // What was given up on has not wedged the writer.
+    create_join_token(&control_plane).await;
+}
+
+/// Calls for a change within `given`, which is refused for want of time; gives when.
+async fn refusal_after(control_plane: &ControlPlane, given: Duration) -> Duration {
     // By hand, so that nobody on this side watches the time.
     let client = reqwest::Client::builder().no_proxy().http2_prior_knowledge().build().unwrap();
     let url = format!("{}/whatsapp_gateway.v1.OptOutService/CreateOptOut", control_plane.url());
@@ -109,26 +126,20 @@ async fn deadlines_are_honoured() {
         ..Default::default()
     });
     let length = u32::try_from(message.len()).unwrap().to_be_bytes();
-    let answer = client
+    let call = client
         .post(url)
         .header("content-type", "application/grpc")
         .header("te", "trailers")
-        .header("grpc-timeout", "300m")
+        .header("grpc-timeout", format!("{}m", given.as_millis()))
         .header("authorization", format!("Bearer {}", control_plane.admin_key()))
-        .body([&[0], length.as_slice(), &message].concat())
-        .send()
-        .within(DEADLINE)
-        .await
-        .unwrap()
-        .unwrap();
+        .body([&[0], length.as_slice(), &message].concat());
+    let began = Instant::now();
+    let answer = call.send().within(DEADLINE).await.unwrap().unwrap();
     let took = began.elapsed();
     let code = answer.headers().get("grpc-status").and_then(|code| code.to_str().ok()?.parse::<i32>().ok());
     let code = code.map(Code::from);
     assert_eq!(code, Some(Code::DeadlineExceeded), "{answer:?}");
-    assert!(took >= Duration::from_millis(250) && took < Duration::from_secs(3), "{took:?}");
-    lock.release().await.unwrap();
-    // What was given up on has not wedged the writer.
-    create_join_token(&control_plane).await;
+    took
 }
 
 async fn create_join_token(control_plane: &ControlPlane) {

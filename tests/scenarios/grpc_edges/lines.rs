@@ -175,9 +175,13 @@ async fn old_connections_end_without_a_gap() {
         ..ControlPlaneOptions::default()
     };
     let options = WorldOptions { control_plane, ..WorldOptions::default() };
-    let world = World::start_with(options).await.unwrap();
+    // A call of an operator may meet the end of its connection.
+    let world = eventually(DEADLINE, async || World::start_with(options.clone()).await).await.unwrap();
+    let token = async || world.control_plane.join_token("test-region").await;
+    let join_token = Some(eventually(DEADLINE, token).await.unwrap());
     let proxy = Proxy::start(world.control_plane.grpc_addr()).await.unwrap();
-    let options = AgentOptions { control_plane_url: Some(proxy.url()), ..AgentOptions::default() };
+    let options =
+        AgentOptions { control_plane_url: Some(proxy.url()), join_token, ..AgentOptions::default() };
     let directory = world.directory().join("behind-proxy");
     let agent = Agent::start(&directory, &world.control_plane, options).await.unwrap();
     let provider = world.provider.with_url(agent.callback_url(&world.inbound_route.callback_path));
@@ -191,7 +195,6 @@ async fn old_connections_end_without_a_gap() {
             wamids.insert(wamid);
             number += 1;
             let destination = format!("http://127.0.0.1:1025/{number}");
-            // A call of an operator may meet the end of its connection.
             let create = async || subscribe(world.client(), &destination, &["recipient.opted_in"]).await;
             eventually(DEADLINE, create).await?;
         }

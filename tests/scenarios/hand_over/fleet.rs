@@ -16,7 +16,7 @@ pub const FROM: &str = "966500000001";
 /// Metric of the control plane: deliveries that wait for an agent.
 pub const WAITING: &str = "gateway_work_waiting{kind=\"delivery\"}";
 /// How long a crowd of deliveries may take on a busy machine.
-pub const LONG: Duration = Duration::from_secs(120);
+pub const LONG: Duration = Duration::from_secs(240);
 
 /// A world whose destination refuses everything, with these pauses between attempts; the subscription is tried so
 /// often that no test sees its end.

@@ -18,7 +18,12 @@ async fn deliveries_wait_for_a_new_agent() {
     let wamids = say(&world, &world.provider, 5).await.unwrap();
     retire_first(&mut world).await.unwrap();
     waits(&world, 5.0).await.unwrap();
-    assert_eq!(world.control_plane.metric(QUEUED).await.unwrap(), 5.0);
+    let counted = eventually(DEADLINE, async || {
+        let queued = world.control_plane.metric(QUEUED).await?;
+        ensure!(queued == 5.0, "{queued} are queued");
+        Ok(())
+    });
+    counted.await.unwrap();
     let warned = eventually(DEADLINE, async || {
         let log = world.control_plane.log_text()?;
         let line = log.lines().find(|line| line.contains("no agent of their region can take them"));

@@ -1,7 +1,7 @@
 //! Who is given deliveries, and who is not.
 
 use anyhow::ensure;
-use gateway_proto::v1;
+use gateway_proto::v1::{self, stream_config_request::Message};
 use gateway_tests::{
     Agent, DEADLINE, Reply, Within as _, World,
     agent::AgentOptions,
@@ -117,6 +117,8 @@ async fn earlier_agents_are_given_none() {
     let mut client = earlier.client().await.unwrap();
     let mut work = client.stream_work(ReceiverStream::new(outgoing)).await.unwrap().into_inner();
     for _ in 0..2 {
+        // It is there, however long this takes.
+        config.say(Message::Health(v1::AgentHealth::default())).await.unwrap();
         let request = v1::SendTestEventRequest { id: test_only.id.clone() };
         world.client().webhook_subscriptions().send_test_event(request).await.unwrap();
         let response = work.message().within(DEADLINE).await.unwrap().unwrap().unwrap();

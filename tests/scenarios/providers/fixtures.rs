@@ -31,6 +31,10 @@ async fn every_known_callback_of_every_provider_gives_valid_webhooks() {
             let open =
                 logs.iter().flat_map(|log| &log.deliveries).find(|delivery| delivery.last_status_code != 200);
             ensure!(open.is_none(), "{open:?}");
+            ensure!(
+                logs.iter().all(|log| !log.deliveries.is_empty()),
+                "not every log shows its delivery yet"
+            );
             Ok(logs)
         });
         let (logs, webhooks) = (logs.await?, line.world.receiver.by_id());

@@ -2,8 +2,8 @@
 
 use anyhow::ensure;
 use gateway_core::event::Provider;
-use gateway_proto::v1::{self, InboundRouteSecretKind as Kind};
-use gateway_tests::{Agent, DEADLINE, World, agent::AgentOptions, eventually, meta::Answer};
+use gateway_proto::v1::InboundRouteSecretKind as Kind;
+use gateway_tests::{Agent, World, agent::AgentOptions, meta::Answer};
 use serde_json::{Value, json};
 
 use super::{
@@ -41,7 +41,7 @@ async fn signatures_are_of_the_public_url() {
         let arguments = vec!["--public-base-url".to_owned(), setting.to_owned()];
         let options = AgentOptions { arguments, ..AgentOptions::default() };
         let agent = Agent::start(&directory, &world.control_plane, options).await.unwrap();
-        all_applied(&world).await.unwrap();
+        world.config_applied().await.unwrap();
         for line in &lines {
             let check = async |public: &str, port: Value, status: u16| {
                 let answered = at(line, &agent, public, port.clone()).await?;
@@ -89,20 +89,6 @@ async fn at(line: &Line<'_>, agent: &Agent, public: &str, port: Value) -> anyhow
         ensure!(answer.body.is_empty(), "answered {:?}", answer.body);
     }
     Ok(answer.status)
-}
-
-/// Waits until every agent that is online uses the newest configuration.
-async fn all_applied(world: &World) -> anyhow::Result<()> {
-    eventually(DEADLINE, async || {
-        let response = world.client().agents().list_agents(v1::ListAgentsRequest::default()).await?;
-        let response = response.into_inner();
-        for agent in response.agents.iter().filter(|agent| agent.state() == v1::AgentState::Online) {
-            let (applied, newest) = (agent.applied_version, response.config_version);
-            ensure!(applied >= newest, "an agent uses version {applied} of {newest}");
-        }
-        Ok(())
-    })
-    .await
 }
 
 /// Without a public base URL the URL is the request's own, by http or by https, with the ports that Twilio may

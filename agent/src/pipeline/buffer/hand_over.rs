@@ -7,6 +7,10 @@
 //! Taking one over stores the event anew, with this one delivery as it stood. The other agent reported the event, so
 //! only attempts are reported from here on. A mark of the hand-over itself makes its repeats harmless; the event's own
 //! mark says nothing about it, since this agent may have seen a repeat, or have given the delivery away itself.
+//!
+//! So an event can be stored several times, each time with other deliveries. Its mark knows the newest of these copies;
+//! when that moves on, each delivery that the copy before has gets a mark of its own, by which it is found: another
+//! agent that owed the same delivery may give it away too.
 
 use std::sync::{Arc, PoisonError};
 
@@ -93,6 +97,11 @@ impl TakenOver {
     pub const fn subscription(&self) -> &WebhookSubscriptionId {
         &self.subscription
     }
+}
+
+/// Names the delivery of an event to a subscription among the marks.
+fn mark_of_delivery(event_id: &EventId, subscription: &WebhookSubscriptionId) -> EventId {
+    EventId::derive(&["delivery", &event_id.to_string(), subscription.as_str()])
 }
 
 impl OpenDelivery {
@@ -209,26 +218,49 @@ impl Round<'_> {
             let mut numbers = self.shared.subscriptions.lock().unwrap_or_else(PoisonError::into_inner);
             numbers.number(&taken.subscription)
         };
-        if let Some(mark) = seen
-            && self.is_open(mark.event, subscription, &taken.event_id)
-        {
+        let older = self.seen(&mark_of_delivery(&taken.event_id, &taken.subscription));
+        let copies = [seen, older].into_iter().flatten();
+        if copies.into_iter().any(|mark| self.is_open(mark.event, subscription, &taken.event_id)) {
             return false;
         }
         if let Some(mark) = seen {
             // Repeats will be counted on what is stored now. What is here of the event is reported before.
             self.report_event(mark.event);
+            self.mark_deliveries(mark.event, &taken.event_id);
         }
         self.store_taken(taken, subscription, seen);
         true
     }
 
-    /// Whether this agent has the event's delivery to the subscription itself, open.
+    /// Whether this copy of the event has the delivery to the subscription, open.
     fn is_open(&self, event: u64, subscription: u32, id: &EventId) -> bool {
         let slot = self.slot(event);
         let delivery = slot.as_ref().and_then(|slot| slot.deliveries.find(subscription));
         let is_here = delivery.is_some_and(|(_, delivery)| !delivery.state.is_settled());
-        // Marks may be older than the journal: then their numbers mean other events.
-        is_here && self.event_id(event).is_some_and(|found| found == id.to_string())
+        is_here && self.is_copy(event, id)
+    }
+
+    /// Whether this number means the event. Marks may be older than the journal: then their numbers mean others.
+    fn is_copy(&self, event: u64, id: &EventId) -> bool {
+        self.event_id(event).is_some_and(|found| found == id.to_string())
+    }
+
+    /// Lets the deliveries of this copy of the event be found when the event's mark knows a newer one: those that are
+    /// owed here, or can be once more.
+    fn mark_deliveries(&mut self, event: u64, id: &EventId) {
+        let Some(slot) = self.slot(event) else { return };
+        let all = slot.deliveries.as_slice().iter();
+        let owed = all.filter(|delivery| !delivery.state.is_settled() || delivery.state.is_handing_over());
+        let marks: Vec<EventId> = {
+            let numbers = self.shared.subscriptions.lock().unwrap_or_else(PoisonError::into_inner);
+            owed.map(|delivery| mark_of_delivery(id, &numbers.id(delivery.subscription))).collect()
+        };
+        if marks.is_empty() || !self.is_copy(event, id) {
+            return;
+        }
+        for mark in marks {
+            self.put_mark(mark, Mark::new(self.now_ms, event));
+        }
     }
 
     fn store_taken(&mut self, taken: TakenOver, subscription: u32, seen: Option<Mark>) {

@@ -8,6 +8,7 @@ use std::{
 use gateway_core::{delivery::DeliveryState, time::to_proto};
 use gateway_proto::v1;
 use jiff::Timestamp;
+use prost::Message as _;
 
 use super::{
     Outcome,
@@ -16,6 +17,12 @@ use super::{
     record::{self, Lane, LogIn, StateChange},
     round::Round,
 };
+
+/// Attempts that go with the report of their event, in bytes. An attempt may carry 16 KiB of an answer, and an event may
+/// have many: with its body the report must stay within one message, or it could never be sent, nor anything behind it.
+const ATTEMPTS_WITH_EVENT_BYTES_MAX: usize = 256 * 1_024;
+/// Attempts of one report without the event.
+const ATTEMPTS_PER_REPORT: usize = 64;
 
 impl Round<'_> {
     /// Takes what became of a delivery. What comes for a settled one is ignored, apart from the notice that
@@ -105,7 +112,8 @@ impl Round<'_> {
         }
     }
 
-    /// Plans the report of an event, with its deliveries as they stand and the attempts made so far.
+    /// Plans the report of an event, with its deliveries as they stand and the attempts made so far; of many attempts
+    /// the later ones come in reports behind it.
     pub(super) fn report_event(&mut self, event: u64) {
         let Some(mut slot) = self.slot(event).filter(|slot| slot.reported == Reported::No) else { return };
         let outcomes = self.young_outcomes(event).clone();
@@ -114,17 +122,33 @@ impl Round<'_> {
         let deliveries = slot.deliveries.as_slice();
         let to_proto =
             |delivery: &Delivery| self.delivery_to_proto(delivery, last.get(&delivery.subscription).copied());
+        let mut attempts: Vec<_> = outcomes.iter().filter_map(|outcome| outcome.attempt.clone()).collect();
+        let mut bytes = 0;
+        let with_event = attempts.iter().take_while(|attempt| {
+            bytes += attempt.encoded_len();
+            bytes <= ATTEMPTS_WITH_EVENT_BYTES_MAX
+        });
+        let later = attempts.split_off(with_event.count());
         let report = v1::EventReport {
             inbound_log: Some(v1::InboundLog {
                 deliveries: deliveries.iter().map(to_proto).collect(),
                 ..v1::InboundLog::default()
             }),
-            attempts: outcomes.iter().filter_map(|outcome| outcome.attempt.clone()).collect(),
+            attempts,
         };
         let touched = deliveries.iter().enumerate().filter(|(_, delivery)| delivery.is_touched());
         let changes = touched.map(|(place, delivery)| StateChange::of(place, delivery)).collect();
         let report = v1::report::Report::Event(report);
         self.report_about(Lane::Logs, event, LogIn::Event, changes, report);
+        for attempts in later.chunks(ATTEMPTS_PER_REPORT) {
+            let report = v1::AttemptsReport {
+                event_id: attempts[0].event_id.clone(),
+                deliveries: Vec::new(),
+                attempts: attempts.to_vec(),
+            };
+            let report = v1::report::Report::Attempts(report);
+            self.report_about(Lane::Logs, event, LogIn::Nothing, Vec::new(), report);
+        }
         slot.reported = Reported::Queued;
         self.plan.touched.insert(event, slot);
     }

@@ -22,7 +22,7 @@ mod recovery;
 mod tools;
 
 /// Longest wait for something that must happen.
-pub(in crate::pipeline) const DEADLINE: Duration = Duration::from_secs(20);
+pub(in crate::pipeline) const DEADLINE: Duration = Duration::from_secs(25);
 
 fn config(directory: &Path) -> Config {
     Config::for_tests(directory)

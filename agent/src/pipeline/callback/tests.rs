@@ -19,7 +19,7 @@ use crate::{
 
 mod https;
 
-const DEADLINE: Duration = Duration::from_secs(20);
+const DEADLINE: Duration = Duration::from_secs(25);
 
 /// A whole front door on a free port, with a real buffer behind it.
 struct FrontDoor {

@@ -5,6 +5,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
+use gateway_core::{delivery::DeliveryState, snapshot::Snapshot};
 use gateway_proto::v1::agent_sync_service_server::{AgentSyncService, AgentSyncServiceServer};
 use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 use tokio_stream::wrappers::TcpListenerStream;
@@ -15,7 +16,7 @@ use crate::{
     control_plane::{Identity, Link, report_client},
     metrics::Metrics,
     pipeline::buffer::{
-        self, Entry,
+        self, Entry, OpenDelivery, Outcome,
         tests::{DEADLINE, entry, event, event_id, eventually},
     },
 };
@@ -33,6 +34,8 @@ struct ControlPlane {
     count: watch::Sender<usize>,
     /// After how many requests a stream breaks without an ack; 0 means never.
     breaks_after: usize,
+    /// Whether it says of its streams that hand-overs are taken; None while it opens none. Open ones end with a change.
+    takes_hand_overs: watch::Sender<Option<bool>>,
 }
 
 struct Service(Arc<ControlPlane>);
@@ -68,6 +71,10 @@ impl AgentSyncService for Service {
         &self,
         request: Request<Streaming<v1::ReportLogsRequest>>,
     ) -> Result<Response<Self::ReportLogsStream>, Status> {
+        let mut takes_hand_overs = self.0.takes_hand_overs.subscribe();
+        let Some(takes) = *takes_hand_overs.borrow_and_update() else {
+            return Err(Status::unavailable("away"));
+        };
         let authorization =
             request.metadata().get("authorization").map(|value| value.to_str().unwrap().to_owned());
         self.0.log.lock().unwrap().authorization = authorization;
@@ -76,7 +83,12 @@ impl AgentSyncService for Service {
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
             let mut taken = 0;
-            while let Ok(Some(request)) = requests.message().await {
+            loop {
+                let request = tokio::select! {
+                    request = requests.message() => request,
+                    _ = takes_hand_overs.changed() => return,
+                };
+                let Ok(Some(request)) = request else { return };
                 taken += 1;
                 let last = request.reports.last().map_or(0, |report| report.sequence);
                 let id = request.buffer_id.clone();
@@ -97,7 +109,11 @@ impl AgentSyncService for Service {
             }
         });
         tasks.detach_all();
-        Ok(Response::new(ReceiverStream::new(responses)))
+        let mut response = Response::new(ReceiverStream::new(responses));
+        if takes {
+            response.metadata_mut().insert("gateway-takes-hand-overs", "true".parse().unwrap());
+        }
+        Ok(response)
     }
 
     async fn stream_work(
@@ -110,7 +126,8 @@ impl AgentSyncService for Service {
 
 impl ControlPlane {
     fn new(breaks_after: usize) -> Arc<Self> {
-        Arc::new(Self { log: Arc::default(), count: watch::Sender::new(0), breaks_after })
+        let takes_hand_overs = watch::Sender::new(Some(false));
+        Arc::new(Self { log: Arc::default(), count: watch::Sender::new(0), breaks_after, takes_hand_overs })
     }
 
     /// Serves on this listener until the set is dropped.
@@ -143,6 +160,7 @@ impl ControlPlane {
 struct Agent {
     directory: tempfile::TempDir,
     buffer: Buffer,
+    snapshot: SnapshotHandle,
     stop: CancellationToken,
     tasks: JoinSet<anyhow::Result<()>>,
 }
@@ -152,7 +170,8 @@ impl Agent {
         let directory = tempfile::tempdir().unwrap();
         let config = buffer::Config::for_tests(directory.path());
         let buffer = Buffer::open(config, Metrics::new()).await.unwrap();
-        Self { directory, buffer, stop: CancellationToken::new(), tasks: JoinSet::new() }
+        let snapshot = SnapshotHandle::fixed(Snapshot::default());
+        Self { directory, buffer, snapshot, stop: CancellationToken::new(), tasks: JoinSet::new() }
     }
 
     fn report_to(&mut self, address: SocketAddr) {
@@ -161,7 +180,8 @@ impl Agent {
                 .unwrap();
         let link = Link::new(&format!("http://{address}"), None, None).unwrap();
         let client = report_client(&link, &identity, self.directory.path()).unwrap();
-        self.tasks.spawn(Reporter::new(client, self.buffer.clone()).run(self.stop.clone()));
+        let reporter = Reporter::new(client, self.buffer.clone(), self.snapshot.clone());
+        self.tasks.spawn(reporter.run(self.stop.clone()));
     }
 
     async fn append(&self, numbers: std::ops::Range<u32>) {
@@ -261,4 +281,69 @@ async fn drains_at_the_end() {
     agent.report_to(unused);
     agent.tasks.join_next().await.unwrap().unwrap().unwrap();
     assert!(agent.buffer.has_reports());
+}
+
+impl ControlPlane {
+    /// How many hand-overs came.
+    fn hand_overs(&self) -> usize {
+        let log = self.log.lock().unwrap();
+        let is_one =
+            |report: &v1::Report| matches!(report.report, Some(v1::report::Report::DeliveryHandOver(_)));
+        log.reports.iter().filter(|(_, report)| is_one(report)).count()
+    }
+}
+
+impl Agent {
+    /// Gives a delivery away.
+    async fn give(&self, delivery: OpenDelivery) {
+        let OpenDelivery { event, subscription, .. } = delivery;
+        let state = DeliveryState::Pending.given_away();
+        self.buffer
+            .settle(Outcome { event, subscription, state, due_ms: None, attempt: None, gone: None })
+            .await;
+    }
+
+    fn hands_over(&self) -> bool {
+        self.snapshot.drain().hands_over()
+    }
+}
+
+/// A control plane takes hand-overs over a stream that says so, and over no other, whatever was said before: from one
+/// that does not say so they come back before anything is reported, and nothing more is given away. While there is no
+/// stream they wait.
+#[tokio::test]
+async fn each_stream_says_whether_hand_overs_are_taken() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut agent = Agent::new().await;
+    agent.buffer.hold_hand_overs();
+    agent.snapshot.drain().set(true).unwrap();
+    agent.buffer.append(entry([event(1, &["sub_a"])])).await.unwrap();
+    let mut owed = Vec::new();
+    eventually("it is owed", || {
+        owed.extend(agent.buffer.take_new_deliveries());
+        !owed.is_empty()
+    })
+    .await;
+    let delivery = owed[0];
+    agent.report_to(listener.local_addr().unwrap());
+    let control_plane = ControlPlane::new(0);
+    control_plane.takes_hand_overs.send_replace(Some(true));
+    let _serving = control_plane.serve(listener);
+    eventually("it may give away", || agent.hands_over()).await;
+    control_plane.takes_hand_overs.send_replace(None);
+    eventually("the stream has ended", || !agent.hands_over()).await;
+    agent.give(delivery).await;
+    // An earlier one: the hand-over comes back, and what is behind it is reported.
+    control_plane.takes_hand_overs.send_replace(Some(false));
+    eventually("it is owed here again", || agent.buffer.take_new_deliveries() == [delivery]).await;
+    agent.append(2..3).await;
+    assert_eq!(control_plane.events_after(2).await, ids(1..3));
+    assert!(control_plane.hand_overs() == 0 && !agent.hands_over());
+    // And the new one again.
+    control_plane.takes_hand_overs.send_replace(Some(true));
+    eventually("it may give away", || agent.hands_over()).await;
+    agent.give(delivery).await;
+    eventually("it is handed over", || control_plane.hand_overs() == 1).await;
+    control_plane.takes_hand_overs.send_replace(None);
+    eventually("the stream has ended", || !agent.hands_over()).await;
 }

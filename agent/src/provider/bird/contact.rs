@@ -23,17 +23,17 @@ pub fn contact(card: Option<&Fields<'_>>, extra: Option<&Fields<'_>>) -> Contact
     if contact.phone.is_none() {
         contact.phone = of_extra("phoneNumber").as_deref().and_then(normalize_phone);
     }
-    contact.user_id = contact.user_id.or_else(|| of_extra("whatsappbsuid"));
+    contact.user_id = contact.user_id.or_else(|| extra?.identifier("whatsappbsuid"));
     contact.username = contact.username.or_else(|| of_extra("whatsappusername"));
     if contact.phone.is_none() && contact.user_id.is_none() {
-        contact.user_id = other.or_else(|| card?.name("id"));
+        contact.user_id = other.or_else(|| card?.identifier("id"));
     }
     contact
 }
 
 /// Takes an identifier into the contact; gives back what is of no kind that we know.
 fn identify(fields: &Fields<'_>, contact: &mut Contact) -> Option<Box<str>> {
-    let value = fields.name("identifierValue")?;
+    let value = fields.identifier("identifierValue")?;
     let kind = fields.text("identifierKey").unwrap_or_default();
     let place = match kind.as_ref() {
         "phonenumber" | "" => {

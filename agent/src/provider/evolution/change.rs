@@ -4,10 +4,10 @@
 
 use gateway_core::event::{Contact, Message};
 use jiff::Timestamp;
-use serde_json::value::RawValue;
 
 use super::{
     content,
+    cut::cut,
     envelope::{Callback, Read},
     key::Key,
     message::time,
@@ -54,8 +54,9 @@ pub fn edited(callback: &Callback<'_>, protocol: &Fields<'_>, carrier: Option<Ca
         _ => Fields::of(value).and_then(|value| value.name("text").or_else(|| value.name("caption"))),
     });
     let message = Message { message_type: "edit".into(), text, ..change_of(original) };
-    // Each edit of a message is one of its own.
-    let own = own_time.map(RawValue::get).or(message.text.as_deref()).unwrap_or_default().to_owned();
+    // Each edit of a message is one of its own, and known again by what is kept of it.
+    let own_time = own_time.map(cut);
+    let own = own_time.as_deref().or(message.text.as_deref()).unwrap_or_default().to_owned();
     item(callback, &author, is_mirrored, message, &own, when)
 }
 

@@ -3,6 +3,7 @@
 use gateway_core::event::{Message, Reply};
 use serde_json::value::RawValue;
 
+use super::cut::cut;
 use crate::provider::json::{self, Fields, kept};
 
 /// Reads a choice; None when it is none. Gives the type of the message.
@@ -33,6 +34,8 @@ pub fn read(kind: &str, content: &Fields<'_>, message: &mut Message) -> Option<&
 fn native_flow(content: &Fields<'_>) -> Option<Reply> {
     let flow = content.object("nativeFlowResponseMessage")?;
     let params = flow.get("paramsJson");
+    let cut = params.map(cut);
+    let whole = cut.as_deref().and_then(|params| serde_json::from_str(params).ok());
     let json = params.and_then(json::text);
     let parsed: Option<&RawValue> = json.as_deref().and_then(|json| serde_json::from_str(json).ok());
     let said = parsed.and_then(Fields::of);
@@ -42,7 +45,7 @@ fn native_flow(content: &Fields<'_>) -> Option<Reply> {
         id: first(&["id", "selectedId", "selectedRowId"]),
         title: text.or_else(|| first(&["display_text", "title"])).or_else(|| flow.name("name")),
         // A text that is no JSON stays a text, and JSON without a text around it is taken as it is.
-        response: parsed.or(params).map(kept),
+        response: parsed.or(whole).map(kept),
         ..Reply::default()
     })
 }

@@ -6,7 +6,11 @@
 use gateway_core::event::{Location, Media, Message, MessageContext};
 use serde_json::value::RawValue;
 
-use super::{bytes::base64, choice, cut::cut};
+use super::{
+    bytes::base64,
+    choice,
+    cut::{cut, is_left_out},
+};
 use crate::provider::{
     json::{self, Fields, kept},
     message::{self, set_location, set_reaction},
@@ -61,12 +65,16 @@ pub fn find<'a>(message: &Fields<'a>, literal: Option<&str>) -> Option<(Box<str>
 }
 
 fn named<'a>(message: &Fields<'a>, literal: Option<&str>) -> Option<(Box<str>, &'a RawValue)> {
-    if let Some(literal) = literal
+    // What is left out is no content: the message would be another one without it.
+    if let Some(literal) = literal.filter(|literal| !is_left_out(literal.as_bytes()))
         && let Some(value) = message.get(literal)
     {
         return Some((literal.into(), value));
     }
-    let mut contents = message.iter().filter(|(name, value)| !BESIDE.contains(name) && value.get() != "null");
+    let is_content = |(name, value): &(&[u8], &RawValue)| {
+        !BESIDE.contains(name) && !is_left_out(name) && value.get() != "null"
+    };
+    let mut contents = message.iter().filter(is_content);
     contents.next().map(|(name, value)| (String::from_utf8_lossy(name).into(), value))
 }
 

@@ -23,6 +23,11 @@ const LEFT_OUT: [&str; 11] = [
     "messagecontextinfo",
 ];
 
+/// Whether what has this name is left out.
+pub fn is_left_out(name: &[u8]) -> bool {
+    std::str::from_utf8(name).is_ok_and(|name| login::is_one_of(name, &LEFT_OUT))
+}
+
 /// `data`, or a part of it, without it: null stands in its place.
 pub fn cut(data: &RawValue) -> Cow<'_, str> {
     login::cut(data.get(), &LEFT_OUT)

@@ -17,9 +17,9 @@ use crate::provider::{
 pub fn received(raw: &RawValue, fields: &Fields<'_>, time: Option<Timestamp>) -> Item {
     let message = read(raw, fields);
     let sender = fields.object("sender");
-    let of_sender = |name| sender.as_ref().and_then(|sender| sender.name(name));
-    let mut contact = of_field(of_sender("phone").or_else(|| fields.name("source")));
-    contact.name = of_sender("name");
+    let phone = sender.as_ref().and_then(|sender| sender.identifier("phone"));
+    let mut contact = of_field(phone.or_else(|| fields.name("source")));
+    contact.name = sender.and_then(|sender| sender.name("name"));
     Item::Message(Box::new(MessageItem {
         identity: message.external_message_id.clone().unwrap_or_else(|| identity_without_id(raw, time)),
         contact,

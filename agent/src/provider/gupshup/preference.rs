@@ -14,7 +14,7 @@ pub fn preference(fields: &Fields<'_>, time: Option<Timestamp>) -> Option<Item> 
         "opted-in" => false,
         _ => return None,
     };
-    let contact = of_field(Some(fields.name("phone")?));
+    let contact = of_field(Some(fields.identifier("phone")?));
     let identity = identity_of(&contact, &word, opts_out, time);
     Some(Item::Preference(Box::new(PreferenceItem {
         contact,

@@ -23,7 +23,7 @@ const NEUTRAL: [&str; 8] =
 pub fn preference(fields: &Fields<'_>, content: &Fields<'_>) -> Option<PreferenceItem> {
     let value = content.text(PREFERENCE)?;
     let opts_out = opts_out(&value)?;
-    let contact = of_field(Some(content.name("from")?));
+    let contact = of_field(Some(content.identifier("from")?));
     let time = fields.time("createdAt");
     let identity = identity_of(&contact, &value, opts_out, time);
     Some(PreferenceItem {

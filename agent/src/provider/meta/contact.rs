@@ -4,6 +4,7 @@
 
 use gateway_core::{
     event::Contact,
+    opt_out::is_identifier,
     phone::{Phone, normalize_phone},
 };
 use serde_json::value::RawValue;
@@ -53,6 +54,7 @@ impl Contacts {
     /// The contact named by a phone field and a user id field of an item. `alone` says that the value has no
     /// other item, so that its only contact can be nobody else.
     pub fn join(&self, phone: Option<Box<str>>, user_id: Option<Box<str>>, alone: bool) -> Contact {
+        let [phone, user_id] = [phone, user_id].map(|name| name.filter(|name| is_identifier(name)));
         let card = self.card(phone.as_deref(), user_id.as_deref(), alone);
         let named = phone.as_deref().and_then(normalize_phone);
         let wa_id = card.and_then(|card| card.wa_id.clone());
@@ -90,8 +92,8 @@ impl Card {
         let profile = fields.object("profile");
         let of_profile = |name| profile.as_ref().and_then(|profile| profile.name(name));
         Some(Self {
-            wa_id: fields.name("wa_id"),
-            user_id: fields.name("user_id"),
+            wa_id: fields.identifier("wa_id"),
+            user_id: fields.identifier("user_id"),
             name: of_profile("name"),
             username: of_profile("username"),
         })

@@ -29,7 +29,7 @@ pub fn received(
     let contact = match &system {
         // Who changed their id is named by the new one, in `system` alone.
         Some(system) if !has_sender(&fields) => {
-            contacts.join(new_number(system), system.name("user_id"), alone)
+            contacts.join(new_number(system), system.identifier("user_id"), alone)
         }
         _ => contacts.join(fields.name("from"), fields.name("from_user_id"), alone),
     };
@@ -104,26 +104,26 @@ fn read(raw: &RawValue, fields: &Fields<'_>, relay: Relay<'_>) -> Message {
 }
 
 fn has_sender(fields: &Fields<'_>) -> bool {
-    fields.name("from").is_some() || fields.name("from_user_id").is_some()
+    fields.identifier("from").is_some() || fields.identifier("from_user_id").is_some()
 }
 
 /// The contact's new number; `new_wa_id` is the word of before v12.
 fn new_number(system: &Fields<'_>) -> Option<Box<str>> {
-    system.name("wa_id").or_else(|| system.name("new_wa_id"))
+    system.identifier("wa_id").or_else(|| system.identifier("new_wa_id"))
 }
 
 /// What a system message means beside being one.
 fn system_item(system: &Fields<'_>, fields: &Fields<'_>, contact: &Contact) -> Option<Item> {
-    let user_id = system.name("user_id");
+    let user_id = system.identifier("user_id");
     match system.text("type")?.as_ref() {
         // `customer_changed_number` is the word of before v12.
         "user_changed_number" | "customer_changed_number" | "user_changed_user_id" => {
             let number = new_number(system);
-            let from_user_id = fields.name("from_user_id").filter(|from| user_id.as_ref() != Some(from));
+            let from_user_id = fields.identifier("from_user_id").filter(|from| user_id.as_ref() != Some(from));
             let from = Contact {
                 // Of a message without a sender the contact is the new one.
                 phone: contact.phone.clone().filter(|_| has_sender(fields)),
-                user_id: system.name("previous_user_id").or(from_user_id),
+                user_id: system.identifier("previous_user_id").or(from_user_id),
                 ..Contact::default()
             };
             let to =

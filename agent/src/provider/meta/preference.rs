@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 use super::contact::Contacts;
 use crate::provider::{Item, PreferenceItem, json::Fields, preference::identity_of};
 
-/// The decision; None for what is not one that we know.
+/// The decision; None for what is not one that we know, or is nobody's.
 pub fn preference(raw: &RawValue, contacts: &Contacts, alone: bool) -> Option<Item> {
     let fields = Fields::of(raw)?;
     let value = fields.text("value")?;
@@ -20,6 +20,9 @@ pub fn preference(raw: &RawValue, contacts: &Contacts, alone: bool) -> Option<It
         return None;
     }
     let contact = contacts.join(fields.name("wa_id"), fields.name("user_id"), alone);
+    if contact.key().is_empty() {
+        return None;
+    }
     let time = fields.time("timestamp");
     let identity = identity_of(&contact, &value, opts_out, time);
     Some(Item::Preference(Box::new(PreferenceItem {

@@ -2,7 +2,7 @@
 //! <https://developer.vonage.com/en/messages/guides/handling-whatsapp-usernames-and-bsuids>. `from` and `to` hold
 //! either; `whatsapp.sender` and `whatsapp.recipient` say which is which.
 
-use gateway_core::{event::Contact, phone::normalize_phone};
+use gateway_core::{event::Contact, opt_out::is_identifier, phone::normalize_phone};
 
 use super::envelope::Callback;
 use crate::provider::json::Fields;
@@ -10,7 +10,8 @@ use crate::provider::json::Fields;
 /// The contact named `named` in `from` or `to`, and described by the field `person` of `whatsapp`.
 pub fn contact(callback: &Callback<'_>, named: Option<Box<str>>, person: &str) -> Contact {
     let person = callback.of_whatsapp(person).and_then(Fields::of);
-    let of_person = |name| person.as_ref().and_then(|person| person.name(name));
+    let named = named.filter(|named| is_identifier(named));
+    let of_person = |name| person.as_ref().and_then(|person| person.identifier(name));
     let profile = callback.fields.object("profile");
     let of_profile = |name| profile.as_ref().and_then(|profile| profile.name(name));
     let phone = named.as_deref().and_then(normalize_phone);

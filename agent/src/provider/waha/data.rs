@@ -49,6 +49,15 @@ impl<'a> Data<'a> {
         self.text("type").or_else(|| key().map(|name| String::from_utf8_lossy(name).into()))
     }
 
+    /// The reaction that a message is: the id of the message that is reacted to, and the emoji. NOWEB used to
+    /// pass reactions on as messages, without WAHA's own `reaction`.
+    pub fn reaction(&self) -> Option<(Option<Box<str>>, Option<Box<str>>)> {
+        let reaction = self.message.as_ref()?.object("reactionMessage")?;
+        let key = reaction.object("key");
+        let id = key.and_then(|key| key.name("id").or_else(|| key.name("ID")));
+        Some((id, reaction.name("text")))
+    }
+
     /// Our type of a file, where the engine tells.
     pub fn media_type(&self) -> Option<&'static str> {
         let is_recorded = || {

@@ -16,7 +16,14 @@ use crate::provider::{
 /// A message of a contact, or one that the business sent.
 pub fn message(callback: &Callback<'_>, payload: &Payload<'_>) -> Item {
     let mut message = head(payload);
-    read(payload, &mut message);
+    match reaction(callback, payload) {
+        Some((message_id, emoji)) => {
+            message.message_type = "reaction".into();
+            message.raw = message_id.is_none().then(|| kept(payload.raw));
+            set_reaction(&mut message, message_id, emoji);
+        }
+        None => read(payload, &mut message),
+    }
     item(callback, payload, message, payload.identity(), payload.fields.time("timestamp"))
 }
 
@@ -89,13 +96,22 @@ fn head(payload: &Payload<'_>) -> Message {
     }
 }
 
+/// The id of the message that is reacted to, and the emoji; None for what is no reaction. What comes as one is
+/// one whatever is in it: a `body` beside it is not what the contact says.
+fn reaction(
+    callback: &Callback<'_>,
+    payload: &Payload<'_>,
+) -> Option<(Option<Box<str>>, Option<Box<str>>)> {
+    let of_field = payload.fields.object("reaction");
+    let of_field = of_field.map(|reaction| (reaction.name("messageId"), reaction.name("text")));
+    let of_event = || (callback.event == "message.reaction").then_some((None, None));
+    of_field.or_else(|| payload.data.reaction()).or_else(of_event)
+}
+
 fn read(payload: &Payload<'_>, message: &mut Message) {
     let fields = &payload.fields;
     let media = fields.object("media");
-    if let Some(reaction) = fields.object("reaction") {
-        message.message_type = "reaction".into();
-        set_reaction(message, reaction.name("messageId"), reaction.name("text"));
-    } else if let Some(location) = fields.object("location") {
+    if let Some(location) = fields.object("location") {
         // `body` is a picture of the map.
         message.message_type = "location".into();
         set_location(message, place(&location));

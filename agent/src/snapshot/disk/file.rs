@@ -14,7 +14,8 @@
 //! | 4 | CRC32C of the length and the sealed bytes, little endian |
 //! | n | sealed ([`gateway_runtime::sealing`], bound to the file's id and the record's number): kind, protobuf |
 //!
-//! The first records are the parts of the base, the last of them marked; the others are deltas. The checksum tells
+//! The protobuf is a response, and in the same message what was refused of it. The first records are the parts of the
+//! base, the last of them marked; the others are deltas. The checksum tells
 //! damage from another key; that nothing was changed or moved, the seal proves.
 
 use std::{
@@ -30,7 +31,7 @@ use gateway_runtime::sealing::{Key, KeyId};
 use prost::Message as _;
 use zeroize::Zeroizing;
 
-use super::state::Part;
+use super::state::{Part, Refusals};
 
 /// All formats but the first begin with this, the number of the format and the same header.
 const NAME: &[u8; 7] = b"WAGWSNP";
@@ -96,8 +97,12 @@ pub enum Reading {
     },
 }
 
-/// Reads a file, giving its responses to `take`; those of a damaged base too.
-pub fn read(path: &Path, key: &Key, take: &mut impl FnMut(v1::StreamConfigResponse)) -> io::Result<Reading> {
+/// Reads a file, giving its responses to `take`, each with what was refused of it; those of a damaged base too.
+pub fn read(
+    path: &Path,
+    key: &Key,
+    take: &mut impl FnMut(v1::StreamConfigResponse, Refusals),
+) -> io::Result<Reading> {
     let file = match File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Reading::Missing),
@@ -127,12 +132,12 @@ pub fn read(path: &Path, key: &Key, take: &mut impl FnMut(v1::StreamConfigRespon
     let mut appender = Appender { file_id, records: 0, bytes: HEADER_BYTES as u64, base_bytes: 0 };
     let damage = loop {
         match read_record(&mut input, &mut left, key, &appender)? {
-            Ok(Some((kind, response, bytes))) => {
+            Ok(Some(Record { kind, response, refused, bytes })) => {
                 let is_base = appender.base_bytes == 0;
                 if is_base == (kind == Kind::Delta) {
                     break Some(Damage::Changed);
                 }
-                take(response);
+                take(response, refused);
                 appender.records += 1;
                 appender.bytes += bytes;
                 if kind == Kind::LastBasePart {
@@ -149,8 +154,13 @@ pub fn read(path: &Path, key: &Key, take: &mut impl FnMut(v1::StreamConfigRespon
     })
 }
 
-/// A record: its kind, what it brings, its length.
-type Record = (Kind, v1::StreamConfigResponse, u64);
+/// What a record brings, and how many bytes it has in the file.
+struct Record {
+    kind: Kind,
+    response: v1::StreamConfigResponse,
+    refused: Refusals,
+    bytes: u64,
+}
 
 fn read_record(
     input: &mut impl Read,
@@ -184,8 +194,12 @@ fn read_record(
     }
     let Ok(plain) = key.open(&[PLACE, &at.place()], &sealed) else { return Ok(Err(Damage::Changed)) };
     let record = plain.split_first().and_then(|(kind, response)| {
-        let response = v1::StreamConfigResponse::decode(response).ok()?;
-        Some((Kind::of(*kind)?, response, FRAME_HEADER_BYTES as u64 + u64::from(sealed_bytes)))
+        Some(Record {
+            kind: Kind::of(*kind)?,
+            response: v1::StreamConfigResponse::decode(response).ok()?,
+            refused: Refusals::decode(response).ok()?,
+            bytes: FRAME_HEADER_BYTES as u64 + u64::from(sealed_bytes),
+        })
     });
     Ok(record.map(Some).ok_or(Damage::Changed))
 }
@@ -212,7 +226,7 @@ impl Appender {
         let mut appender = Self { file_id, records: 0, bytes: HEADER_BYTES as u64, base_bytes: 0 };
         for part in parts {
             let kind = if part.is_last { Kind::LastBasePart } else { Kind::BasePart };
-            let record = appender.record(key, kind, &part.message)?;
+            let record = appender.record(key, kind, &part.message, &part.refused)?;
             output.write_all(&record)?;
             appender.wrote(&record);
         }
@@ -221,9 +235,15 @@ impl Appender {
         Ok(appender)
     }
 
-    /// Appends a delta, durably. What was behind the last good record is cut off.
-    pub fn add(&mut self, path: &Path, key: &Key, response: &v1::StreamConfigResponse) -> io::Result<()> {
-        let record = self.record(key, Kind::Delta, response)?;
+    /// Appends a delta and what was refused of it, durably. What was behind the last good record is cut off.
+    pub fn add(
+        &mut self,
+        path: &Path,
+        key: &Key,
+        response: &v1::StreamConfigResponse,
+        refused: &Refusals,
+    ) -> io::Result<()> {
+        let record = self.record(key, Kind::Delta, response, refused)?;
         let mut file = OpenOptions::new().append(true).open(path)?;
         if file.metadata()?.len() != self.bytes {
             file.set_len(self.bytes)?;
@@ -252,10 +272,19 @@ impl Appender {
         self.bytes - self.base_bytes
     }
 
-    fn record(&self, key: &Key, kind: Kind, message: &impl prost::Message) -> io::Result<Vec<u8>> {
-        let mut plain = Zeroizing::new(Vec::with_capacity(1 + message.encoded_len()));
+    fn record(
+        &self,
+        key: &Key,
+        kind: Kind,
+        message: &impl prost::Message,
+        refused: &Refusals,
+    ) -> io::Result<Vec<u8>> {
+        let bytes = 1 + message.encoded_len() + refused.encoded_len();
+        let mut plain = Zeroizing::new(Vec::with_capacity(bytes));
         plain.push(kind as u8);
         message.encode(&mut *plain).map_err(io::Error::other)?;
+        // One message after another is both of them (<https://protobuf.dev/programming-guides/encoding/#last-one-wins>).
+        refused.encode(&mut *plain).map_err(io::Error::other)?;
         let sealed = key.seal(&[PLACE, &self.place()], &plain);
         let length = u32::try_from(sealed.len()).map_err(io::Error::other)?.to_le_bytes();
         let crc = crc32c::crc32c_append(crc32c::crc32c(&length), &sealed).to_le_bytes();

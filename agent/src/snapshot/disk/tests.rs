@@ -5,6 +5,8 @@ use v1::config_resource::Resource;
 
 use super::{state::SUBSCRIPTION, *};
 
+mod digests;
+
 fn delta(version: u64) -> v1::StreamConfigResponse {
     v1::StreamConfigResponse {
         version,

@@ -6,10 +6,7 @@ use gateway_runtime::clock;
 use tonic::{Request, Response, Status};
 
 use super::{
-    super::{
-        authorize::{self, Caller},
-        status,
-    },
+    super::authorize,
     AgentApi,
 };
 use crate::{audit::Audited, store::agents};
@@ -50,21 +47,5 @@ impl AgentApi {
         } else {
             join_secret
         }
-    }
-
-    /// The tenant of an agent to come; None for one of the platform.
-    pub(super) async fn tenant_of_token(
-        &self,
-        caller: &Caller,
-        named: &str,
-    ) -> Result<Option<String>, Status> {
-        if named.is_empty() && caller.is_platform() {
-            return Ok(None);
-        }
-        let tenant_id = caller.tenant_for(named)?;
-        if !agents::is_tenant(&self.state.store, tenant_id.as_str()).await? {
-            return Err(status::not_found("tenant", tenant_id.as_str()));
-        }
-        Ok(Some(tenant_id.to_string()))
     }
 }

@@ -3,18 +3,24 @@
 use std::{collections::VecDeque, net::SocketAddr, sync::Arc, time::Duration};
 
 use futures_util::{FutureExt as _, Stream, StreamExt as _, stream};
-use gateway_core::time;
+use gateway_core::{snapshot::digest::RESOURCE_TYPES, time};
 use gateway_proto::v1::{self, stream_config_request::Message};
 use gateway_runtime::clock;
 use tokio::{sync::watch, time::Instant};
 use tonic::{Status, Streaming};
+
+mod check;
+
+use check::{Check, Compared};
 
 use super::{check_build, status, too_large};
 use crate::{
     api::authorize::AgentIdentity,
     app::State,
     fleet::{Connection, ResourceKey, SILENCE_MAX},
-    publish::{Part, Parts, Publisher, TenantFilter, keep_own_opt_outs},
+    publish::{
+        Changes, Part, Parts, Publisher, TenantFilter, divergences::Answer, keep_own_opt_outs,
+    },
     store::{agents, fleet},
 };
 
@@ -103,6 +109,10 @@ impl ConfigStream {
         let is_to_drain = fleet::is_to_drain(&self.state.store, &hello.agent_id).await?;
         connection.is_to_drain(is_to_drain);
         tracing::info!(gateway.agent.id = hello.agent_id, version, "agent connected");
+        let mut check = Check::new(&self.state.divergences.expectations);
+        if is_ours {
+            check.said(version, hello.digests);
+        }
         Ok(ConnectedAgent {
             state: self.state,
             publisher: self.publisher,
@@ -123,6 +133,7 @@ impl ConfigStream {
             may_have_opt_outs: true,
             may_drain: false,
             parts: None,
+            check,
             nonces: 0,
             unanswered: VecDeque::new(),
             look_at: Instant::now() + LOOK_INTERVAL,
@@ -168,6 +179,8 @@ struct ConnectedAgent {
     may_drain: bool,
     /// Changes being sent.
     parts: Option<Parts>,
+    /// Whether the agent has what it should have.
+    check: Check,
     nonces: u64,
     unanswered: VecDeque<Unanswered>,
     look_at: Instant,
@@ -232,6 +245,7 @@ impl ConnectedAgent {
                 self.may_drain = true;
                 Woken::Changed
             }
+            () = self.check.changed() => Woken::Changed,
             () = tokio::time::sleep_until(self.look_at) => {
                 self.look_at = Instant::now() + LOOK_INTERVAL;
                 (self.may_differ, self.may_have_opt_outs, self.may_drain) = (true, true, true);
@@ -260,14 +274,83 @@ impl ConnectedAgent {
             self.may_differ = false;
             if !self.is_told || self.version != Some(newest) {
                 let changes = self.publisher.changes(self.version.unwrap_or(0), newest).await?;
-                self.parts = Some(Parts::new(changes, &self.region));
-                if let Some(tenant_id) = &self.tenant_id {
-                    self.filter = Some(TenantFilter::read(&self.state.store, tenant_id).await?);
-                }
+                self.begin(changes).await?;
                 return Ok(self.next_part());
             }
         }
-        self.opt_outs().await
+        if let Some(response) = self.opt_outs().await? {
+            return Ok(Some(response));
+        }
+        // Last, so that nothing waits for it.
+        if self.has_to_resend().await? { Ok(self.next_part()) } else { Ok(None) }
+    }
+
+    /// Begins to send changes.
+    async fn begin(&mut self, changes: Arc<Changes>) -> Result<(), Status> {
+        if let Some(tenant_id) = &self.tenant_id {
+            self.filter = Some(TenantFilter::read(&self.state.store, tenant_id).await?);
+        }
+        self.parts = Some(Parts::new(changes, &self.region));
+        Ok(())
+    }
+
+    /// Compares what the agent says that it has with what it should have. True when everything is being sent anew.
+    async fn has_to_resend(&mut self) -> Result<bool, Status> {
+        let Some(version) = self.version else { return Ok(false) };
+        let differences = match self.check.compare(version, &self.region, self.tenant_id.as_deref()) {
+            Compared::Differs(differences) => differences,
+            Compared::Same(again) => {
+                self.state.divergences.none();
+                if again {
+                    tracing::info!(gateway.agent.id = self.agent_id, "the agent has what it should have again");
+                }
+                return Ok(false);
+            }
+            Compared::Not => return Ok(false),
+        };
+        // While something changes, an agent may have a part of it early.
+        if self.state.store.version().await? != version {
+            self.check.again();
+            return Ok(false);
+        }
+        // Of what cannot be read an agent has its last good value, which a snapshot would take away.
+        if self.state.store.damages().all().iter().any(|row| RESOURCE_TYPES.contains(&row.resource_type)) {
+            return Ok(false);
+        }
+        let differences: Vec<String> = differences
+            .iter()
+            .map(|one| format!("{}: has {}, should have {}", one.resource_type, one.said, one.expected))
+            .collect();
+        let differences = differences.join("; ");
+        match self.state.divergences.found(&self.agent_id, self.check.may_resend()) {
+            Answer::Resend => {}
+            Answer::Persists => {
+                tracing::error!(
+                    gateway.agent.id = self.agent_id,
+                    version,
+                    differences,
+                    "an agent does not have the configuration that it should have, although it was sent everything anew"
+                );
+                return Ok(false);
+            }
+            Answer::Nothing => return Ok(false),
+        }
+        let everything = self.publisher.changes(0, version).await?;
+        if !everything.left_out.is_empty() {
+            return Ok(false);
+        }
+        tracing::warn!(
+            gateway.agent.id = self.agent_id,
+            version,
+            differences,
+            "an agent does not have the configuration that it should have; sending it everything anew"
+        );
+        self.state.divergences.resends(&self.agent_id);
+        self.check.begin_resend();
+        // Until it has all of it, the agent has none of ours.
+        self.version = None;
+        self.begin(everything).await?;
+        Ok(true)
     }
 
     /// Looks up whether the agent is to drain. True when it has to be told: what was sent last says otherwise.
@@ -303,9 +386,14 @@ impl ConnectedAgent {
             self.parts = None;
         }
         let keys = part.keys();
-        let Part { upserts, removals, begins_snapshot, .. } = part;
+        let Part { upserts, removals, unreadable, begins_snapshot, is_last } = part;
+        let unreadable = unreadable.into_iter().map(|(_, named)| named).collect();
+        let snapshot = begins_snapshot;
         let response =
-            v1::StreamConfigResponse { snapshot: begins_snapshot, upserts, removals, ..self.response() };
+            v1::StreamConfigResponse { snapshot, upserts, removals, unreadable, ..self.response() };
+        if is_last {
+            self.check.sent(&response.nonce);
+        }
         self.await_verdict(&response, keys);
         Some(response)
     }
@@ -365,7 +453,10 @@ impl ConnectedAgent {
             Some(Message::Hello(_)) => return Err(status::invalid_field("hello", "must come once")),
             Some(Message::Ack(ack)) => self.verdict(&ack.nonce, Vec::new()),
             Some(Message::Nack(nack)) => self.verdict(&nack.nonce, nack.refused),
-            Some(Message::Applied(applied)) => self.connection.applied(applied.version),
+            Some(Message::Applied(applied)) => {
+                self.connection.applied(applied.version);
+                self.check.said(applied.version, applied.digests);
+            }
             Some(Message::Health(health)) => self.connection.health(health),
             None => {}
         }
@@ -373,6 +464,9 @@ impl ConnectedAgent {
     }
 
     fn verdict(&mut self, nonce: &str, refused: Vec<v1::RefusedResource>) {
+        if self.check.is_taken(nonce) {
+            self.state.divergences.taken(&self.agent_id);
+        }
         let Some(place) = self.unanswered.iter().position(|response| response.nonce == nonce) else { return };
         if let Some(Unanswered { version, keys, .. }) = self.unanswered.remove(place) {
             self.connection.accepted(version, &keys, refused);

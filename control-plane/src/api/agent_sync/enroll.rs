@@ -132,7 +132,16 @@ impl AgentSyncApi {
             chain: certificate.chain,
             lifetime: Some(time::duration_to_proto(self.state.config.agent_certificate_lifetime)),
             expire_time: Some(time::to_proto(certificate.expire_time)),
+            authorities: self.authorities(),
         }
+    }
+
+    /// Whom agents are to trust.
+    fn authorities(&self) -> Vec<Vec<u8>> {
+        if !self.state.config.tls.is_own_ca() {
+            return Vec::new();
+        }
+        self.state.authority.announced().map(|certificate| certificate.to_vec()).collect()
     }
 
     /// Who opens a stream, and the hold on it that a revocation takes away.

@@ -23,7 +23,6 @@ mod guard;
 mod hand_over;
 
 use guard::Guard;
-use hand_over::HandOvers;
 
 /// Messages of one stream on their way to disk. When there are as many, the next one is not read.
 const UNCOMMITTED_MAX: usize = 8;
@@ -156,7 +155,7 @@ impl ReportStream {
             last_sequence: 0,
         };
         let (mut opt_outs, mut gone, mut damages) = (Vec::new(), Vec::new(), Vec::new());
-        let mut hand_overs = HandOvers::default();
+        let mut given = Vec::new();
         for v1::Report { sequence, report } in message.reports {
             batch.last_sequence = batch.last_sequence.max(sequence);
             let report = match report {
@@ -178,6 +177,7 @@ impl ReportStream {
                     Some(Record::Unrouted(callback))
                 }
                 Some(Reported::OptOut(mut opt_out)) => {
+                    crate::inbound_log::bound_opt_out(&mut opt_out);
                     opt_out.tenant_id = self.tenant_of(&opt_out.instance_id, opt_out.tenant_id).await?;
                     if self.guard.allows_tenant(&opt_out.tenant_id) {
                         opt_outs.push(opt_out);
@@ -193,7 +193,7 @@ impl ReportStream {
                     None
                 }
                 Some(Reported::DeliveryHandOver(hand_over)) => {
-                    let told = self.given_away(sequence, hand_over, &mut hand_overs).await?;
+                    let told = self.given_away(sequence, hand_over, &mut given).await?;
                     batch.records.extend(told);
                     None
                 }
@@ -209,7 +209,7 @@ impl ReportStream {
         for damage in damages {
             record_damage(&self.state.store, &self.identity.agent_id, damage).await?;
         }
-        self.submit(batch, hand_overs.given).await
+        self.submit(batch, given).await
     }
 
     async fn submit(&mut self, batch: ReportBatch, given: Vec<GivenAway>) -> Result<(), Status> {

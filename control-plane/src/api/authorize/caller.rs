@@ -12,7 +12,8 @@ use tonic::Status;
 
 use crate::api::status;
 
-/// Who acts. Prints as audit entries name it: `admin_key`, `api_key:<id>`, `agent:<id>`, `gateway`.
+/// Who acts. Prints as audit entries name it: `admin_key`, `api_key:<id>`, `agent:<id>`, `gateway`,
+/// `command_line:<uid>`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Actor {
     /// The holder of the admin key.
@@ -23,6 +24,8 @@ pub enum Actor {
     Agent(String),
     /// The gateway by itself.
     Gateway,
+    /// A user of the control plane's machine who runs a command of its program, by the number of the user.
+    CommandLine(u32),
 }
 
 impl fmt::Display for Actor {
@@ -32,6 +35,7 @@ impl fmt::Display for Actor {
             Self::ApiKey(id) => write!(f, "api_key:{id}"),
             Self::Agent(id) => write!(f, "agent:{id}"),
             Self::Gateway => f.write_str("gateway"),
+            Self::CommandLine(user_id) => write!(f, "command_line:{user_id}"),
         }
     }
 }
@@ -165,11 +169,16 @@ mod tests {
     /// Audit entries name actors in fixed words.
     #[test]
     fn actors_print_as_documented() {
-        let actors =
-            [Actor::AdminKey, Actor::ApiKey("key_1".into()), Actor::Agent("agt_1".into()), Actor::Gateway];
+        let actors = [
+            Actor::AdminKey,
+            Actor::ApiKey("key_1".into()),
+            Actor::Agent("agt_1".into()),
+            Actor::Gateway,
+            Actor::CommandLine(1000),
+        ];
         assert_eq!(
             actors.map(|actor| actor.to_string()),
-            ["admin_key", "api_key:key_1", "agent:agt_1", "gateway"]
+            ["admin_key", "api_key:key_1", "agent:agt_1", "gateway", "command_line:1000"]
         );
     }
 }

@@ -168,8 +168,14 @@ impl KeyRing {
     }
 }
 
+/// Why a key opens nothing that cannot be read.
+pub const DAMAGED: &str = "what is stored of the API key cannot be read; have it revoked, and another one made";
+
 /// Why a key opens nothing, None when it works.
 pub fn refusal(key: &v1::ApiKey, now: Timestamp) -> Option<&'static str> {
+    if key.is_damaged {
+        return Some(DAMAGED);
+    }
     if key.revoke_time.is_some() {
         return Some("the API key was revoked");
     }

@@ -10,6 +10,8 @@ mod roles;
 mod isolation;
 mod keys;
 mod created_keys;
+mod key_limit;
+mod callback_tokens;
 mod tenants;
 mod platform_routes;
 

@@ -128,3 +128,144 @@ async fn a_damaged_route_is_named_by_the_diagnosis() {
     server.instances().diagnose_instance(request).await.unwrap();
     server.stop().await;
 }
+
+/// Makes a stored body something else.
+async fn spoil(server: &Server, table: &str, condition: &str) {
+    let sql = format!("UPDATE {table} SET body = x'ffff' WHERE {condition}");
+    testing::execute(server._directory.path(), sql).await;
+}
+
+/// An instance that cannot be read is shown as such in lists, beside the others; Get and changes say which one it is and
+/// what to do; nothing is suppressed or allowed by it; and it can be deleted, which is on record.
+#[tokio::test]
+async fn damaged_instances_are_listed_and_deleted() {
+    let server = Server::start().await.with_instance().await;
+    let other = server.create_instance(instance("inst_2", "1002")).await.unwrap();
+    spoil(&server, "instances", "id = 'inst_1'").await;
+    let mut client = server.instances();
+    let found = client.list_instances(v1::ListInstancesRequest::default()).await.unwrap().into_inner();
+    let [damaged, whole] = found.instances.as_slice() else { panic!("{found:?}") };
+    assert_eq!((damaged.id.as_str(), damaged.is_damaged, whole), ("inst_1", true, &other));
+    let refused = client.get_instance(v1::GetInstanceRequest { id: "inst_1".into() }).await.unwrap_err();
+    assert!(refused.message().contains("`inst_1`") && refused.message().contains("DeleteInstance"));
+    assert_eq!(refusal::<()>(Err(refused)), data_loss());
+    let check = v1::CheckSuppressionRequest {
+        instance_id: "inst_1".into(),
+        phone: "+966500000001".into(),
+        purpose: v1::Purpose::Marketing.into(),
+        ..Default::default()
+    };
+    assert_eq!(refusal(server.opt_outs().check_suppression(check).await), data_loss());
+    let again = server.create_instance(instance("inst_1", "1003")).await;
+    assert_eq!(refusal(again).1, "ALREADY_EXISTS");
+    let delete = v1::DeleteInstanceRequest { id: "inst_1".into(), etag: damaged.etag.clone() };
+    client.delete_instance(delete).await.unwrap();
+    let entry = newest(&server).await;
+    assert_eq!((entry.resource_id.as_str(), entry.changes), ("inst_1", could_not_be_read()));
+    server.create_instance(instance("inst_1", "1001")).await.unwrap();
+    server.stop().await;
+}
+
+/// An opt-out policy that cannot be read is not taken for another one, and can be written anew, all of it.
+#[tokio::test]
+async fn damaged_policies_are_written_anew() {
+    let server = Server::start().await.with_instance().await;
+    let mut client = server.opt_outs();
+    let wanted = v1::OptOutPolicy { instance_id: "inst_1".into(), tenant_wide: true, ..Default::default() };
+    let update = |paths: &[&str]| v1::UpdateOptOutPolicyRequest {
+        opt_out_policy: Some(wanted.clone()),
+        update_mask: mask(paths),
+    };
+    client.update_opt_out_policy(update(&["*"])).await.unwrap();
+    spoil(&server, "opt_out_policies", "instance_id = 'inst_1'").await;
+    let get = v1::GetOptOutPolicyRequest { instance_id: "inst_1".into() };
+    let refused = client.get_opt_out_policy(get.clone()).await.unwrap_err();
+    assert!(refused.message().contains("`inst_1`") && refused.message().contains("UpdateOptOutPolicy"));
+    assert_eq!(refusal::<()>(Err(refused)), data_loss());
+    assert_eq!(refusal(client.update_opt_out_policy(update(&["tenant_wide"])).await), data_loss());
+    client.update_opt_out_policy(update(&["*"])).await.unwrap();
+    let policy = client.get_opt_out_policy(get).await.unwrap().into_inner().opt_out_policy.unwrap();
+    assert!(policy.tenant_wide);
+    server.stop().await;
+}
+
+/// A tenant that cannot be read is listed; nothing new is made of it until it is written anew.
+#[tokio::test]
+async fn damaged_tenants_get_nothing_new() {
+    let server = Server::start().await.with_route().await;
+    server.create_tenant("acme").await.unwrap();
+    spoil(&server, "tenants", "id IN ('acme', 'default')").await;
+    let mut client = v1::tenant_service_client::TenantServiceClient::new(server.admin());
+    let found = client.list_tenants(v1::ListTenantsRequest::default()).await.unwrap().into_inner().tenants;
+    let found: Vec<_> = found.iter().map(|tenant| (tenant.id.as_str(), tenant.is_damaged)).collect();
+    assert_eq!(found, [("acme", true), ("default", true)]);
+    assert_eq!(refusal(client.get_tenant(v1::GetTenantRequest { id: "acme".into() }).await), data_loss());
+    assert_eq!(refusal(server.create_instance(instance("inst_1", "1001")).await), data_loss());
+    let key = v1::ApiKey { role: v1::Role::Viewer.into(), display_name: "A".into(), ..Default::default() };
+    let key = v1::CreateApiKeyRequest { api_key: Some(key) };
+    assert_eq!(refusal(client.create_api_key(key).await), data_loss());
+    let tenant = v1::Tenant { id: "default".into(), display_name: "Mended".into(), ..Default::default() };
+    let update = v1::UpdateTenantRequest { tenant: Some(tenant), update_mask: mask(&["display_name"]) };
+    client.update_tenant(update).await.unwrap();
+    server.create_instance(instance("inst_1", "1001")).await.unwrap();
+    client.delete_tenant(v1::DeleteTenantRequest { id: "acme".into(), ..Default::default() }).await.unwrap();
+    let entry = newest(&server).await;
+    assert_eq!((entry.resource_id.as_str(), entry.changes), ("acme", could_not_be_read()));
+    server.stop().await;
+}
+
+/// An API key that cannot be read opens nothing; it is listed beside the others, which go on, and can be revoked.
+#[tokio::test]
+async fn damaged_keys_open_nothing_and_are_revoked() {
+    let server = Server::start().await.with_instance().await;
+    let mut admin = v1::tenant_service_client::TenantServiceClient::new(server.admin());
+    let mut make = async |name: &str| {
+        let api_key = v1::ApiKey {
+            role: v1::Role::Viewer.into(),
+            display_name: name.into(),
+            ..Default::default()
+        };
+        let request = v1::CreateApiKeyRequest { api_key: Some(api_key) };
+        let made = admin.create_api_key(request).await.unwrap().into_inner();
+        (made.api_key.unwrap().id, InstanceServiceClient::new(server.with(Bearer::new(&made.secret))))
+    };
+    let ((lost_id, mut lost), (_, mut good)) = (make("Lost").await, make("Good").await);
+    let list = v1::ListInstancesRequest::default;
+    lost.list_instances(list()).await.unwrap();
+    spoil(&server, "api_keys", &format!("id = '{lost_id}'")).await;
+    let refused = lost.list_instances(list()).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unauthenticated);
+    assert!(refused.message().contains("cannot be read"), "{}", refused.message());
+    good.list_instances(list()).await.unwrap();
+    let keys = admin.list_api_keys(v1::ListApiKeysRequest::default()).await.unwrap().into_inner().api_keys;
+    assert_eq!(keys.len(), 2);
+    assert!(keys.iter().all(|key| key.is_damaged == (key.id == lost_id)));
+    let revoke = v1::RevokeApiKeyRequest { id: lost_id.clone(), ..Default::default() };
+    let revoked = admin.revoke_api_key(revoke).await.unwrap().into_inner();
+    assert_eq!(revoked.revoked_count, 1);
+    let key = revoked.api_key.unwrap();
+    assert!(key.revoke_time.is_some() && !key.is_damaged && key.id == lost_id);
+    assert_eq!(lost.list_instances(list()).await.unwrap_err().code(), Code::Unauthenticated);
+    server.stop().await;
+}
+
+/// Damage is no reason to be taken out of service.
+#[tokio::test]
+async fn damage_leaves_the_control_plane_ready() {
+    let server = Server::start().await.with_instance().await;
+    spoil(&server, "instances", "id = 'inst_1'").await;
+    server.instances().list_instances(v1::ListInstancesRequest::default()).await.unwrap();
+    let address = server.running.as_ref().unwrap().admin_addr;
+    let get = async |path: &str| {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    };
+    assert!(get("/readyz").await.starts_with("HTTP/1.1 200"));
+    assert!(get("/metrics").await.contains("gateway_store_damaged_rows{type=\"instance\"} 1"));
+    server.stop().await;
+}

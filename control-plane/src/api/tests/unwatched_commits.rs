@@ -5,7 +5,7 @@ use std::task::Poll;
 use crate::store::Store;
 
 /// How long anything may take that is to happen.
-const DEADLINE: std::time::Duration = std::time::Duration::from_secs(20);
+const DEADLINE: std::time::Duration = std::time::Duration::from_secs(30);
 
 /// The caller of a change goes away while it is being committed, as one whose deadline passes does: everybody who is
 /// to hear of the change still does, and the next writer gets its turn. One who goes away before changes nothing.

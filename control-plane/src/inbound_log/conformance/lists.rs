@@ -103,21 +103,50 @@ pub(in super::super) async fn pages_do_not_move_under_writes<E: Engine>() {
 pub(in super::super) async fn pages_are_bounded_in_bytes<E: Engine>() {
     let world = World::<E>::new().await;
     let large = |number| {
-        let log = v1::InboundLog { payload_json: "x".repeat(1 << 20), ..log(number) };
-        let attempts = (1..=3).map(|attempt_number| v1::DeliveryAttempt {
-            response_excerpt: vec![b'x'; (1 << 20) + 1].into(),
+        let log = v1::InboundLog { payload_json: "x".repeat(250 << 10), ..log(number) };
+        let attempts = (1..=60).map(|attempt_number| v1::DeliveryAttempt {
+            error: "x".repeat(60 << 10),
             ..attempt(number, attempt_number, "sub_1")
         });
-        Record::Event(Box::new(log), attempts.collect())
+        Record::Event(Box::new(log), if number == 4 { attempts.collect() } else { Vec::new() })
     };
-    world.append(batch("agt_1", 1, (0..10).map(large).collect())).await;
-    let first = world.logs.list(&LogFilter::default(), None, 10).await.unwrap();
-    assert_eq!(first.logs.len(), 2);
-    assert_eq!(world.all(&LogFilter::default(), 10).await, newest_first(0..10));
-    let page = world.logs.list_attempts(None, &event_id(4), None, None, 10).await.unwrap().unwrap();
-    assert_eq!(page.attempts.len(), 2);
-    let page = world.logs.list_attempts(None, &event_id(4), None, page.next, 10).await.unwrap().unwrap();
-    assert_eq!((page.attempts.len(), page.next), (1, None));
+    world.append(batch("agt_1", 1, (0..20).map(large).collect())).await;
+    let first = world.logs.list(&LogFilter::default(), None, 20).await.unwrap();
+    assert_eq!(first.logs.len(), 12);
+    assert_eq!(world.all(&LogFilter::default(), 20).await, newest_first(0..20));
+    let page = world.logs.list_attempts(None, &event_id(4), None, None, 100).await.unwrap().unwrap();
+    assert_eq!(page.attempts.len(), 51);
+    let page = world.logs.list_attempts(None, &event_id(4), None, page.next, 100).await.unwrap().unwrap();
+    assert_eq!((page.attempts.len(), page.next), (9, None));
+    world.close().await;
+}
+
+/// A log that is too large for an answer is listed without its body, also from sealed segments and by instance, and
+/// hides no other; asked for alone it is whole.
+pub(in super::super) async fn large_logs_hide_nothing<E: Engine>() {
+    let world = World::<E>::new().await;
+    let body = "x".repeat(5 << 20);
+    let of = |number| {
+        let payload_json = if number == 4 { body.clone() } else { "{}".into() };
+        Record::Event(Box::new(v1::InboundLog { payload_json, ..log(number) }), Vec::new())
+    };
+    world.append(batch("agt_1", 1, (0..9).map(of).collect())).await;
+    for _ in ["new", "old"] {
+        let of_instance = LogFilter { instance_id: Some("inst_1".into()), ..Default::default() };
+        for (filter, step) in [(LogFilter::default(), 1), (of_instance, 3)] {
+            let found = world.all(&filter, 2).await;
+            let numbers = (0..9).filter(|number| step == 1 || number % 3 == 1).collect::<Vec<_>>();
+            assert!(found.ends_with(&newest_first(numbers.into_iter())), "{filter:?}");
+            let page = world.logs.list(&filter, None, 1_000).await.unwrap();
+            for log in page.logs.iter().filter(|log| log.external_message_id.len() == "wamid.4".len()) {
+                let is_large = log.event_id == event_id(4);
+                assert_eq!((log.payload_omitted, log.payload_json.is_empty()), (is_large, is_large));
+            }
+        }
+        assert_eq!(world.get(4).await.payload_json, body);
+        assert!(!world.get(4).await.payload_omitted);
+        world.age(100).await;
+    }
     world.close().await;
 }
 

@@ -138,3 +138,35 @@ pub(in super::super) async fn pages_of_callbacks_do_not_move_under_writes<E: Eng
         world.close().await;
     }
 }
+
+/// Callbacks that are too large for an answer are listed without their part, hide no other, and are handed out whole, a
+/// few at a time.
+pub(in super::super) async fn large_callbacks_hide_nothing<E: Engine>() {
+    let world = World::<E>::new().await;
+    let large =
+        |place: usize| format!("{place}{}", "x".repeat(2 << 20)).repeat(if place == 1 { 2 } else { 1 });
+    let of = |place| callback("route_1", "1", &large(place));
+    world.append(batch("agt_1", 1, (0..4).map(of).collect())).await;
+    let (mut found, mut before) = (Vec::new(), None);
+    loop {
+        let (page, next) = world.logs.list_unrouted(None, before, 100).await.unwrap();
+        assert!(page.iter().map(|callback| callback.payload_json.len()).sum::<usize>() <= 3 << 20);
+        found.extend(page.into_iter().map(|callback| (callback.payload_omitted, callback.payload_json)));
+        before = next;
+        if before.is_none() {
+            break;
+        }
+    }
+    let listed = |place| if place == 1 { (true, String::new()) } else { (false, large(place)) };
+    assert!(found == (0..4).rev().map(listed).collect::<Vec<_>>());
+    let (mut whole, mut after) = (Vec::new(), -1);
+    loop {
+        let next = world.logs.unrouted_of(&number("route_1", "1"), after, 100).await.unwrap();
+        assert!(next.len() < 3);
+        let Some(last) = next.last() else { break };
+        after = last.seq;
+        whole.extend(next.into_iter().map(|unrouted| unrouted.callback.payload_json));
+    }
+    assert!(whole == (0..4).map(large).collect::<Vec<_>>());
+    world.close().await;
+}

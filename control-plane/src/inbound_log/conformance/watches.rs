@@ -135,3 +135,34 @@ pub(in super::super) async fn tenants_watch_their_own_only<E: Engine>() {
     }
     world.close().await;
 }
+
+/// A log that is too large for an answer comes without its body, and what is behind it comes as well.
+pub(in super::super) async fn watches_go_on_past_large_logs<E: Engine>() {
+    let world = World::<E>::new().await;
+    let mut live = world.logs.watch(LogFilter::default(), WatchFrom::Now).await.unwrap();
+    let of = |number| {
+        let payload_json = if number % 4 == 1 { "x".repeat(5 << 20) } else { "{}".into() };
+        Record::Event(
+            Box::new(v1::InboundLog { payload_json, ..log(number) }),
+            vec![attempt(number, 1, "sub_1")],
+        )
+    };
+    world.append(batch("agt_1", 1, (0..10).map(of).collect())).await;
+    let mut past =
+        world.logs.watch(LogFilter::default(), WatchFrom::Time(jiff::Timestamp::UNIX_EPOCH)).await.unwrap();
+    for watch in [&mut live, &mut past] {
+        for number in 0..10 {
+            for subscription_id in [None, Some("sub_1")] {
+                let change = tokio::time::timeout(DEADLINE, watch.next()).await.unwrap().unwrap().unwrap();
+                assert_eq!(change.log.event_id, event_id(number));
+                assert_eq!(change.subscription_id.as_deref(), subscription_id);
+                let is_large = number % 4 == 1;
+                assert_eq!(
+                    (change.log.payload_omitted, change.log.payload_json.is_empty()),
+                    (is_large, is_large)
+                );
+            }
+        }
+    }
+    world.close().await;
+}

@@ -8,7 +8,7 @@ use prost::Message as _;
 use sqlx::{SqliteConnection, SqliteExecutor};
 
 use super::{Inner, query::json_array};
-use crate::inbound_log::{AttemptPage, LogStoreError, page::PAGE_BYTES_MAX, stage::FirstAttempts};
+use crate::inbound_log::{AttemptPage, LogStoreError, fit, page::PAGE_BYTES_MAX, stage::FirstAttempts};
 
 /// Attempts read at once.
 const ATTEMPTS_CHUNK: usize = 64;
@@ -41,7 +41,8 @@ impl Inner {
         let mut bytes = 0;
         for chunk in places.chunks(ATTEMPTS_CHUNK) {
             for (attempt_seq, attempt) in self.attempts_at(log_seq, &first, chunk).await? {
-                bytes += attempt.encoded_len();
+                let attempt = fit::attempt(attempt);
+                bytes += attempt.encoded_len() + fit::FIELD_HEAD_BYTES;
                 if page.attempts.len() == limit || (bytes > PAGE_BYTES_MAX && !page.attempts.is_empty()) {
                     return Ok(Some(page));
                 }

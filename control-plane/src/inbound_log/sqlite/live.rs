@@ -6,18 +6,19 @@ use std::{
 };
 
 use jiff::Timestamp;
-use sqlx::{QueryBuilder, Sqlite};
 
 use super::{
     Inner, changes,
-    query::{ROWS_OF, ROWS_OF_WHERE, decode, json_array, push_filter},
+    query::{LogRow, ROWS_OF, ROWS_OF_WHERE, json_array, push_filter, select_rows},
 };
 use crate::inbound_log::{
-    LogChange, LogFilter, LogStoreError, LogWatch, WatchFrom,
+    LogChange, LogFilter, LogStoreError, LogWatch, WatchFrom, fit,
     live::{ChangePage, ReadChanges, cursor_text, parse_cursor},
+    page::PAGE_BYTES_MAX,
 };
 
-/// Changes read ahead of a watcher. A slow one makes nothing grow: it reads its next page when it is done.
+/// Changes read ahead of a watcher, unless they are large: then it is fewer. A slow one makes nothing grow: it reads its
+/// next page when it is done.
 const CHANGES_PAGE: usize = 128;
 
 impl Inner {
@@ -68,23 +69,30 @@ impl ReadChanges for Inner {
         changes.retain(|change| change.change_seq <= newest);
         // Changes that are not there belong to logs that are gone.
         let end = changes.last().map_or(newest, |change| change.change_seq);
-        let mut sql = QueryBuilder::<Sqlite>::new("SELECT wanted.key, logs.record FROM ");
+        let mut sql = select_rows("wanted.key");
         sql.push(ROWS_OF).push_bind(json_array(changes.iter().map(|change| change.log_seq)));
         sql.push(ROWS_OF_WHERE);
         push_filter(filter, &mut sql);
         sql.push(" ORDER BY wanted.key LIMIT ").push_bind(i64::try_from(CHANGES_PAGE).unwrap_or(i64::MAX));
-        let rows: Vec<(i64, Vec<u8>)> =
+        let rows: Vec<LogRow> =
             sql.build_query_as().fetch_all(&self.readers).await.map_err(LogStoreError::read)?;
-        let is_cut = rows.len() == CHANGES_PAGE;
+        let mut is_cut = rows.len() == CHANGES_PAGE;
         let mut page = VecDeque::with_capacity(rows.len());
-        let mut last = end;
-        for (place, record) in rows {
+        let (mut last, mut bytes) = (end, 0);
+        for (place, seq, record) in rows {
+            if bytes > PAGE_BYTES_MAX {
+                is_cut = true;
+                break;
+            }
             let Some(change) = usize::try_from(place).ok().and_then(|place| changes.get_mut(place)) else {
                 continue;
             };
             last = change.change_seq;
-            let (cursor, subscription_id) = (cursor_text(&self.epoch, last), change.subscription_id.take());
-            page.push_back(LogChange { log: decode(&record)?, cursor, subscription_id });
+            let Some((log, read)) = self.listed(seq, record).await? else { continue };
+            bytes += read;
+            let mut subscription_id = change.subscription_id.take();
+            subscription_id.iter_mut().for_each(fit::cut);
+            page.push_back(LogChange { log, cursor: cursor_text(&self.epoch, last), subscription_id });
         }
         Ok(ChangePage { changes: page, end: if is_cut { last } else { end } })
     }

@@ -17,11 +17,23 @@ use super::{
 use crate::inbound_log::{
     LogFilter, LogPage, LogStoreError,
     event_key::event_key,
-    page::{PAGE_BYTES_MAX, SEARCH_TIME_MAX},
+    fit,
+    page::{INLINE_BYTES_MAX, PAGE_BYTES_MAX, SEARCH_TIME_MAX},
 };
 
-/// Logs read at once, so that a page of large ones does not pass through memory whole.
+/// Logs read at once.
 const LOGS_CHUNK: usize = 64;
+
+/// A row of `logs`: what it is asked by, its sequence, and its record unless that has more than
+/// [`INLINE_BYTES_MAX`].
+pub(super) type LogRow = (i64, i64, Option<Vec<u8>>);
+
+/// Asks for [`LogRow`]s by `key`. SQLite takes the length of a record from the head of its row.
+pub(super) fn select_rows(key: &str) -> QueryBuilder<Sqlite> {
+    QueryBuilder::new(format!(
+        "SELECT {key}, logs.seq, CASE WHEN length(logs.record) <= {INLINE_BYTES_MAX} THEN logs.record END FROM "
+    ))
+}
 
 /// Appends `AND …` for every condition on the table `logs`.
 pub(super) fn push_filter(filter: &LogFilter, sql: &mut QueryBuilder<Sqlite>) {
@@ -99,12 +111,18 @@ impl Inner {
             while !places.is_empty() {
                 // One more than wanted says whether there is another page.
                 let wanted = (limit + 1 - page.logs.len()).min(LOGS_CHUNK);
-                for (seq, record) in self.rows(filter, &mut places, wanted).await? {
-                    bytes += record.len();
-                    if page.logs.len() == limit || (bytes > PAGE_BYTES_MAX && !page.logs.is_empty()) {
+                for (_, seq, record) in self.rows(filter, &mut places, wanted).await? {
+                    // Many large ones take long to read.
+                    let is_late = record.is_none() && Instant::now() > deadline;
+                    if page.logs.len() == limit || (is_late && !page.logs.is_empty()) {
                         return Ok(page);
                     }
-                    page.logs.push(decode(&record)?);
+                    let Some((log, _)) = self.listed(seq, record).await? else { continue };
+                    bytes += log.encoded_len() + fit::FIELD_HEAD_BYTES;
+                    if bytes > PAGE_BYTES_MAX && !page.logs.is_empty() {
+                        return Ok(page);
+                    }
+                    page.logs.push(log);
                     page.next = Some(seq);
                 }
             }
@@ -145,8 +163,8 @@ impl Inner {
         filter: &LogFilter,
         places: &mut Places,
         wanted: usize,
-    ) -> Result<Vec<(i64, Vec<u8>)>, LogStoreError> {
-        let mut sql = QueryBuilder::<Sqlite>::new("SELECT logs.seq, logs.record FROM ");
+    ) -> Result<Vec<LogRow>, LogStoreError> {
+        let mut sql = select_rows("logs.seq");
         match places {
             Places::All { first, last } => {
                 sql.push("logs WHERE logs.seq >= ").push_bind(*first);
@@ -162,13 +180,34 @@ impl Inner {
                 push_filter(filter, &mut sql);
             }
         }
-        let mut rows: Vec<(i64, Vec<u8>)> =
+        let mut rows: Vec<LogRow> =
             sql.build_query_as().fetch_all(&self.readers).await.map_err(LogStoreError::read)?;
-        rows.sort_unstable_by_key(|(seq, _)| std::cmp::Reverse(*seq));
+        rows.sort_unstable_by_key(|(_, seq, _)| std::cmp::Reverse(*seq));
         if let Places::All { first, last } = places {
-            *last = rows.last().filter(|_| rows.len() == wanted).map_or(*first, |(seq, _)| *seq) - 1;
+            *last = rows.last().filter(|_| rows.len() == wanted).map_or(*first, |(_, seq, _)| *seq) - 1;
         }
         Ok(rows)
+    }
+
+    /// A log as lists and watches give it, and how many bytes were read for it. None when it is gone meanwhile.
+    pub(super) async fn listed(
+        &self,
+        seq: i64,
+        record: Option<Vec<u8>>,
+    ) -> Result<Option<(v1::InboundLog, usize)>, LogStoreError> {
+        let record = match record {
+            Some(record) => Some(record),
+            None => self.record(seq).await?,
+        };
+        record.map(|record| Ok((fit::listed(decode(&record)?), record.len()))).transpose()
+    }
+
+    async fn record(&self, seq: i64) -> Result<Option<Vec<u8>>, LogStoreError> {
+        sqlx::query_scalar("SELECT record FROM logs WHERE seq = ?")
+            .bind(seq)
+            .fetch_optional(&self.readers)
+            .await
+            .map_err(LogStoreError::read)
     }
 
     /// Ranges of rows that can hold what is wanted, newest first: the tail, then sealed segments of which
@@ -227,12 +266,7 @@ impl Inner {
         event_id: &str,
         seq: i64,
     ) -> Result<Option<v1::InboundLog>, LogStoreError> {
-        let record: Option<Vec<u8>> = sqlx::query_scalar("SELECT record FROM logs WHERE seq = ?")
-            .bind(seq)
-            .fetch_optional(&self.readers)
-            .await
-            .map_err(LogStoreError::read)?;
-        let log = record.map(|record| decode(&record)).transpose()?;
+        let log = self.record(seq).await?.map(|record| decode(&record)).transpose()?;
         let is_theirs =
             |log: &v1::InboundLog| tenant_id.is_none_or(|tenant_id| tenant_id.as_str() == log.tenant_id);
         Ok(log.filter(|log| is_theirs(log) && log.event_id == event_id))

@@ -7,7 +7,7 @@ use super::{Factory, fixtures::*};
 use crate::store::{
     Store,
     agents::{self, BUFFER_DAMAGES_MAX, Holder, JoinToken, NewAgent},
-    api_keys, fleet,
+    api_keys, damaged::Found, fleet,
 };
 
 async fn enroll(store: &Store, number: u8, tenant_id: Option<&str>, seconds: i64) {
@@ -28,7 +28,11 @@ async fn enroll(store: &Store, number: u8, tenant_id: Option<&str>, seconds: i64
 /// transaction is dropped.
 pub(super) async fn join_tokens_are_used_once(factory: &impl Factory) {
     let store = factory.open().await;
-    let token = JoinToken { region: "eu".into(), tenant_id: Some("acme".into()) };
+    let token = JoinToken {
+        region: "eu".into(),
+        tenant_id: Some("acme".into()),
+        created_by: "api_key:key_1".into(),
+    };
     let mut transaction = store.begin_write().await.unwrap();
     agents::create_join_token(&mut transaction, &[1; 32], &token, at(1), at(100)).await.unwrap();
     transaction.commit().await.unwrap();
@@ -172,7 +176,8 @@ pub(super) async fn uses_of_keys_are_noted(factory: &impl Factory) {
     drop(transaction);
     api_keys::record_uses(&store, &[("key_1".into(), at(7)), ("key_9".into(), at(7))]).await.unwrap();
     let used = v1::ApiKey { last_use_time: Some(gateway_core::time::to_proto(at(7))), ..key.clone() };
-    assert_eq!(api_keys::find_by_secret_hash(&store, &[1; 32]).await.unwrap(), Some(used.clone()));
+    let found = api_keys::find_by_secret_hash(&store, &[1; 32]).await.unwrap();
+    assert_eq!(found, Some(Found::Whole(used.clone())));
     let revoked = v1::ApiKey { revoke_time: used.last_use_time, ..key };
     let mut transaction = store.begin_write().await.unwrap();
     api_keys::update(&mut transaction, &revoked).await.unwrap();

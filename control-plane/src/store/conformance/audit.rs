@@ -73,6 +73,7 @@ pub(super) async fn entries_come_with_their_change(factory: &impl Factory) {
             resource_type: "instance".into(),
             resource_id: "inst_1".into(),
             changes: vec![change.clone()],
+            is_damaged: false,
         };
         assert_eq!(found[0].1, expected);
         assert_eq!(found[1..], known);

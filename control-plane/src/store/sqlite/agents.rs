@@ -25,7 +25,8 @@ CREATE TABLE IF NOT EXISTS join_tokens (
     region TEXT NOT NULL,
     create_time INTEGER NOT NULL,
     expire_time INTEGER NOT NULL,
-    tenant_id TEXT
+    tenant_id TEXT,
+    created_by TEXT NOT NULL DEFAULT ''
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS agent_buffer_damages (
     seq INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -36,11 +37,12 @@ CREATE INDEX IF NOT EXISTS agent_buffer_damages_agent ON agent_buffer_damages (a
 ";
 
 /// Columns that the first databases did not have.
-const ADDED_COLUMNS: [(&str, &str, &str); 5] = [
+const ADDED_COLUMNS: [(&str, &str, &str); 6] = [
     ("agents", "tenant_id", "TEXT"),
     ("agents", "certificate_expire_time", "INTEGER"),
     ("agents", "revoke_time", "INTEGER"),
     ("join_tokens", "tenant_id", "TEXT"),
+    ("join_tokens", "created_by", "TEXT NOT NULL DEFAULT ''"),
     ("hand_over_positions", "set_time", "INTEGER NOT NULL DEFAULT 0"),
 ];
 
@@ -61,10 +63,10 @@ pub(super) async fn add_columns(connection: &mut SqliteConnection) -> Result<(),
 }
 
 fn agent(row: &SqliteRow) -> Result<AgentRow, sqlx::Error> {
-    let parse =
-        |micros| Timestamp::from_microsecond(micros).map_err(|error| sqlx::Error::Decode(error.into()));
-    let time = |column| row.try_get(column).and_then(parse);
-    let optional_time = |column| row.try_get::<Option<i64>, _>(column)?.map(parse).transpose();
+    // A time that is none was damaged. It is long past: a certificate has expired, and whoever was revoked stays so.
+    let parse = |micros| Timestamp::from_microsecond(micros).unwrap_or(Timestamp::UNIX_EPOCH);
+    let time = |column| row.try_get(column).map(parse);
+    let optional_time = |column| Ok::<_, sqlx::Error>(row.try_get::<Option<i64>, _>(column)?.map(parse));
     Ok(AgentRow {
         id: row.try_get("id")?,
         region: row.try_get("region")?,
@@ -194,14 +196,15 @@ impl AgentWrites for Rows {
         expire_time: Timestamp,
     ) -> Result<(), StoreError> {
         sqlx::query(
-            "INSERT INTO join_tokens (token_hash, region, create_time, expire_time, tenant_id)
-             VALUES (?1, ?2, ?3, ?4, ?5)",
+            "INSERT INTO join_tokens (token_hash, region, create_time, expire_time, tenant_id, created_by)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
         )
         .bind(token_hash.as_slice())
         .bind(&token.region)
         .bind(now.as_microsecond())
         .bind(expire_time.as_microsecond())
         .bind(&token.tenant_id)
+        .bind(&token.created_by)
         .execute(self.connection())
         .await?;
         Ok(())
@@ -212,20 +215,42 @@ impl AgentWrites for Rows {
         token_hash: &[u8; 32],
         now: Timestamp,
     ) -> Result<Option<JoinToken>, StoreError> {
-        let row: Option<(String, Option<String>)> = sqlx::query_as(
-            "DELETE FROM join_tokens WHERE token_hash = ?1 AND expire_time > ?2 RETURNING region, tenant_id",
+        let row: Option<(String, Option<String>, String)> = sqlx::query_as(
+            "DELETE FROM join_tokens WHERE token_hash = ?1 AND expire_time > ?2
+             RETURNING region, tenant_id, created_by",
         )
         .bind(token_hash.as_slice())
         .bind(now.as_microsecond())
         .fetch_optional(self.connection())
         .await?;
-        Ok(row.map(|(region, tenant_id)| JoinToken { region, tenant_id }))
+        Ok(row.map(|(region, tenant_id, created_by)| JoinToken { region, tenant_id, created_by }))
     }
 
     async fn delete_expired_join_tokens(&mut self, now: Timestamp) -> Result<(), StoreError> {
         let delete = sqlx::query("DELETE FROM join_tokens WHERE expire_time < ?1").bind(now.as_microsecond());
         delete.execute(self.connection()).await?;
         Ok(())
+    }
+
+    async fn delete_join_tokens_of_creator(
+        &mut self,
+        created_by: &str,
+    ) -> Result<Vec<([u8; 32], JoinToken)>, StoreError> {
+        let delete = "DELETE FROM join_tokens WHERE created_by = ?1 RETURNING token_hash, region, tenant_id";
+        let rows = sqlx::query(delete).bind(created_by).fetch_all(self.connection()).await?;
+        let token = |row: &SqliteRow| {
+            let created_by = created_by.to_owned();
+            let token = JoinToken {
+                region: row.try_get("region")?,
+                tenant_id: row.try_get("tenant_id")?,
+                created_by,
+            };
+            let hash: Vec<u8> = row.try_get("token_hash")?;
+            let hash =
+                hash.try_into().map_err(|_| sqlx::Error::Decode("a token's hash has 32 bytes".into()))?;
+            Ok::<_, sqlx::Error>((hash, token))
+        };
+        Ok(rows.iter().map(token).collect::<Result<_, _>>()?)
     }
 
     async fn delete_join_tokens_of_tenant(&mut self, tenant_id: &str) -> Result<(), StoreError> {

@@ -1,11 +1,14 @@
 //! Table `api_keys`.
 
 use jiff::Timestamp;
-use sqlx::{QueryBuilder, Sqlite};
+use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
 use tonic::async_trait;
 
 use super::{Rows, StoreError};
-use crate::store::api_keys::{ApiKeyReads, ApiKeyRow, ApiKeyWrites};
+use crate::store::{
+    api_keys::{ApiKeyReads, ApiKeyRow, ApiKeyWrites, summed},
+    damaged::PlainRow,
+};
 
 /// The table. `tenant_id` is empty for platform admins'; `last_use_time` is in microseconds since 1970.
 pub(super) const SCHEMA: &str = "
@@ -19,17 +22,52 @@ CREATE TABLE IF NOT EXISTS api_keys (
 CREATE INDEX IF NOT EXISTS api_keys_tenant ON api_keys (tenant_id, id);
 ";
 
-type Row = (Vec<u8>, Option<i64>);
+type Row = (String, String, Vec<u8>, Option<i64>);
 
-fn key((body, last_use_time): Row) -> ApiKeyRow {
-    ApiKeyRow { body, last_use_time: last_use_time.and_then(|time| Timestamp::from_microsecond(time).ok()) }
+fn key((id, tenant_id, body, last_use_time): Row) -> ApiKeyRow {
+    let row = PlainRow { id, tenant_id, parent_id: String::new(), version: 0, body };
+    ApiKeyRow { row, last_use_time: last_use_time.and_then(|time| Timestamp::from_microsecond(time).ok()) }
+}
+
+/// Gives the keys of programs that made no checksums theirs, once for each database: from then on a key without one is
+/// damaged.
+pub(super) async fn prepare(connection: &mut SqliteConnection) -> Result<(), StoreError> {
+    if are_summed(connection).await? {
+        return Ok(());
+    }
+    for key in all(connection).await? {
+        let Some(body) = summed(&key.row) else { continue };
+        sqlx::query("UPDATE api_keys SET body = ?2 WHERE id = ?1")
+            .bind(&key.row.id)
+            .bind(body)
+            .execute(&mut *connection)
+            .await?;
+    }
+    sqlx::query("INSERT INTO meta (name, number) VALUES ('api_keys_summed', 1)").execute(connection).await?;
+    Ok(())
+}
+
+/// Whether every key of a database must have a checksum.
+pub(super) async fn are_summed(connection: &mut SqliteConnection) -> Result<bool, sqlx::Error> {
+    let noted = "SELECT number FROM meta WHERE name = 'api_keys_summed'";
+    let noted: Option<i64> = sqlx::query_scalar(noted).fetch_optional(connection).await?;
+    Ok(noted.is_some())
+}
+
+/// All keys, by id.
+pub(super) async fn all(connection: &mut SqliteConnection) -> Result<Vec<ApiKeyRow>, sqlx::Error> {
+    let rows: Vec<Row> =
+        sqlx::query_as("SELECT id, tenant_id, body, last_use_time FROM api_keys ORDER BY id")
+            .fetch_all(connection)
+            .await?;
+    Ok(rows.into_iter().map(key).collect())
 }
 
 #[async_trait]
 impl ApiKeyReads for Rows {
     async fn api_key_of_secret(&mut self, secret_hash: &[u8; 32]) -> Result<Option<ApiKeyRow>, StoreError> {
         let row: Option<Row> =
-            sqlx::query_as("SELECT body, last_use_time FROM api_keys WHERE secret_hash = ?1")
+            sqlx::query_as("SELECT id, tenant_id, body, last_use_time FROM api_keys WHERE secret_hash = ?1")
                 .bind(secret_hash.as_slice())
                 .fetch_optional(self.connection())
                 .await?;
@@ -37,15 +75,18 @@ impl ApiKeyReads for Rows {
     }
 
     async fn api_key(&mut self, id: &str) -> Result<Option<ApiKeyRow>, StoreError> {
-        let row: Option<Row> = sqlx::query_as("SELECT body, last_use_time FROM api_keys WHERE id = ?1")
-            .bind(id)
-            .fetch_optional(self.connection())
-            .await?;
+        let row: Option<Row> =
+            sqlx::query_as("SELECT id, tenant_id, body, last_use_time FROM api_keys WHERE id = ?1")
+                .bind(id)
+                .fetch_optional(self.connection())
+                .await?;
         Ok(row.map(key))
     }
 
     async fn api_keys_of_ids(&mut self, ids: &[String]) -> Result<Vec<ApiKeyRow>, StoreError> {
-        let mut sql = QueryBuilder::<Sqlite>::new("SELECT body, last_use_time FROM api_keys WHERE id IN (");
+        let mut sql = QueryBuilder::<Sqlite>::new(
+            "SELECT id, tenant_id, body, last_use_time FROM api_keys WHERE id IN (",
+        );
         let mut separated = sql.separated(", ");
         for id in ids {
             separated.push_bind(id);
@@ -62,7 +103,7 @@ impl ApiKeyReads for Rows {
         limit: i64,
     ) -> Result<Vec<ApiKeyRow>, StoreError> {
         let rows: Vec<Row> = sqlx::query_as(
-            "SELECT body, last_use_time FROM api_keys
+            "SELECT id, tenant_id, body, last_use_time FROM api_keys
              WHERE (?1 IS NULL OR tenant_id = ?1) AND id > ?2 ORDER BY id LIMIT ?3",
         )
         .bind(tenant_id)

@@ -9,7 +9,10 @@ use sqlx::{
 };
 
 use super::{StoreError, from_sql};
-use crate::{audit::Audited, store::audit::row};
+use crate::{
+    audit::Audited,
+    store::{api_keys::ApiKeyRow, audit::row},
+};
 
 /// Opens a database that others may use meanwhile, to copy it.
 ///
@@ -66,6 +69,15 @@ pub(crate) async fn open_restored(path: &Path) -> Result<SqliteConnection, sqlx:
         .journal_mode(SqliteJournalMode::Delete)
         .synchronous(SqliteSynchronous::Full);
     SqliteConnection::connect_with(&options).await
+}
+
+/// What is wrong with the structure of a database, in SQLite's words; nothing when it is whole
+/// (<https://sqlite.org/pragma.html#pragma_quick_check>). Indexes are not compared with their tables: those of a copy were
+/// made with it.
+pub(crate) async fn quick_check(connection: &mut SqliteConnection) -> Vec<String> {
+    let findings = sqlx::query_scalar("PRAGMA quick_check").fetch_all(connection).await;
+    let findings: Vec<String> = findings.unwrap_or_else(|error| vec![error.to_string()]);
+    findings.into_iter().filter(|finding| finding != "ok").collect()
 }
 
 /// Closes a connection, and says when something that it wrote is not on disk.
@@ -127,12 +139,13 @@ pub(crate) async fn begin(connection: &mut Connected) -> Result<Transaction<'_, 
     connection.begin().await
 }
 
-/// The bodies of all API keys of a configuration database, by id.
+/// All API keys of a configuration database, by id, and whether every one of them must have a checksum.
 ///
 /// # Errors
 /// When they cannot be read.
-pub(crate) async fn api_keys(connection: &mut Connected) -> Result<Vec<Vec<u8>>, sqlx::Error> {
-    sqlx::query_scalar("SELECT body FROM api_keys ORDER BY id").fetch_all(connection).await
+pub(crate) async fn api_keys(connection: &mut Connected) -> Result<(Vec<ApiKeyRow>, bool), sqlx::Error> {
+    let are_summed = super::api_keys::are_summed(connection).await?;
+    Ok((super::api_keys::all(connection).await?, are_summed))
 }
 
 /// Id, region and tenant (empty: the platform) of all agents that are not revoked, by id.

@@ -3,8 +3,11 @@
 use sqlx::{QueryBuilder, Sqlite};
 use tonic::async_trait;
 
-use super::{Rows, StoreError, from_sql, to_sql};
-use crate::store::instances::{InstanceReads, InstanceRow, InstanceWrites, VersionedBody};
+use super::{Rows, StoreError, plain, to_sql};
+use crate::store::{
+    damaged::PlainRow,
+    instances::{InstanceReads, InstanceRow, InstanceWrites},
+};
 
 /// The table. `number_key` is `provider_number_id` in the form in which it is unique within the route.
 pub(super) const SCHEMA: &str = "
@@ -20,16 +23,13 @@ CREATE TABLE IF NOT EXISTS instances (
 CREATE INDEX IF NOT EXISTS instances_version ON instances (version);
 ";
 
-/// A row of version and body.
-pub(super) fn versioned((version, body): (i64, Vec<u8>)) -> VersionedBody {
-    VersionedBody { version: from_sql(version), body }
-}
-
 #[async_trait]
 impl InstanceReads for Rows {
-    async fn instance(&mut self, id: &str) -> Result<Option<Vec<u8>>, StoreError> {
-        let body = sqlx::query_scalar("SELECT body FROM instances WHERE id = ?1").bind(id);
-        Ok(body.fetch_optional(self.connection()).await?)
+    async fn instance(&mut self, id: &str) -> Result<Option<PlainRow>, StoreError> {
+        let row = sqlx::query_as(
+            "SELECT id, tenant_id, inbound_route_id, version, body FROM instances WHERE id = ?1",
+        );
+        Ok(row.bind(id).fetch_optional(self.connection()).await?.map(plain))
     }
 
     async fn instance_of_number(
@@ -70,8 +70,10 @@ impl InstanceReads for Rows {
         inbound_route_id: Option<&str>,
         after: &str,
         limit: i64,
-    ) -> Result<Vec<Vec<u8>>, StoreError> {
-        let mut sql = QueryBuilder::<Sqlite>::new("SELECT body FROM instances WHERE id > ");
+    ) -> Result<Vec<PlainRow>, StoreError> {
+        let mut sql = QueryBuilder::<Sqlite>::new(
+            "SELECT id, tenant_id, inbound_route_id, version, body FROM instances WHERE id > ",
+        );
         sql.push_bind(after);
         if let Some(tenant_id) = tenant_id {
             sql.push(" AND tenant_id = ").push_bind(tenant_id);
@@ -80,16 +82,17 @@ impl InstanceReads for Rows {
             sql.push(" AND inbound_route_id = ").push_bind(inbound_route_id);
         }
         sql.push(" ORDER BY id LIMIT ").push_bind(limit);
-        Ok(sql.build_query_scalar().fetch_all(self.connection()).await?)
+        let rows = sql.build_query_as().fetch_all(self.connection()).await?;
+        Ok(rows.into_iter().map(plain).collect())
     }
 
-    async fn instances_changed_since(&mut self, version: u64) -> Result<Vec<VersionedBody>, StoreError> {
-        let rows: Vec<(i64, Vec<u8>)> =
-            sqlx::query_as("SELECT version, body FROM instances WHERE version > ?1 ORDER BY version, id")
-                .bind(to_sql(version))
-                .fetch_all(self.connection())
-                .await?;
-        Ok(rows.into_iter().map(versioned).collect())
+    async fn instances_changed_since(&mut self, version: u64) -> Result<Vec<PlainRow>, StoreError> {
+        let rows = sqlx::query_as(
+            "SELECT id, tenant_id, inbound_route_id, version, body FROM instances
+             WHERE version > ?1 ORDER BY version, id",
+        );
+        let rows = rows.bind(to_sql(version)).fetch_all(self.connection()).await?;
+        Ok(rows.into_iter().map(plain).collect())
     }
 }
 

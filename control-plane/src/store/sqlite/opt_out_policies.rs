@@ -2,9 +2,9 @@
 
 use tonic::async_trait;
 
-use super::{Rows, StoreError, instances::versioned, to_sql};
+use super::{Rows, StoreError, plain, to_sql};
 use crate::store::{
-    instances::VersionedBody,
+    damaged::PlainRow,
     opt_out_policies::{OptOutPolicyReads, OptOutPolicyWrites},
 };
 
@@ -21,43 +21,32 @@ CREATE INDEX IF NOT EXISTS opt_out_policies_version ON opt_out_policies (version
 
 #[async_trait]
 impl OptOutPolicyReads for Rows {
-    async fn opt_out_policy(&mut self, instance_id: &str) -> Result<Option<VersionedBody>, StoreError> {
-        let row: Option<(i64, Vec<u8>)> =
-            sqlx::query_as("SELECT version, body FROM opt_out_policies WHERE instance_id = ?1")
-                .bind(instance_id)
-                .fetch_optional(self.connection())
-                .await?;
-        Ok(row.map(versioned))
+    async fn opt_out_policy(&mut self, instance_id: &str) -> Result<Option<PlainRow>, StoreError> {
+        let row = sqlx::query_as(
+            "SELECT instance_id, tenant_id, '', version, body FROM opt_out_policies WHERE instance_id = ?1",
+        );
+        Ok(row.bind(instance_id).fetch_optional(self.connection()).await?.map(plain))
     }
 
-    async fn opt_out_policies_changed_since(
-        &mut self,
-        version: u64,
-    ) -> Result<Vec<VersionedBody>, StoreError> {
-        let rows: Vec<(i64, Vec<u8>)> = sqlx::query_as(
-            "SELECT version, body FROM opt_out_policies WHERE version > ?1 ORDER BY version, instance_id",
-        )
-        .bind(to_sql(version))
-        .fetch_all(self.connection())
-        .await?;
-        Ok(rows.into_iter().map(versioned).collect())
+    async fn opt_out_policies_changed_since(&mut self, version: u64) -> Result<Vec<PlainRow>, StoreError> {
+        let rows = sqlx::query_as(
+            "SELECT instance_id, tenant_id, '', version, body FROM opt_out_policies
+             WHERE version > ?1 ORDER BY version, instance_id",
+        );
+        let rows = rows.bind(to_sql(version)).fetch_all(self.connection()).await?;
+        Ok(rows.into_iter().map(plain).collect())
     }
 }
 
 #[async_trait]
 impl OptOutPolicyWrites for Rows {
-    async fn put_opt_out_policy(
-        &mut self,
-        instance_id: &str,
-        tenant_id: &str,
-        row: &VersionedBody,
-    ) -> Result<(), StoreError> {
+    async fn put_opt_out_policy(&mut self, row: &PlainRow) -> Result<(), StoreError> {
         sqlx::query(
             "INSERT INTO opt_out_policies (instance_id, tenant_id, version, body) VALUES (?1, ?2, ?3, ?4)
              ON CONFLICT (instance_id) DO UPDATE SET version = excluded.version, body = excluded.body",
         )
-        .bind(instance_id)
-        .bind(tenant_id)
+        .bind(&row.id)
+        .bind(&row.tenant_id)
         .bind(to_sql(row.version))
         .bind(&row.body)
         .execute(self.connection())

@@ -2,8 +2,11 @@
 
 use tonic::async_trait;
 
-use super::{Rows, StoreError, to_sql};
-use crate::store::route_reach::{RouteReachReads, RouteReachWrites};
+use super::{Rows, StoreError, plain, to_sql};
+use crate::store::{
+    damaged::PlainRow,
+    route_reach::{RouteReachReads, RouteReachWrites},
+};
 
 /// The table.
 pub(super) const SCHEMA: &str = "
@@ -16,9 +19,12 @@ CREATE INDEX IF NOT EXISTS route_reach_version ON route_reach (version);
 
 #[async_trait]
 impl RouteReachReads for Rows {
-    async fn instance_bodies_of_route(&mut self, route_id: &str) -> Result<Vec<Vec<u8>>, StoreError> {
-        let bodies = sqlx::query_scalar("SELECT body FROM instances WHERE inbound_route_id = ?1");
-        Ok(bodies.bind(route_id).fetch_all(self.connection()).await?)
+    async fn instances_on_route(&mut self, route_id: &str) -> Result<Vec<PlainRow>, StoreError> {
+        let rows = sqlx::query_as(
+            "SELECT id, tenant_id, inbound_route_id, version, body FROM instances WHERE inbound_route_id = ?1",
+        );
+        let rows = rows.bind(route_id).fetch_all(self.connection()).await?;
+        Ok(rows.into_iter().map(plain).collect())
     }
 }
 

@@ -80,6 +80,7 @@ pub(super) async fn prepare(pool: &SqlitePool, root_keys: &RootKeys) -> Result<S
     .await?;
     let epoch = self::epoch(&mut transaction).await?;
     tenants::prepare(&mut transaction, &epoch).await?;
+    api_keys::prepare(&mut transaction).await?;
     let wrapped = tenant_keys::all(&mut transaction).await?;
     let root_keys = root_keys.load(wrapped.first().map(|key| key.root_key_id.as_str()))?;
     let sealer = Sealer::open_keys(&root_keys, &wrapped)?;

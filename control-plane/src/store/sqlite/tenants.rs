@@ -1,12 +1,14 @@
 //! Tables `tenants` and `former_owners`.
 
 use jiff::Timestamp;
-use prost::Message as _;
 use sqlx::SqliteConnection;
 use tonic::async_trait;
 
-use super::{Rows, StoreError, from_sql, to_sql};
-use crate::store::tenants::{TenantReads, TenantWrites, first};
+use super::{Rows, StoreError, from_sql, plain, to_sql};
+use crate::store::{
+    damaged::PlainRow,
+    tenants::{TenantReads, TenantWrites, first},
+};
 
 /// The tables. `change` is how often a tenant was written, `delete_time` is in microseconds since 1970.
 /// `former_owners` names the tenant (empty: the platform) of a deleted resource's id.
@@ -29,10 +31,10 @@ CREATE INDEX IF NOT EXISTS instances_tenant ON instances (tenant_id);
 
 /// Makes the tenant that exists from the first start.
 pub(super) async fn prepare(connection: &mut SqliteConnection, epoch: &str) -> Result<(), StoreError> {
-    let tenant = first(epoch);
+    let (id, body) = first(epoch);
     sqlx::query("INSERT INTO tenants (id, change, body) VALUES (?1, 1, ?2) ON CONFLICT (id) DO NOTHING")
-        .bind(&tenant.id)
-        .bind(tenant.encode_to_vec())
+        .bind(id)
+        .bind(body)
         .execute(connection)
         .await?;
     Ok(())
@@ -40,9 +42,11 @@ pub(super) async fn prepare(connection: &mut SqliteConnection, epoch: &str) -> R
 
 #[async_trait]
 impl TenantReads for Rows {
-    async fn tenant(&mut self, id: &str) -> Result<Option<Vec<u8>>, StoreError> {
-        let body = sqlx::query_scalar("SELECT body FROM tenants WHERE id = ?1 AND delete_time IS NULL");
-        Ok(body.bind(id).fetch_optional(self.connection()).await?)
+    async fn tenant(&mut self, id: &str) -> Result<Option<PlainRow>, StoreError> {
+        let row = sqlx::query_as(
+            "SELECT id, id, '', change, body FROM tenants WHERE id = ?1 AND delete_time IS NULL",
+        );
+        Ok(row.bind(id).fetch_optional(self.connection()).await?.map(plain))
     }
 
     async fn tenant_changes(&mut self, id: &str) -> Result<Option<u64>, StoreError> {
@@ -58,12 +62,13 @@ impl TenantReads for Rows {
         only: Option<&str>,
         after: &str,
         limit: i64,
-    ) -> Result<Vec<Vec<u8>>, StoreError> {
-        let bodies = sqlx::query_scalar(
-            "SELECT body FROM tenants
+    ) -> Result<Vec<PlainRow>, StoreError> {
+        let rows = sqlx::query_as(
+            "SELECT id, id, '', change, body FROM tenants
              WHERE (?1 IS NULL OR id = ?1) AND id > ?2 AND delete_time IS NULL ORDER BY id LIMIT ?3",
         );
-        Ok(bodies.bind(only).bind(after).bind(limit).fetch_all(self.connection()).await?)
+        let rows = rows.bind(only).bind(after).bind(limit).fetch_all(self.connection()).await?;
+        Ok(rows.into_iter().map(plain).collect())
     }
 
     async fn instance_ids_of_tenant(

@@ -26,8 +26,10 @@ CREATE INDEX IF NOT EXISTS webhook_subscriptions_version ON webhook_subscription
 CREATE INDEX IF NOT EXISTS webhook_subscriptions_instance ON webhook_subscriptions (instance_id, id);
 ";
 
-fn sealed_rows(rows: Vec<Row>) -> Vec<SealedRow> {
-    rows.into_iter().map(sealed_row).collect()
+type SubscriptionColumns = (i64, String, String, Vec<u8>, String);
+
+fn subscription((version, id, tenant_id, sealed, instance_id): SubscriptionColumns) -> SubscriptionRow {
+    SubscriptionRow { row: sealed_row((version, id, tenant_id, sealed)), instance_id }
 }
 
 #[async_trait]
@@ -66,24 +68,20 @@ impl WebhookSubscriptionReads for Rows {
             sql.push(" AND instance_id = ").push_bind(instance_id);
         }
         sql.push(" ORDER BY id LIMIT ").push_bind(limit);
-        let rows: Vec<(i64, String, String, Vec<u8>, String)> =
-            sql.build_query_as().fetch_all(self.connection()).await?;
-        let row = |(version, id, tenant_id, sealed, instance_id)| SubscriptionRow {
-            row: sealed_row((version, id, tenant_id, sealed)),
-            instance_id,
-        };
-        Ok(rows.into_iter().map(row).collect())
+        let rows = sql.build_query_as().fetch_all(self.connection()).await?;
+        Ok(rows.into_iter().map(subscription).collect())
     }
 
     async fn webhook_subscriptions_of_instance(
         &mut self,
         instance_id: &str,
-    ) -> Result<Vec<SealedRow>, StoreError> {
+    ) -> Result<Vec<SubscriptionRow>, StoreError> {
         let rows = sqlx::query_as(
-            "SELECT version, id, tenant_id, config FROM webhook_subscriptions
+            "SELECT version, id, tenant_id, config, instance_id FROM webhook_subscriptions
              WHERE instance_id = ?1 ORDER BY id",
         );
-        Ok(sealed_rows(rows.bind(instance_id).fetch_all(self.connection()).await?))
+        let rows = rows.bind(instance_id).fetch_all(self.connection()).await?;
+        Ok(rows.into_iter().map(subscription).collect())
     }
 
     async fn has_webhook_subscription(&mut self, instance_id: &str) -> Result<bool, StoreError> {
@@ -106,12 +104,13 @@ impl WebhookSubscriptionReads for Rows {
     async fn webhook_subscriptions_changed_since(
         &mut self,
         version: u64,
-    ) -> Result<Vec<SealedRow>, StoreError> {
+    ) -> Result<Vec<SubscriptionRow>, StoreError> {
         let rows = sqlx::query_as(
-            "SELECT version, id, tenant_id, config FROM webhook_subscriptions WHERE version > ?1
+            "SELECT version, id, tenant_id, config, instance_id FROM webhook_subscriptions WHERE version > ?1
              ORDER BY version, id",
         );
-        Ok(sealed_rows(rows.bind(to_sql(version)).fetch_all(self.connection()).await?))
+        let rows = rows.bind(to_sql(version)).fetch_all(self.connection()).await?;
+        Ok(rows.into_iter().map(subscription).collect())
     }
 }
 

@@ -10,7 +10,7 @@ use super::{Rows, StoreError, from_sql, schema, sealed, tenant_keys, to_sql};
 use crate::{
     sealing::Sealer,
     store::work::{
-        NewRow, Orphan, SealedWork, Waiting, WorkCount, WorkKind, WorkReads, WorkWrites, about,
+        NewRow, Orphan, QueuedWork, SealedWork, Waiting, WorkCount, WorkKind, WorkReads, WorkWrites, about,
         sealed_resource, version_for,
     },
 };
@@ -58,7 +58,8 @@ CREATE TABLE IF NOT EXISTS hand_over_positions (
 const SMALL: &str = "SELECT w.seq, w.id, w.bytes, w.version FROM queued_work w
      WHERE w.kind <> 4 AND w.kind = ";
 const DELIVERIES: &str = "SELECT w.seq, w.id, w.bytes, w.version FROM queued_work w
-     WHERE w.kind = 4 AND EXISTS (SELECT 1 FROM webhook_subscriptions s WHERE s.id = w.subject)
+     WHERE w.kind = 4 AND EXISTS (SELECT 1 FROM webhook_subscriptions s
+                                  WHERE s.id = w.subject AND s.tenant_id = w.tenant_id)
        AND w.regions = ";
 const OF_ROUTE: &str = " AND EXISTS (SELECT 1 FROM inbound_routes r
      WHERE r.id = w.subject AND r.tenant_id <> '' AND r.tenant_id = ";
@@ -93,7 +94,8 @@ impl WorkReads for Rows {
     async fn orphaned_work(&mut self, after: i64, limit: i64) -> Result<Vec<Orphan>, StoreError> {
         let orphans = sqlx::query_as(
             "SELECT seq, id, tenant_id, subject FROM queued_work w
-             WHERE kind = 4 AND NOT EXISTS (SELECT 1 FROM webhook_subscriptions s WHERE s.id = w.subject)
+             WHERE kind = 4 AND NOT EXISTS (SELECT 1 FROM webhook_subscriptions s
+                                            WHERE s.id = w.subject AND s.tenant_id = w.tenant_id)
                AND seq > ?1
              ORDER BY seq LIMIT ?2",
         );
@@ -114,6 +116,21 @@ impl WorkReads for Rows {
         let rows: Vec<(i64, String, String, Vec<u8>)> =
             sql.build_query_as().fetch_all(self.connection()).await?;
         let work = |(seq, tenant_id, id, body)| SealedWork { seq, tenant_id, id, body };
+        Ok(rows.into_iter().map(work).collect())
+    }
+
+    async fn all_work(&mut self, after: i64, limit: i64) -> Result<Vec<QueuedWork>, StoreError> {
+        let rows: Vec<(i64, String, String, Vec<u8>, i64, String)> = sqlx::query_as(
+            "SELECT seq, tenant_id, id, body, kind, subject FROM queued_work WHERE seq > ?1 ORDER BY seq LIMIT ?2",
+        )
+        .bind(after)
+        .bind(limit)
+        .fetch_all(self.connection())
+        .await?;
+        let work = |(seq, tenant_id, id, body, number, subject)| {
+            let kind = WorkKind::ALL.into_iter().find(|kind| kind.number() == number);
+            QueuedWork { sealed: SealedWork { seq, tenant_id, id, body }, kind, subject }
+        };
         Ok(rows.into_iter().map(work).collect())
     }
 

@@ -164,6 +164,92 @@ fn entries_stay_small() {
     assert!(size_of::<Option<Entry>>() <= 128, "{}", size_of::<Option<Entry>>());
 }
 
+/// As an agent does when a provider names both keys at once: the record, if there is one to make.
+fn see(set: &mut OptOutSet, contact: &ContactRef) -> Option<Merged> {
+    let linked = set.link(&instance(), contact, at(NOW))?;
+    set.insert(&linked.record);
+    Some(linked)
+}
+
+const OUT: Option<OptOutState> = Some(OptOutState::OptedOut);
+const BACK: Option<OptOutState> = Some(OptOutState::OptedIn);
+
+/// A contact who stopped under one key is left alone under the other as soon as both are named together. Not
+/// news, because nothing else was told of the other key; seen again, nothing changes.
+#[test]
+fn opt_outs_become_one_for_both_keys() {
+    for known in [phone_contact(ONE), user("SA.1")] {
+        let mut set = OptOutSet::new();
+        let first = set.apply(&stop(known, 1), at(NOW)).record;
+        let linked = see(&mut set, &both(ONE, "SA.1")).unwrap();
+        assert_eq!((linked.is_news, linked.record.id, linked.record.change_number), (false, first.id, 1));
+        assert_eq!((state(&set, &phone_contact(ONE)), state(&set, &user("SA.1")), set.len()), (OUT, OUT, 1));
+        assert_eq!(see(&mut set, &both(ONE, "SA.1")), None);
+        set.apply(&start(user("SA.1"), 2), at(NOW));
+        assert_eq!(state(&set, &phone_contact(ONE)), BACK, "one record has both");
+        assert_eq!(see(&mut set, &both(ONE, "SA.1")), None);
+    }
+}
+
+/// Where something else was told of the other key, the opt-out is news: that key goes from one state to the
+/// other. Agents that learned of both in different order make the same record and name the same event.
+#[test]
+fn an_older_opt_in_under_the_other_key_gives_way() {
+    let decisions = [start(phone_contact(ONE), 1), stop(user("SA.1"), 2)];
+    let linked = [[0, 1], [1, 0]].map(|order| {
+        let mut set = OptOutSet::new();
+        for index in order {
+            set.apply(&decisions[index], at(NOW));
+        }
+        see(&mut set, &both(ONE, "SA.1")).unwrap()
+    });
+    assert!(linked[0].is_news);
+    assert_eq!(linked[0].record.change_number, 2);
+    assert_eq!(linked[0], linked[1]);
+    assert_eq!(linked[0].record.event_id(), linked[1].record.event_id());
+}
+
+/// Being seen ends no opt-out and narrows none: a newer START under the other key ends only what was said there.
+#[test]
+fn being_seen_ends_no_opt_out() {
+    let mut set = OptOutSet::new();
+    set.apply(&stop(phone_contact(ONE), 1), at(NOW));
+    set.apply(&start(user("SA.1"), 2), at(NOW));
+    assert_eq!(see(&mut set, &both(ONE, "SA.1")), None);
+    assert_eq!((state(&set, &phone_contact(ONE)), state(&set, &user("SA.1"))), (OUT, BACK));
+    set.apply(&Decision { scope: OptOutScope::Marketing, ..stop(user("SA.1"), 3) }, at(NOW));
+    assert_eq!(see(&mut set, &both(ONE, "SA.1")), None);
+    let full = set.lookup(&instance(), &phone_contact(ONE)).unwrap();
+    assert_eq!(full.scope(), OptOutScope::NonEssential);
+}
+
+/// Nothing is made of contacts who decided nothing or started again, or who are named by one key.
+#[test]
+fn nothing_is_linked_without_an_opt_out() {
+    let mut set = OptOutSet::new();
+    set.apply(&start(phone_contact(ONE), 1), at(NOW));
+    for contact in [both(ONE, "SA.1"), both(TWO, "SA.2"), phone_contact(ONE), user("SA.1"), ContactRef::default()] {
+        assert_eq!(see(&mut set, &contact), None, "{contact:?}");
+    }
+}
+
+/// A number that is seen with one user id and then another, again and again, is written once for each, and
+/// every key stays opted out.
+#[test]
+fn alternating_pairs_settle() {
+    let mut set = OptOutSet::new();
+    set.apply(&stop(both(ONE, "SA.1"), 1), at(NOW));
+    let linked = see(&mut set, &both(ONE, "SA.2")).unwrap();
+    assert!(linked.left_over.is_some() && !linked.is_news);
+    for user_id in ["SA.1", "SA.2", "SA.1"] {
+        assert_eq!(see(&mut set, &both(ONE, user_id)), None, "{user_id}");
+    }
+    for key in [phone_contact(ONE), user("SA.1"), user("SA.2")] {
+        assert_eq!(state(&set, &key), OUT, "{key:?}");
+    }
+}
+
+
 /// The opt-outs of a small world: few keys, so that they meet often.
 fn any_stop_or_start() -> impl Strategy<Value = Decision> {
     let contact = (0_usize..4, 0_usize..4).prop_filter_map("a contact has a key", |(phone, user_id)| {

@@ -222,6 +222,41 @@ async fn repeats_of_hand_overs_are_known() {
     assert_eq!(take(&buffer, foreign("h6", 1, "sub_a", 2)).await, TAKEN, "it was given away once more");
 }
 
+/// Several agents may owe the same deliveries, because the provider repeated the callback, and give all of them away to
+/// this one: each is here once, in whichever copy of the event, also after a restart. One that is done is taken anew.
+#[tokio::test]
+async fn each_delivery_of_an_event_is_here_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let buffer = open(directory.path()).await;
+    buffer.append(entry([event(2, &["sub_a", "sub_b"])])).await.unwrap();
+    for (id, number, subscription, receipt) in [
+        ("h1", 1, "sub_a", TAKEN),
+        ("h2", 1, "sub_b", TAKEN),
+        ("h3", 1, "sub_a", KNOWN),
+        ("h4", 1, "sub_b", KNOWN),
+        ("h5", 1, "sub_c", TAKEN),
+        ("h6", 1, "sub_a", KNOWN),
+        ("h7", 2, "sub_c", TAKEN),
+        ("h8", 2, "sub_a", KNOWN),
+        ("h9", 2, "sub_b", KNOWN),
+    ] {
+        assert_eq!(take(&buffer, foreign(id, number, subscription, 1)).await, receipt, "{id}");
+    }
+    kill(buffer).await;
+    let buffer = open(directory.path()).await;
+    for (id, number, subscription) in [("h10", 1, "sub_a"), ("h11", 1, "sub_b"), ("h12", 2, "sub_a")] {
+        assert_eq!(take(&buffer, foreign(id, number, subscription, 1)).await, KNOWN, "{id}");
+    }
+    let all = deliveries(&buffer, 6).await;
+    let done = all.iter().find(|one| one.attempts == 1).unwrap();
+    assert_eq!(buffer.subscription_id(done.subscription).as_str(), "sub_a");
+    attempt(&buffer, *done, DeliveryState::Delivered, None).await;
+    attempts_reported(&buffer, 1).await;
+    assert_eq!(take(&buffer, foreign("h13", 1, "sub_a", 2)).await, TAKEN);
+    assert_eq!(take(&buffer, foreign("h14", 1, "sub_b", 2)).await, KNOWN);
+    assert_eq!(deliveries(&buffer, 1).await[0].attempts, 2);
+}
+
 /// A delivery that comes back to the agent that gave it away is taken, also before the report is acked; both are freed
 /// when both are done.
 #[tokio::test]

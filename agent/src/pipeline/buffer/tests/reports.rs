@@ -1,5 +1,9 @@
 //! What the control plane gets to know, and in which order.
 
+use std::collections::HashSet;
+
+use prost::Message as _;
+
 use super::*;
 
 fn event_report(report: v1::Report) -> v1::EventReport {
@@ -36,6 +40,43 @@ async fn quick_delivery_is_one_report() {
         return;
     }
     panic!("no quick delivery was one report");
+}
+
+/// An event with many attempts that carry long answers is reported in parts, none of which is too large to be sent, the
+/// event first and every attempt once; they are freed like any other.
+#[tokio::test]
+async fn many_long_answers_are_reported_in_parts() {
+    const SUBSCRIPTIONS: usize = 200;
+    let directory = tempfile::tempdir().unwrap();
+    let buffer = open(directory.path()).await;
+    let ids: Vec<_> = (0..SUBSCRIPTIONS).map(|number| format!("sub_{number}")).collect();
+    let ids: Vec<_> = ids.iter().map(String::as_str).collect();
+    buffer.append(entry([event(1, &ids)])).await.unwrap();
+    let log = event(1, &[]).log;
+    for delivery in deliveries(&buffer, SUBSCRIPTIONS).await {
+        let mut outcome = outcome(delivery, 1, &log, DeliveryState::Delivered);
+        outcome.attempt.as_mut().unwrap().response_excerpt = vec![b'x'; 16 * 1024].into();
+        buffer.settle(outcome).await;
+    }
+    let (mut after, mut attempt_ids) = (0, HashSet::new());
+    while attempt_ids.len() < SUBSCRIPTIONS {
+        let batch = reports_after(&buffer, Lane::Logs, after).await;
+        for report in batch.reports() {
+            assert!(report.encoded_len() < 2 << 20, "{}", report.encoded_len());
+            let attempts = match report.report {
+                Some(v1::report::Report::Event(event)) if after == 0 => event.attempts,
+                Some(v1::report::Report::Attempts(report)) => report.attempts,
+                other => panic!("unexpected report {other:?}"),
+            };
+            for attempt in attempts {
+                assert_eq!(attempt.event_id, log.event_id);
+                assert!(attempt_ids.insert(attempt.attempt_id), "an attempt came twice");
+            }
+        }
+        after = batch.last;
+    }
+    buffer.acked(Lane::Logs, after);
+    eventually("all is freed", || buffer.is_drained()).await;
 }
 
 /// An event whose delivery takes long is reported as pending, and the attempt follows.

@@ -28,7 +28,7 @@ async fn jumps_change_nothing_at_run_time() {
         })
         .await;
         let jumping = || after_jump(JUMP_S.load(Ordering::Relaxed));
-        let delayed = after(&[600], subscription("sub_a", &receiver.url()));
+        let delayed = after(&[2_000], subscription("sub_a", &receiver.url()));
         let world = World::with([delayed], jumping, Tuning::default()).await;
         world.buffer.append(entry((0..4).map(|number| event(number, &["sub_a"])))).await.unwrap();
         receiver.wait_for(4).await;
@@ -36,13 +36,11 @@ async fn jumps_change_nothing_at_run_time() {
         JUMP_S.store(jump_s, Ordering::Relaxed);
         world.append(9, &["sub_a"]).await;
         receiver.wait_for(5).await;
-        assert!(failed.elapsed() < Duration::from_millis(500), "{jump_s}: {:?}", failed.elapsed());
+        assert!(failed.elapsed() < Duration::from_millis(1_900), "{jump_s}: {:?}", failed.elapsed());
+        // It is a late one that would not come in time.
         receiver.wait_for(9).await;
         let waited = failed.elapsed();
-        assert!(
-            (Duration::from_millis(550)..Duration::from_secs(3)).contains(&waited),
-            "{jump_s}: {waited:?}"
-        );
+        assert!(waited > Duration::from_millis(1_900), "{jump_s}: {waited:?}");
         for number in 0..4 {
             let delivery = world.delivery(number, "sub_a", v1::DeliveryState::Delivered).await;
             assert_eq!(delivery.attempt_count, 2, "{jump_s}");

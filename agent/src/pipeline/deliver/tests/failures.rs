@@ -61,7 +61,7 @@ async fn timeout_covers_the_whole_answer() {
     let drip = Raw::start(|stream, _| async move {
         let mut stream = respond(stream, b"HTTP/1.1 200 OK\r\ncontent-length: 999\r\n\r\n").await;
         while stream.write_all(b"x").await.is_ok() {
-            tokio::time::sleep(Duration::from_millis(200)).await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
     });
     let made = attempt_at(&drip.await.url()).await;

@@ -24,7 +24,7 @@ impl World {
         tuning: Tuning,
     ) -> Self {
         let world = Self::with(subscriptions, clock::now, tuning).await;
-        world.snapshot.drain().set_takes_hand_overs(true).unwrap();
+        world.snapshot.drain().set_takes_hand_overs(true);
         world
     }
 
@@ -83,7 +83,7 @@ fn given(hand_over: &v1::DeliveryHandOver) -> (String, u32) {
 async fn failed_deliveries_are_given_away() {
     let receiver = Receiver::start(failing).await;
     let good = Receiver::start(ok).await;
-    let sub_a = after(&[700, 700, 700], subscription("sub_a", &receiver.url()));
+    let sub_a = after(&[3_000, 3_000, 3_000], subscription("sub_a", &receiver.url()));
     let world = World::taking([sub_a, subscription("sub_b", &good.url())], Tuning::default()).await;
     world.append(1, &["sub_a"]).await;
     world.reported_when("the attempt is made", |reported| !reported.attempts.is_empty()).await;
@@ -99,7 +99,7 @@ async fn failed_deliveries_are_given_away() {
         assert_eq!(reported.deliveries[&key].next_attempt_time, delivery.next_attempt_time);
         assert!(delivery.next_attempt_time.is_some() && delivery.state() == v1::DeliveryState::Pending);
     }
-    world.busy_for("sub_b", Duration::from_millis(1_500), 100).await;
+    world.busy_for("sub_b", Duration::from_millis(3_800), 100).await;
     assert_eq!(receiver.requests().len(), 2);
     world.stop().await;
 }
@@ -112,11 +112,11 @@ async fn nothing_is_given_to_who_does_not_take_it() {
         _ => Reply::Status(200, "", ""),
     })
     .await;
-    let world = World::new([after(&[900], subscription("sub_a", &receiver.url()))]).await;
-    world.snapshot.drain().set_takes_hand_overs(true).unwrap();
+    let world = World::new([after(&[3_000], subscription("sub_a", &receiver.url()))]).await;
+    world.snapshot.drain().set_takes_hand_overs(true);
     world.append(1, &["sub_a"]).await;
     receiver.wait_for(1).await;
-    world.snapshot.drain().set_takes_hand_overs(false).unwrap();
+    world.snapshot.drain().set_takes_hand_overs(false);
     world.drain(true);
     world.append(2, &["sub_a"]).await;
     for number in [1, 2] {
@@ -219,7 +219,7 @@ async fn contacts_go_on_behind_what_is_given_away() {
 #[tokio::test]
 async fn running_attempts_end_first() {
     let silent = Receiver::start(|_| Reply::Silence).await;
-    let timeout = Some(prost_types::Duration { seconds: 2, nanos: 0 });
+    let timeout = Some(prost_types::Duration { seconds: 6, nanos: 0 });
     let sub_a = v1::WebhookSubscription {
         attempt_timeout: timeout,
         ..by_default(subscription("sub_a", &silent.url()))

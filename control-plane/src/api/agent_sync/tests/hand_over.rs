@@ -3,6 +3,7 @@
 use gateway_proto::v1::{report::Report as Reported, work::Work as Task};
 
 use super::*;
+use crate::store::sqlite::testing;
 
 /// A delivery of the event `number` of `inst-1` to `sub-1`, to be given away.
 fn hand_over(id: u128, number: u32) -> v1::DeliveryHandOver {
@@ -93,6 +94,28 @@ async fn log_of(plane: &ControlPlane, event_id: &str) -> v1::InboundLog {
     let request = v1::GetInboundLogRequest { event_id: event_id.into() };
     let log = InboundLogServiceClient::new(plane.admin()).get_inbound_log(request).await.unwrap();
     log.into_inner().inbound_log.unwrap()
+}
+
+fn event_id(number: u32) -> String {
+    hand_over(0, number).inbound_log.unwrap().event_id
+}
+
+/// Waits until the log of an event shows its delivery to this webhook subscription as cancelled.
+async fn is_cancelled(plane: &ControlPlane, event_id: &str, subscription_id: &str) {
+    let is_it = |one: &v1::Delivery| {
+        one.subscription_id == subscription_id && one.state() == v1::DeliveryState::Cancelled
+    };
+    let becomes_so = async {
+        while !log_of(plane, event_id).await.deliveries.iter().any(is_it) {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(6 * DEADLINE, becomes_so).await.expect("it is cancelled");
+}
+
+async fn delete_subscription(plane: &ControlPlane, id: &str) {
+    let request = v1::DeleteWebhookSubscriptionRequest { id: id.into(), ..Default::default() };
+    WebhookSubscriptionServiceClient::new(plane.admin()).delete_webhook_subscription(request).await.unwrap();
 }
 
 async fn drain(plane: &ControlPlane, id: &str, undo: bool) {
@@ -208,7 +231,6 @@ async fn deliveries_that_nobody_can_make_are_settled() {
     let hand_overs = (7..).zip(all).map(|(sequence, one)| report(sequence, one));
     stream.send(reports(events.chain(hand_overs).collect())).await;
     assert_eq!(stream.response().await.acked_sequence, 12);
-    let event_id = |number: u32| hand_over(0, number).inbound_log.unwrap().event_id;
     for (number, state) in [
         (1, v1::DeliveryState::Exhausted),
         (2, v1::DeliveryState::Exhausted),
@@ -217,20 +239,9 @@ async fn deliveries_that_nobody_can_make_are_settled() {
     ] {
         assert_eq!(log_of(&plane, &event_id(number)).await.deliveries[0].state(), state, "{number}");
     }
-    let states = |log: &v1::InboundLog| {
-        let state = |one: &v1::Delivery| (one.subscription_id.clone(), one.state());
-        log.deliveries.iter().map(state).collect::<Vec<_>>()
-    };
-    let cancelled = |id: &str| (id.to_owned(), v1::DeliveryState::Cancelled);
-    assert!(states(&log_of(&plane, &event_id(4)).await).contains(&cancelled("sub-gone")));
-    let request = v1::DeleteWebhookSubscriptionRequest { id: "sub-2".into(), ..Default::default() };
-    WebhookSubscriptionServiceClient::new(plane.admin()).delete_webhook_subscription(request).await.unwrap();
-    let becomes_so = async {
-        while !states(&log_of(&plane, &event_id(6)).await).contains(&cancelled("sub-2")) {
-            tokio::task::yield_now().await;
-        }
-    };
-    tokio::time::timeout(3 * DEADLINE, becomes_so).await.unwrap();
+    is_cancelled(&plane, &event_id(4), "sub-gone").await;
+    delete_subscription(&plane, "sub-2").await;
+    is_cancelled(&plane, &event_id(6), "sub-2").await;
     let mut taking = plane.agent("eu").await;
     let _config = current(&mut taking).await;
     let mut work = work_of(&mut taking, true).await;
@@ -254,5 +265,52 @@ async fn an_acknowledgement_ends_with_its_message() {
     assert_eq!(stream.response().await.acked_sequence, 1);
     stream.send(reports(vec![report(2, given(hand_over(1, 1)))])).await;
     assert_eq!(stream.response().await.acked_sequence, 2);
+    plane.stop().await;
+}
+
+/// A report stream says with its opening that hand-overs are taken. Earlier control planes, which do not say it, would
+/// ack them unseen.
+#[tokio::test]
+async fn report_streams_say_that_hand_overs_are_taken() {
+    let plane = plane().await;
+    let mut agent = plane.agent("eu").await;
+    let (_requests, receiver) = mpsc::channel(1);
+    let opened = agent.client.report_logs(ReceiverStream::new(receiver)).await.unwrap();
+    assert_eq!(opened.metadata().get("gateway-takes-hand-overs").unwrap(), "true");
+    plane.stop().await;
+}
+
+/// A message whose deliveries cannot be queued, though the log has it, is not acked, as when the control plane ends in
+/// between. The agent says it again, and by then the webhook subscription may be gone: the log does not go on showing
+/// its delivery as pending, though it knows the message.
+#[tokio::test]
+async fn what_was_logged_and_not_queued_is_settled() {
+    let plane = plane().await;
+    plane.create_subscription("sub-2", "inst-1").await;
+    let mut giving = plane.agent("eu").await;
+    let refuse = "CREATE TRIGGER refuse BEFORE INSERT ON queued_work BEGIN SELECT RAISE(ABORT, 'no'); END";
+    testing::execute(plane.data_dir(), refuse).await;
+    let mut stream = giving.reports().await;
+    let mut gone = hand_over(6, 6);
+    gone.delivery.as_mut().unwrap().subscription_id = "sub-2".into();
+    let said = [pending(5), given(hand_over(5, 5)), pending(6), given(gone)];
+    let message = reports((1..).zip(said).map(|(sequence, one)| report(sequence, one)).collect());
+    stream.send(message.clone()).await;
+    assert!(stream.next().await.is_err(), "it is acked");
+    assert_eq!(log_of(&plane, &event_id(6)).await.deliveries[0].state(), v1::DeliveryState::Pending);
+    testing::execute(plane.data_dir(), "DROP TRIGGER refuse").await;
+    delete_subscription(&plane, "sub-2").await;
+    for _ in 0..2 {
+        let mut stream = giving.reports().await;
+        stream.send(message.clone()).await;
+        assert_eq!(stream.response().await.acked_sequence, 4);
+        is_cancelled(&plane, &event_id(6), "sub-2").await;
+    }
+    // The other one is there, once.
+    let mut taking = plane.agent("eu").await;
+    let _config = current(&mut taking).await;
+    let mut work = work_of(&mut taking, true).await;
+    let got = taken(work.response().await);
+    assert_eq!(got.iter().map(|(_, one)| one.id.clone()).collect::<Vec<_>>(), [hand_over(5, 5).id]);
     plane.stop().await;
 }

@@ -4,7 +4,7 @@ use gateway_core::api_key::{Role, Scopes};
 
 use super::{world::*, *};
 use crate::{
-    api::{api_key, authorize::Caller},
+    api::{agent::join_token, api_key, authorize::Caller},
     store::{Store, api_keys},
 };
 
@@ -57,6 +57,64 @@ async fn created_keys_are_revoked_when_asked_for() {
     assert_eq!(revoked, expected);
     let again = client.revoke_api_key(with_created(&first.id)).await.unwrap().into_inner();
     assert_eq!(again.revoked_count, 0);
+    server.stop().await;
+}
+
+/// Agents enroll with a token; gives what comes of it.
+async fn enroll(server: &Server, join_token: &str) -> Result<v1::EnrollAgentResponse, Status> {
+    let request = v1::EnrollAgentRequest {
+        join_token: join_token.into(),
+        region: "eu".into(),
+        build: "1.0.0".into(),
+        ..Default::default()
+    };
+    let mut client = AgentSyncServiceClient::new(server.channel.clone());
+    client.enroll_agent(request).await.map(tonic::Response::into_inner)
+}
+
+/// Revoking a key with all that was made with it also takes back the join tokens that were made with these keys and not
+/// used yet, each of them on record; those of others stay, and so does an agent that has enrolled with one.
+#[tokio::test]
+async fn join_tokens_of_revoked_keys_open_nothing() {
+    let server = Server::start().await;
+    let platform = || key_of("", v1::Role::PlatformAdmin);
+    let (first, first_secret) = create_key(server.admin(), platform()).await.unwrap();
+    let (_, second_secret) =
+        create_key(server.with(Bearer::new(&first_secret)), platform()).await.unwrap();
+    let token = async |client: Client| {
+        let request = v1::CreateJoinTokenRequest { region: "eu".into(), ..Default::default() };
+        AgentServiceClient::new(client).create_join_token(request).await.unwrap().into_inner()
+    };
+    let of_first = token(server.with(Bearer::new(&first_secret))).await;
+    let of_second = token(server.with(Bearer::new(&second_secret))).await;
+    let used = token(server.with(Bearer::new(&second_secret))).await;
+    let others = token(server.admin()).await;
+    let agent = enroll(&server, &used.join_token).await.unwrap();
+    let mut client = tenants(server.admin());
+    let alone = v1::RevokeApiKeyRequest { id: first.id.clone(), ..Default::default() };
+    let answer = client.revoke_api_key(alone).await.unwrap().into_inner();
+    assert_eq!(answer.revoked_join_token_count, 0, "what was made with it goes on unless asked for");
+    let answer = client.revoke_api_key(with_created(&first.id)).await.unwrap().into_inner();
+    assert_eq!((answer.revoked_count, answer.revoked_join_token_count), (1, 2));
+    for taken_back in [&of_first, &of_second] {
+        let refused = enroll(&server, &taken_back.join_token).await;
+        assert_eq!(refusal(refused).0, Code::Unauthenticated);
+    }
+    enroll(&server, &others.join_token).await.unwrap();
+    let get = v1::GetAgentRequest { id: agent.agent_id };
+    let agent = AgentServiceClient::new(server.admin()).get_agent(get).await.unwrap().into_inner().agent;
+    assert!(agent.unwrap().revoke_time.is_none());
+    let entries = v1::ListAuditEntriesRequest { resource_type: "join_token".into(), ..Default::default() };
+    let mut audit = v1::audit_service_client::AuditServiceClient::new(server.admin());
+    let entries = audit.list_audit_entries(entries).await.unwrap().into_inner().audit_entries;
+    let taken_back = entries.into_iter().filter(|entry| entry.method == "TenantService/RevokeApiKey");
+    let mut taken_back: Vec<_> = taken_back.map(|entry| (entry.actor, entry.resource_id)).collect();
+    taken_back.sort();
+    let mut expected = [of_first.id, of_second.id].map(|id| ("admin_key".to_owned(), id));
+    expected.sort();
+    assert_eq!(taken_back, expected);
+    let again = client.revoke_api_key(with_created(&first.id)).await.unwrap().into_inner();
+    assert_eq!((again.revoked_count, again.revoked_join_token_count), (0, 0));
     server.stop().await;
 }
 
@@ -115,8 +173,8 @@ async fn streams_per_key_are_bounded() {
     server.stop().await;
 }
 
-/// A key cannot be made with one that is revoked meanwhile: whoever stole a key could otherwise keep one that was not
-/// there yet when all that were made with it were revoked.
+/// Neither a key nor a join token can be made with a key that is revoked meanwhile: whoever stole a key could otherwise
+/// keep one that was not there yet when all that were made with it were revoked.
 #[tokio::test]
 async fn no_key_is_made_with_a_revoked_one() {
     let directory = tempfile::tempdir().unwrap();
@@ -133,12 +191,17 @@ async fn no_key_is_made_with_a_revoked_one() {
     transaction.commit().await.unwrap();
     let holder = Caller::api_key(caller.into(), Role::PlatformAdmin, None, Scopes::default(), None, None);
     let request = || v1::CreateApiKeyRequest { api_key: Some(key_of("", v1::Role::PlatformAdmin)) };
+    let token = || v1::CreateJoinTokenRequest { region: "eu".into(), ..Default::default() };
     api_key::create(&store, &holder, request()).await.unwrap();
+    join_token::create(&store, &holder, token()).await.unwrap();
     let mut revoking = store.begin_write().await.unwrap();
     let mut creating = Box::pin(api_key::create(&store, &holder, request()));
+    let mut asking = Box::pin(join_token::create(&store, &holder, token()));
     assert!(futures_util::poll!(&mut creating).is_pending(), "it waits for its turn");
+    assert!(futures_util::poll!(&mut asking).is_pending(), "it waits for its turn");
     let revoked = v1::ApiKey { revoke_time: Some(prost_types::Timestamp { seconds: 1, nanos: 0 }), ..key };
     api_keys::update(&mut revoking, &revoked).await.unwrap();
     revoking.commit().await.unwrap();
     assert_eq!(creating.await.unwrap_err().code(), Code::Unauthenticated);
+    assert_eq!(asking.await.unwrap_err().code(), Code::Unauthenticated);
 }

@@ -14,7 +14,7 @@ use tonic::{
 use super::*;
 
 /// How long anything may take that is to happen.
-pub(in crate::api::tests) const DEADLINE: std::time::Duration = std::time::Duration::from_secs(20);
+pub(in crate::api::tests) const DEADLINE: std::time::Duration = std::time::Duration::from_secs(30);
 
 /// Every method that operators call.
 pub(in crate::api::tests) fn operators_methods() -> Vec<MethodDescriptor> {
