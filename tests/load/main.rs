@@ -123,8 +123,8 @@ async fn measure(arguments: &Arguments) -> anyhow::Result<()> {
         "all logs",
         "after s",
         "RSS agent/cp",
-        "CPU agent/cp",
-        "load"
+        "µs agent/cp",
+        "µs load"
     ))?;
     for &connections in &arguments.connections {
         let load = Load { connections, duration, rate: None };
@@ -185,7 +185,7 @@ fn show(what: &str, connections: usize, measured: &Measurement) -> anyhow::Resul
             (all, format!("{:.1}", logs.after.as_secs_f64()))
         },
     );
-    let usage = |of: fn(&gateway_tests::process::Usage) -> String| {
+    let usage = |of: &dyn Fn(&gateway_tests::process::Usage) -> String| {
         let shown: Vec<String> = measured.programs.iter().map(of).collect();
         shown.join("/")
     };
@@ -196,9 +196,9 @@ fn show(what: &str, connections: usize, measured: &Measurement) -> anyhow::Resul
         pair(measured.end_to_end),
         logs.0,
         logs.1,
-        usage(|usage| format!("{}M", usage.rss_bytes_max >> 20)),
-        usage(|usage| format!("{:.1}s", usage.cpu.as_secs_f64())),
-        measured.load_cpu.as_secs_f64(),
+        usage(&|usage| format!("{}M", usage.rss_bytes_max >> 20)),
+        usage(&|usage| format!("{:.1}", measured.microseconds_per_event(usage.cpu))),
+        measured.microseconds_per_event(measured.load_cpu),
     ))
 }
 
