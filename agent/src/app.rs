@@ -39,6 +39,8 @@ use standing::{Standing, Start};
 /// How often the agent looks for a free buffer or an answering control plane while it starts.
 const ENROLL_RETRY_FIRST: Duration = Duration::from_millis(500);
 const ENROLL_RETRY_MAX: Duration = Duration::from_secs(10);
+/// What `/readyz` says while the control plane lets another process in and not this one.
+const TWIN: &str = "another process with this agent's identity is connected to the control plane: a data directory was copied";
 
 /// A running agent.
 pub struct Running {
@@ -92,7 +94,7 @@ pub async fn start(config: Config, stop: CancellationToken) -> anyhow::Result<Ru
     let log = snapshot::restore(&config.data_dir, config.config_key.as_ref(), &opt_outs)?;
     let start = Start { config: &config, log: &log, opt_outs: &opt_outs, drain: handle.drain() };
     let standing = start.standing(supervisor.stop()).await?;
-    let enrolment = Enrolment::default();
+    let enrolment = Enrolment::new(handle.clone());
     let identity = enroll(&config, &supervisor, standing, &enrolment, &metrics);
     snapshot::resume(&log, &handle);
     metrics.applied_version(handle.load().version);
@@ -176,10 +178,13 @@ async fn serve_admin(
     handle: &SnapshotHandle,
 ) -> anyhow::Result<SocketAddr> {
     let listener = bind("admin-listen", config.admin_listen).await?;
-    let handle = handle.clone();
+    let (handle, served) = (handle.clone(), handle.clone());
     let readiness = Arc::new(move || not_ready(&handle));
     let expiry = metrics.clone();
     let degraded = Arc::new(move || {
+        if served.has_twin() {
+            return Some(TWIN);
+        }
         if !expiry.is_enrolled() {
             return Some("not enrolled: serving from a snapshot export, reports wait on disk");
         }

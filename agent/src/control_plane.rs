@@ -50,6 +50,8 @@ const START_ID_HEADER: &str = "gateway-start-id";
 
 /// `ErrorInfo.reason` of the control plane's answers to a revoked agent.
 const AGENT_REVOKED: &str = "AGENT_REVOKED";
+/// And to a process while another one with the agent's identity is connected.
+const AGENT_IDENTITY_IN_USE: &str = "AGENT_IDENTITY_IN_USE";
 
 /// Adds the agent's credential to every call. Prints masked.
 #[derive(Clone)]
@@ -90,6 +92,13 @@ pub struct CallFailed {
     message: String,
 }
 
+impl CallFailed {
+    /// Whether the control plane may not have answered, so that the same call can be answered otherwise soon.
+    const fn is_away(&self) -> bool {
+        matches!(self.code, Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown)
+    }
+}
+
 impl From<Status> for CallFailed {
     fn from(status: Status) -> Self {
         Self { code: status.code(), message: explain(&status) }
@@ -120,8 +129,16 @@ impl StreamEnded {
 
 /// Whether the control plane says that this agent was revoked.
 pub fn is_revocation(status: &Status) -> bool {
-    let info = || status.get_details_error_info();
-    status.code() == Code::Unauthenticated && info().is_some_and(|info| info.reason == AGENT_REVOKED)
+    status.code() == Code::Unauthenticated && has_reason(status, AGENT_REVOKED)
+}
+
+/// Whether the control plane says that another process with this agent's identity is connected.
+fn is_twin(status: &Status) -> bool {
+    status.code() == Code::Unavailable && has_reason(status, AGENT_IDENTITY_IN_USE)
+}
+
+fn has_reason(status: &Status, reason: &str) -> bool {
+    status.get_details_error_info().is_some_and(|info| info.reason == reason)
 }
 
 /// What a status says, and why, when it was made here because there is no connection.

@@ -26,7 +26,7 @@ mod signed_request;
 mod jwt;
 pub mod json;
 mod body;
-mod contact;
+pub mod contact;
 mod message;
 mod status;
 mod preference;

@@ -1,7 +1,7 @@
 //! Follows the config stream: validates each response, stores it, acks or nacks, and lets the pipeline use
 //! it. What the pipeline uses is the last good configuration, also after a restart without a control plane.
 //!
-//! The stream also says whether the agent is to [`drain`] or was revoked, and who is at its other end: a control plane that was
+//! The stream also says whether the agent is to [`drain`], and who is at its other end: a control plane that was
 //! restored from a backup gets the opt-outs back that it has forgotten ([`resend`]).
 
 pub mod disk;
@@ -25,7 +25,7 @@ use std::{
 use resend::Resend;
 use staged::{Staged, Whole};
 
-pub use handle::SnapshotHandle;
+pub use handle::{Retry, SnapshotHandle};
 
 use gateway_core::{
     snapshot::{Refused, digest::RESOURCE_TYPES},
@@ -43,7 +43,7 @@ use tonic_types::StatusExt as _;
 use tracing::{debug, error, info, warn};
 
 use crate::{
-    control_plane::{self, CallFailed, Client, Identity, StreamEnded},
+    control_plane::{CallFailed, Client, Identity, StreamEnded},
     metrics::Metrics,
     opt_out::OptOuts,
     pipeline::buffer::Buffer,
@@ -159,7 +159,9 @@ impl Follower {
         let mut backoff = Backoff::new(RECONNECT_FIRST, RECONNECT_MAX);
         let mut away = false;
         let mut resend = Resend::new(self.resend_file.clone());
+        let mut retry = self.handle.retry();
         loop {
+            retry.begin();
             let ended = tokio::select! {
                 ended = self.follow(client.clone(), &mut backoff, &mut away, &mut resend) => ended,
                 () = stop.cancelled() => return Ok(()),
@@ -188,7 +190,7 @@ impl Follower {
                 }
                 _ => {}
             }
-            if !backoff.wait(&stop).await {
+            if !retry.wait(&mut backoff, &stop).await {
                 return Ok(());
             }
         }
@@ -205,13 +207,13 @@ impl Follower {
         let (outgoing, requests) = mpsc::channel(OUTGOING_MAX);
         outgoing.send(request(v1::stream_config_request::Message::Hello(self.hello(resend)))).await?;
         let opened = client.stream_config(ReceiverStream::new(requests)).await;
-        let mut responses = opened.map_err(|status| self.refused(status))?.into_inner();
+        let mut responses = opened.map_err(failed)?.into_inner();
         let mut health_at = Instant::now();
         let mut connection = Connection::default();
         loop {
             tokio::select! {
                 response = responses.message() => {
-                    let response = StreamEnded::check(response)?.map_err(|status| self.refused(status))?;
+                    let response = StreamEnded::check(response)?.map_err(failed)?;
                     if std::mem::take(away) {
                         info!("the control plane is back");
                     }
@@ -235,19 +237,6 @@ impl Follower {
                 }
             }
         }
-    }
-
-    /// Why the control plane ended a stream, or did not open it. When that is because the agent was revoked, callbacks
-    /// are refused from here on.
-    fn refused(&self, status: Status) -> anyhow::Error {
-        if control_plane::is_revocation(&status) {
-            match self.handle.drain().revoke() {
-                Ok(true) => error!("{REVOKED}"),
-                Ok(false) => {}
-                Err(error) => error!(%error, "failed to write down that the agent was revoked. {REVOKED}"),
-            }
-        }
-        failed(status)
     }
 
     /// Begins or ends draining when the control plane says so. True when something changed.

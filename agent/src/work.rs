@@ -50,12 +50,14 @@ impl Worker {
     /// Never before `stop`; the result is for the supervisor.
     pub async fn run(self, client: Client, stop: CancellationToken) -> anyhow::Result<()> {
         let mut backoff = Backoff::new(RECONNECT_FIRST, RECONNECT_MAX);
+        let mut retry = self.snapshot.retry();
         loop {
             // The control plane paces agents at the config stream; this one keeps the same pace.
             tokio::select! {
                 () = self.snapshot.connected() => {}
                 () = stop.cancelled() => return Ok(()),
             }
+            retry.begin();
             tokio::select! {
                 ended = self.follow(client.clone(), &mut backoff) => {
                     if let Err(failure) = ended {
@@ -64,7 +66,7 @@ impl Worker {
                 }
                 () = stop.cancelled() => return Ok(()),
             }
-            if !backoff.wait(&stop).await {
+            if !retry.wait(&mut backoff, &stop).await {
                 return Ok(());
             }
         }

@@ -32,6 +32,7 @@ mod health;
 mod driven;
 pub mod authorize;
 pub mod page;
+mod period;
 pub mod field_mask;
 mod repeat;
 mod instance;

@@ -57,7 +57,8 @@ fn conclude(to: &Path, verified: &Verified) -> anyhow::Result<()> {
         say(&format!("verified {} rows: nothing is damaged", verified.rows));
         return Ok(());
     }
-    let structure = (!verified.structure.is_empty()).then(|| "the structure of a database is damaged".to_owned());
+    let structure =
+        (!verified.structure.is_empty()).then(|| "the structure of a database is damaged".to_owned());
     let count = verified.damaged.len();
     let rows = (count > 0).then(|| format!("{count} of {} rows cannot be read", verified.rows));
     let what = structure.into_iter().chain(rows).collect::<Vec<_>>().join(", and ");
@@ -117,7 +118,9 @@ fn show(credential: &Credential) {
 fn tell(progress: Progress) {
     let Progress { doing, name, unit, done, total } = progress;
     say(&match unit {
-        Unit::Bytes => format!("{doing} {name}: {} of about {} MiB", done / MIB, total.max(done).div_ceil(MIB)),
+        Unit::Bytes => {
+            format!("{doing} {name}: {} of about {} MiB", done / MIB, total.max(done).div_ceil(MIB))
+        }
         Unit::Rows => format!("{doing} {name}: {done} rows"),
         Unit::Seconds => format!("{doing} {name}: {done} s"),
     });

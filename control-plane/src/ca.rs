@@ -78,7 +78,9 @@ pub enum AuthorityError {
     #[error("read the certificate authorities of `{0}`: it must hold certificates in PEM; mend or remove it")]
     Others(PathBuf),
     /// There are more authorities to come than agents take.
-    #[error("use the certificate authorities of `{0}`: agents take at most {ANNOUNCED_MAX} in all; remove some")]
+    #[error(
+        "use the certificate authorities of `{0}`: agents take at most {ANNOUNCED_MAX} in all; remove some"
+    )]
     TooMany(PathBuf),
     /// Making or using the key failed.
     #[error("use the certificate authority")]

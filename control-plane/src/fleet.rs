@@ -4,7 +4,8 @@
 //! will come back after a restart is counted from it ([`pace`]).
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
+    hash::{DefaultHasher, Hash as _, Hasher as _},
     net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -37,10 +38,12 @@ pub const CLOCK_SKEW_MAX: SignedDuration = SignedDuration::from_secs(30);
 const SEEN_INTERVAL: Duration = Duration::from_secs(300);
 /// How long the number of agents is taken as known.
 const SIZE_LIFE: Duration = Duration::from_secs(1);
-/// Refused resources kept per agent, by number and in bytes; more are not listed. In bytes as well, so that an agent
+/// Refused resources kept per agent, by number and in bytes; more are only counted. In bytes as well, so that an agent
 /// fits into one answer.
 const REFUSED_MAX: usize = 1_000;
 const REFUSED_BYTES_MAX: usize = 1 << 20;
+/// Refused resources that are counted beside those, at 8 bytes each.
+const REFUSED_COUNTED_MAX: usize = 100_000;
 /// Characters kept of why a resource was refused, and of its type and id; the rest is cut.
 const REFUSED_TEXT_CHARS_MAX: usize = 512;
 /// Pairs of inbound route and reason kept per agent; more are not counted.
@@ -89,6 +92,8 @@ pub struct Member {
     pub applied_version: u64,
     /// What it could not use.
     pub refused: BTreeMap<ResourceKey, v1::RefusedResource>,
+    /// Hashes of the keys of what else it could not use.
+    unlisted: Arc<HashSet<u64>>,
     /// The last it said about itself.
     pub health: v1::AgentHealth,
     /// How far its clock is ahead of ours, as of its last word about itself.
@@ -108,6 +113,43 @@ impl Member {
     /// Whether its config stream is open and it was heard within [`SILENCE_MAX`].
     pub fn is_online(&self) -> bool {
         self.is_open && self.heard.elapsed() < SILENCE_MAX
+    }
+
+    /// How many resources it could not use, as far as they are counted.
+    pub fn refused_count(&self) -> usize {
+        self.refused.len() + self.unlisted.len()
+    }
+
+    /// `cleared` were sent anew, and of them and others `refused` are refused now.
+    fn judge(&mut self, cleared: &[ResourceKey], refused: Vec<v1::RefusedResource>) {
+        for key in cleared {
+            self.refused.remove(key);
+        }
+        if !self.unlisted.is_empty() {
+            let unlisted = Arc::make_mut(&mut self.unlisted);
+            for key in cleared {
+                unlisted.remove(&hash(key));
+            }
+        }
+        let mut bytes: usize = self.refused.values().map(Message::encoded_len).sum();
+        for mut resource in refused {
+            let uncut = (resource.r#type.clone(), resource.id.clone());
+            for text in [&mut resource.r#type, &mut resource.id, &mut resource.error] {
+                cut(text, REFUSED_TEXT_CHARS_MAX);
+            }
+            let key = (resource.r#type.clone(), resource.id.clone());
+            bytes -= self.refused.remove(&key).as_ref().map_or(0, Message::encoded_len);
+            let size = resource.encoded_len();
+            if self.refused.len() < REFUSED_MAX && bytes + size <= REFUSED_BYTES_MAX {
+                bytes += size;
+                if !self.unlisted.is_empty() {
+                    Arc::make_mut(&mut self.unlisted).remove(&hash(&uncut));
+                }
+                self.refused.insert(key, resource);
+            } else if self.unlisted.len() < REFUSED_COUNTED_MAX {
+                Arc::make_mut(&mut self.unlisted).insert(hash(&uncut));
+            }
+        }
     }
 
     /// What operators are told. `drains` is what was asked for.
@@ -149,6 +191,7 @@ impl Fleet {
         if let Some(before) = &before {
             before.superseded.cancel();
         }
+        let (refused, unlisted) = before.map(|before| (before.refused, before.unlisted)).unwrap_or_default();
         let member = Member {
             region: region.to_owned(),
             tenant_id: None,
@@ -157,7 +200,8 @@ impl Fleet {
             connect_time: clock::now(),
             accepted_version: version,
             applied_version: 0,
-            refused: before.map(|before| before.refused).unwrap_or_default(),
+            refused,
+            unlisted,
             health: v1::AgentHealth::default(),
             clock_skew: None,
             is_to_drain: false,
@@ -295,6 +339,12 @@ fn later(
     read(&one).max(read(&other)).map(time::to_proto)
 }
 
+fn hash(key: &ResourceKey) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    key.hash(&mut hasher);
+    hasher.finish()
+}
+
 /// Cuts a text of an agent that is too long; then it ends in `…`.
 fn cut(text: &mut String, chars_max: usize) {
     if let Some((place, _)) = text.char_indices().nth(chars_max) {
@@ -337,28 +387,16 @@ impl Connection {
     pub fn accepted(&self, version: u64, cleared: &[ResourceKey], refused: Vec<v1::RefusedResource>) {
         self.change(|member| {
             member.accepted_version = version;
-            for key in cleared {
-                member.refused.remove(key);
-            }
-            let mut bytes: usize = member.refused.values().map(Message::encoded_len).sum();
-            for mut resource in refused {
-                for text in [&mut resource.r#type, &mut resource.id, &mut resource.error] {
-                    cut(text, REFUSED_TEXT_CHARS_MAX);
-                }
-                let key = (resource.r#type.clone(), resource.id.clone());
-                bytes -= member.refused.remove(&key).as_ref().map_or(0, Message::encoded_len);
-                let size = resource.encoded_len();
-                if member.refused.len() < REFUSED_MAX && bytes + size <= REFUSED_BYTES_MAX {
-                    bytes += size;
-                    member.refused.insert(key, resource);
-                }
-            }
+            member.judge(cleared, refused);
         });
     }
 
     /// The agent was sent everything anew: what it refused before counts no more.
     pub fn forget_refused(&self) {
-        self.change(|member| member.refused.clear());
+        self.change(|member| {
+            member.refused.clear();
+            member.unlisted = Arc::default();
+        });
     }
 
     /// The agent's pipeline uses `version`.

@@ -64,7 +64,7 @@ struct Item {
 }
 
 enum Content {
-    Whole(v1::ConfigResource),
+    Whole(Box<v1::ConfigResource>),
     /// It cannot be read.
     Unread(v1::ConfigUnreadable),
 }
@@ -127,7 +127,6 @@ fn fate(reach: &Reach, region: &str) -> Fate {
         false if serves(&reach.regions, region) => Fate::Sent,
         false => Fate::Left,
         true if reach.regions.iter().any(|served| served == region) => Fate::Sent,
-        true if std::env::var_os("DMG_MUT").is_some() => Fate::Left,
         true => Fate::Kept,
     }
 }
@@ -262,7 +261,8 @@ fn add_dependents(changes: &mut ConfigChanges, candidates: ConfigChanges) {
     };
     changes.upserts.extend(candidates.upserts.into_iter().filter(is_missing));
     for unread in candidates.left_out {
-        let hangs_on_one = unread.what.resource_type != instances::TYPE && instances.contains(&unread.instance_id);
+        let hangs_on_one =
+            unread.what.resource_type != instances::TYPE && instances.contains(&unread.instance_id);
         if hangs_on_one && !changes.left_out.contains(&unread) {
             changes.left_out.push(unread);
         }
@@ -280,7 +280,7 @@ fn annotate(since: u64, changes: ConfigChanges, regions: &Regions) -> Changes {
     let whole = upserts.into_iter().filter_map(|resource| {
         let group = group(&resource).to_owned();
         let reach = reach_of(route_id(&resource), &group)?;
-        Some(Item { reach, group, content: Content::Whole(resource) })
+        Some(Item { reach, group, content: Content::Whole(resource.into()) })
     });
     let unread = left_out.iter().filter_map(|Unread { what, version, instance_id, .. }| {
         let reach = reach_of(instance_id.is_empty().then_some(what.id.as_str()), instance_id)?;
@@ -392,7 +392,8 @@ impl Parts {
     }
 
     /// The next group that starts at `next_item`, and whether it has to be removed where it is not for: a route,
-    /// or what hangs on an instance that is part of the changes.
+    /// or what hangs on an instance that is part of the changes. A webhook subscription always has to be: its id may have been
+    /// that of another instance's, which was deleted since.
     fn group(&self) -> (&[Item], bool) {
         let items = &self.changes.items[self.next_item..];
         let Some(first) = items.first() else { return (&[], false) };
@@ -427,9 +428,11 @@ impl Iterator for Parts {
             let group = &changes.items[self.next_item..self.next_item + group.len()];
             let fate = fate(&group[0].reach, &self.region);
             if fate == Fate::Left {
-                if is_whole && !self.is_snapshot() {
+                if !self.is_snapshot() {
                     let keys = group.iter().filter_map(|item| item.content.key());
-                    let left = keys.map(|(r#type, id)| v1::ConfigRemoval { r#type, id, deleted: false });
+                    let left = keys
+                        .filter(|(kind, _)| is_whole || kind == webhook_subscriptions::TYPE)
+                        .map(|(r#type, id)| v1::ConfigRemoval { r#type, id, deleted: false });
                     self.removals.extend(left);
                 }
                 self.next_item += group.len();
@@ -446,8 +449,10 @@ impl Iterator for Parts {
                 }
                 bytes += size;
                 match &item.content {
-                    Content::Whole(resource) if fate == Fate::Sent => part.upserts.push(resource.clone()),
-                    content => part.unreadable.extend(content.unread().map(|named| (item.group.clone(), named))),
+                    Content::Whole(resource) if fate == Fate::Sent => part.upserts.push((**resource).clone()),
+                    content => {
+                        part.unreadable.extend(content.unread().map(|named| (item.group.clone(), named)))
+                    }
                 }
                 self.next_item += 1;
             }

@@ -19,15 +19,15 @@
 
 use std::{fmt, path::Path, sync::Arc};
 
+use crate::{
+    audit::{Audited, AuditedBy},
+    sealing::{RootKeys, Sealer},
+};
 use gateway_proto::v1;
 use jiff::Timestamp;
 use prost::Message;
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
-use crate::{
-    audit::{Audited, AuditedBy},
-    sealing::{RootKeys, Sealer},
-};
 
 mod body;
 mod error;

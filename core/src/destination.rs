@@ -278,6 +278,13 @@ pub fn is_same(one: &str, other: &str) -> bool {
     one == other || matches!((Url::parse(one), Url::parse(other)), (Ok(one), Ok(other)) if one == other)
 }
 
+/// Whether two texts name the same scheme, host and port once a URL parser has read them; a text that is no URL has
+/// nothing in common with any.
+pub fn is_same_origin(one: &str, other: &str) -> bool {
+    let (Ok(one), Ok(other)) = (Url::parse(one), Url::parse(other)) else { return false };
+    one.origin() == other.origin()
+}
+
 fn check_port(url: &Url, is_http: bool) -> Result<(), InvalidDestination> {
     match url.port_or_known_default() {
         Some(443 | 1_024..) => Ok(()),

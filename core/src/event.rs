@@ -211,7 +211,7 @@ pub struct Message {
     /// The ad or post that the contact came from, as the provider gave it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub referral: Option<Box<RawValue>>,
-    /// Contact cards, as the provider gave them.
+    /// A list of contact cards, as the provider gave them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub contacts: Option<Box<RawValue>>,
     /// An order, as the provider gave it.
@@ -299,7 +299,7 @@ pub struct MessageContext {
     /// The provider's id of the message answered.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub id: Option<Box<str>>,
-    /// Who wrote that message, as the provider names them.
+    /// Who wrote that message: a phone number in E.164, or else as the provider names them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub from: Option<Box<str>>,
     /// Whether it was forwarded.

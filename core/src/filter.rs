@@ -39,6 +39,17 @@ impl EventFilter {
         Ok(filter)
     }
 
+    /// Selects this event and no other, also one that no pattern selects.
+    pub const fn only(event: EventType) -> Self {
+        Self(event.bit())
+    }
+
+    /// Selects what one of the two selects.
+    #[must_use]
+    pub const fn or(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
     fn one(pattern: &str) -> Option<u16> {
         let prefix = match pattern {
             "*" => "",
@@ -87,5 +98,15 @@ mod tests {
             assert_eq!(error.index, 1);
             assert!(error.to_string().contains("message.received"), "{error}");
         }
+    }
+
+    /// A filter of one event selects nothing else, and filters add up.
+    #[test]
+    fn filters_add_up() {
+        let test = EventFilter::only(EventType::WebhookTest);
+        assert!(test.matches(EventType::WebhookTest) && !test.matches(EventType::MessageReceived));
+        let both = EventFilter::parse(&["message.received"]).unwrap().or(test);
+        assert!(both.matches(EventType::WebhookTest) && both.matches(EventType::MessageReceived));
+        assert!(!both.matches(EventType::MessageSent));
     }
 }

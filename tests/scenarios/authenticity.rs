@@ -136,6 +136,7 @@ async fn app_secrets_rotate_without_a_gap() {
         id: world.inbound_route.id.clone(),
         kind: v1::InboundRouteSecretKind::MetaAppSecret.into(),
         value: "meta-app-secret-2".to_owned(),
+        ..Default::default()
     };
     routes.add_inbound_route_secret(request).await.unwrap();
     world.config_applied().await.unwrap();

@@ -44,7 +44,8 @@ async fn done_by(
     let mut client = v1::audit_service_client::AuditServiceClient::with_interceptor(
         Endpoint::from_shared(control_plane.url())?.connect().await?,
         {
-            let bearer: tonic::metadata::MetadataValue<_> = format!("Bearer {}", control_plane.admin_key()).parse()?;
+            let bearer: tonic::metadata::MetadataValue<_> =
+                format!("Bearer {}", control_plane.admin_key()).parse()?;
             move |mut request: tonic::Request<()>| {
                 request.metadata_mut().insert("authorization", bearer.clone());
                 Ok(request)
@@ -96,7 +97,8 @@ async fn grpc_health_follows_readiness() {
         let mut grpc = Grpc::new(channel.clone());
         grpc.ready().await.unwrap();
         let path = "/grpc.health.v1.Health/Watch".parse().unwrap();
-        let answers = grpc.server_streaming(asked(service), path, ProstCodec::<Asked, Health>::default()).await;
+        let answers =
+            grpc.server_streaming(asked(service), path, ProstCodec::<Asked, Health>::default()).await;
         watched.push((service, answers.unwrap().into_inner()));
     }
     let client = reqwest::Client::new();
@@ -108,7 +110,8 @@ async fn grpc_health_follows_readiness() {
             let mut grpc = Grpc::new(channel.clone());
             grpc.ready().await.unwrap();
             let path = "/grpc.health.v1.Health/Check".parse().unwrap();
-            let answer = grpc.unary(asked(service), path, ProstCodec::<Asked, Health>::default()).await.unwrap();
+            let answer =
+                grpc.unary(asked(service), path, ProstCodec::<Asked, Health>::default()).await.unwrap();
             assert_eq!(answer.into_inner().status, wanted, "{service}");
         }
         let ready = http::expect_ok(&client, &readyz).await;

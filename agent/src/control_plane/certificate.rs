@@ -162,6 +162,10 @@ impl AgentCertificate {
         let age = now.duration_since(self.received).as_secs_f64();
         if age < 0.0 { f64::INFINITY } else { age / self.life.as_secs_f64() }
     }
+
+    fn has_expired(&self) -> bool {
+        self.age(clock::now()) >= 1.0
+    }
 }
 
 /// Keeps the client certificate fresh. It ends only when told to.
@@ -189,41 +193,63 @@ impl Keeper {
     /// Never; the result is for the supervisor.
     pub async fn run(mut self, stop: CancellationToken) -> anyhow::Result<()> {
         let mut backoff = Backoff::new(RETRY_FIRST, RETRY_MAX);
-        let mut is_told = false;
+        let (mut is_told, mut is_refused) = (false, false);
         if !self.link.is_tls() {
             stop.cancelled().await;
             return Ok(());
         }
         loop {
-            let is_refused = tokio::select! {
-                () = tokio::time::sleep(self.due_in(clock::now())) => false,
-                () = self.link.refused() => true,
-                () = stop.cancelled() => return Ok(()),
-            };
+            if !is_refused {
+                is_refused = tokio::select! {
+                    () = tokio::time::sleep(self.due_in(clock::now())) => false,
+                    () = self.link.refused() => true,
+                    () = stop.cancelled() => return Ok(()),
+                };
+            }
             if !is_refused && !self.due_in(clock::now()).is_zero() {
                 continue;
             }
+            let had_expired = self.held.as_ref().is_some_and(AgentCertificate::has_expired);
             let renewed = tokio::select! {
                 renewed = self.renew() => renewed,
                 () = stop.cancelled() => return Ok(()),
             };
+            let mut is_away = false;
             match renewed {
                 Ok(()) => {
-                    // Streams that are open go on; those that were refused need another connection.
-                    if is_refused {
+                    // Streams that are open go on; those that were refused, or are about to be, need another connection.
+                    if self.link.forget_refusals() || is_refused || had_expired {
                         self.link.reconnect();
                     }
-                    self.link.forget_refusals();
+                    self.link.note_certificate();
                     self.metrics.certificate_expired(false);
                     backoff.reset();
                     is_told = false;
                     info!("renewed the client certificate of this agent");
                 }
-                Err(failure) => self.note(&failure, &mut is_told),
+                Err(failure) => {
+                    is_away = failure.downcast_ref().is_some_and(CallFailed::is_away);
+                    self.note(&failure, &mut is_told);
+                }
             }
-            if !backoff.wait(&stop).await {
-                return Ok(());
+            match self.wait(&mut backoff, is_away, &stop).await {
+                Some(refused) => is_refused = refused,
+                None => return Ok(()),
             }
+        }
+    }
+
+    /// Waits for the next attempt. A control plane that was away, and refuses a call meanwhile, is back: true then. None
+    /// when `stop` came first.
+    pub(super) async fn wait(
+        &self,
+        backoff: &mut Backoff,
+        is_away: bool,
+        stop: &CancellationToken,
+    ) -> Option<bool> {
+        tokio::select! {
+            goes_on = backoff.wait(stop) => goes_on.then_some(false),
+            () = self.link.refused(), if is_away => Some(true),
         }
     }
 
@@ -234,7 +260,7 @@ impl Keeper {
     }
 
     fn note(&self, failure: &anyhow::Error, is_told: &mut bool) {
-        let is_expired = self.held.as_ref().is_none_or(|held| held.age(clock::now()) >= 1.0);
+        let is_expired = self.held.as_ref().is_none_or(AgentCertificate::has_expired);
         self.metrics.certificate_expired(is_expired);
         let error = format!("{failure:#}");
         if is_expired && !std::mem::replace(is_told, true) {
@@ -254,7 +280,8 @@ impl Keeper {
         let mut request = Request::new(message);
         request.set_timeout(ENROLL_TIMEOUT);
         let response = self.client.renew_agent_certificate(request).await.map_err(CallFailed::from)?;
-        let mut answer = response.into_inner().certificate.context("renew certificate: the answer has none")?;
+        let mut answer =
+            response.into_inner().certificate.context("renew certificate: the answer has none")?;
         let authorities = std::mem::take(&mut answer.authorities);
         let certificate = AgentCertificate::new(key, answer)?;
         let (store, link, data_dir) = (certificate, self.link.clone(), self.data_dir.clone());

@@ -19,7 +19,7 @@ use super::{
     AgentCertificate, Client, Identity, IdentityError, JoinToken, Link, ReportClient, Scope, client, enroll,
     report_client,
 };
-use crate::{config::Config, private};
+use crate::{config::Config, private, snapshot::SnapshotHandle};
 
 /// The file that is there while an agent that has not enrolled serves from an export.
 const FILE: &str = "unenrolled.json";
@@ -62,18 +62,27 @@ impl Enrolled {
 }
 
 /// Whether the agent has enrolled. Cheap to clone.
-#[derive(Clone, Default)]
-pub struct Enrolment(watch::Sender<Option<Enrolled>>);
+#[derive(Clone)]
+pub struct Enrolment {
+    enrolled: watch::Sender<Option<Enrolled>>,
+    agent: SnapshotHandle,
+}
 
 impl Enrolment {
-    /// The agent has enrolled.
+    /// `agent` has not enrolled yet.
+    pub fn new(agent: SnapshotHandle) -> Self {
+        Self { enrolled: watch::Sender::new(None), agent }
+    }
+
+    /// The agent has enrolled. From now on it hears what the control plane says of it.
     pub fn complete(&self, enrolled: Enrolled) {
-        self.0.send_replace(Some(enrolled));
+        enrolled.link.inform(self.agent.clone());
+        self.enrolled.send_replace(Some(enrolled));
     }
 
     /// Waits until the agent has enrolled. Cancel safe.
     pub async fn wait(&self) -> Enrolled {
-        let mut enrolled = self.0.subscribe();
+        let mut enrolled = self.enrolled.subscribe();
         let found = enrolled.wait_for(Option::is_some).await;
         let found = found.expect("the sender is in `self`, so the wait does not fail");
         found.clone().expect("it was waited for")

@@ -6,7 +6,7 @@ use std::{
     path::Path,
     pin::Pin,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll, ready},
@@ -14,7 +14,8 @@ use std::{
 };
 
 use gateway_runtime::tls::CurrentCertificate;
-use http::{Request, Response, Uri};
+use http::{HeaderMap, Request, Response, Uri};
+use http_body_util::BodyExt as _;
 use hyper::rt;
 use hyper_util::{client::legacy::connect::HttpConnector, rt::TokioIo};
 use rustls::pki_types::ServerName;
@@ -26,6 +27,7 @@ use tokio::{
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::{
+    Code, Status,
     body::Body,
     codegen::Service,
     transport::{Channel, Endpoint},
@@ -33,16 +35,16 @@ use tonic::{
 
 use super::{
     certificate::AgentCertificate,
+    is_revocation, is_twin,
     trust::{self, Pins, TrustError},
 };
+use crate::snapshot::SnapshotHandle;
 
 /// Longest time for name, connection and TLS handshake.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// So that a dead connection is seen within 30 s.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
-/// UNAUTHENTICATED in the header `grpc-status` (<https://grpc.github.io/grpc/core/md_doc_statuscodes.html>).
-const UNAUTHENTICATED: &[u8] = b"16";
 
 /// The way to the control plane. Cheap to clone.
 #[derive(Clone)]
@@ -63,6 +65,31 @@ struct Shared {
     connections: Mutex<CancellationToken>,
     refused: AtomicBool,
     refusal: Notify,
+    /// Who is told what answers say of the agent itself.
+    agent: OnceLock<SnapshotHandle>,
+}
+
+impl Shared {
+    /// Takes what a status says of the agent itself. `at_once` when the call was not begun.
+    fn note(&self, headers: &HeaderMap, at_once: bool) {
+        // Most calls end well, and cost nothing here.
+        let has_status = headers.get(Status::GRPC_STATUS).is_some_and(|status| status != "0");
+        let Some(status) = has_status.then(|| Status::from_header_map(headers)).flatten() else { return };
+        let agent = self.agent.get();
+        if is_revocation(&status) {
+            // No certificate would help.
+            if let Some(agent) = agent {
+                agent.revoke();
+            }
+        } else if is_twin(&status) {
+            if let Some(agent) = agent {
+                agent.note_twin();
+            }
+        } else if at_once && status.code() == Code::Unauthenticated {
+            self.refused.store(true, Ordering::Release);
+            self.refusal.notify_one();
+        }
+    }
 }
 
 impl Link {
@@ -87,6 +114,7 @@ impl Link {
             connections: Mutex::default(),
             refused: AtomicBool::new(false),
             refusal: Notify::new(),
+            agent: OnceLock::new(),
         });
         let channel = if shared.is_tls {
             let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
@@ -102,6 +130,12 @@ impl Link {
             endpoint(url)?.connect_lazy()
         };
         Ok(Self { channel, url: url.into(), shared })
+    }
+
+    /// From now on `agent` is told at once what the control plane says of the agent itself, whichever call it answers:
+    /// that it was revoked, or has a twin. Only the first one is told.
+    pub fn inform(&self, agent: SnapshotHandle) {
+        self.shared.agent.get_or_init(|| agent);
     }
 
     /// What clients call through.
@@ -144,6 +178,13 @@ impl Link {
         self.shared.pins.as_ref()
     }
 
+    /// There is another certificate: whoever waits to call again does so now.
+    pub(super) fn note_certificate(&self) {
+        if let Some(agent) = self.shared.agent.get() {
+            agent.note_certificate();
+        }
+    }
+
     /// Ends the connection there is, so that the next call makes one with the certificate of now.
     pub(super) fn reconnect(&self) {
         let mut connections = self.shared.connections.lock().unwrap_or_else(PoisonError::into_inner);
@@ -157,9 +198,16 @@ impl Link {
         }
     }
 
-    /// Forgets refusals before now.
-    pub(super) fn forget_refusals(&self) {
-        self.shared.refused.store(false, Ordering::Release);
+    /// Forgets refusals before now. True when there were any that [`Self::refused`] has not told.
+    pub(super) fn forget_refusals(&self) -> bool {
+        self.shared.refused.swap(false, Ordering::AcqRel)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn refuse(&self, status: &Status) {
+        let mut headers = HeaderMap::new();
+        status.add_header(&mut headers).unwrap();
+        self.shared.note(&headers, true);
     }
 }
 
@@ -175,7 +223,8 @@ fn endpoint(url: &str) -> Result<Endpoint, TrustError> {
         .initial_connection_window_size(Some(8 * 1024 * 1024)))
 }
 
-/// A channel that notes when the control plane refuses a call for who called it. Cheap to clone.
+/// A channel that notes what the control plane says of who calls it: in one place, for the answers of all calls. Cheap to
+/// clone.
 #[derive(Clone)]
 pub struct Calls {
     channel: Channel,
@@ -196,13 +245,16 @@ impl Service<Request<Body>> for Calls {
         let shared = Arc::clone(&self.shared);
         Box::pin(async move {
             let response = answering.await?;
-            // A call that is refused at once has its status in the headers.
-            let status = response.headers().get("grpc-status");
-            if status.is_some_and(|status| status.as_bytes() == UNAUTHENTICATED) {
-                shared.refused.store(true, Ordering::Release);
-                shared.refusal.notify_one();
-            }
-            Ok(response)
+            // A call that is refused at once has its status in the headers, one that was begun at the end.
+            shared.note(response.headers(), true);
+            Ok(response.map(|body| {
+                Body::new(body.map_frame(move |frame| {
+                    if let Some(trailers) = frame.trailers_ref() {
+                        shared.note(trailers, false);
+                    }
+                    frame
+                }))
+            }))
         })
     }
 }

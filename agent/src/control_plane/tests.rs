@@ -3,7 +3,10 @@
 use std::{net::SocketAddr, os::unix::fs::PermissionsExt as _, sync::Arc};
 
 use gateway_core::time::duration_to_proto;
-use gateway_runtime::tls::{self, CurrentCertificate};
+use gateway_runtime::{
+    backoff::Backoff,
+    tls::{self, CurrentCertificate},
+};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustls::pki_types::{PrivateKeyDer, ServerName};
 use tokio::{
@@ -257,6 +260,34 @@ fn certificates_are_kept() {
     assert!(AgentCertificate::new(NewKey::make().unwrap(), nothing).is_err());
 }
 
+fn keeper(data_dir: &Path) -> (Keeper, Link) {
+    let link = Link::new("https://localhost:1", None, Some(Pin::of(b"x"))).unwrap();
+    let identity: Identity =
+        serde_json::from_str(r#"{"agent_id":"agt_1","region":"eu","credential":"agent_x"}"#).unwrap();
+    let client = client(&link, &identity, data_dir).unwrap();
+    (Keeper::new(link.clone(), client, data_dir, Metrics::new()), link)
+}
+
+/// An expired certificate is renewed at once when the control plane is back, which whoever is refused for it notices
+/// first; a control plane that refuses to renew is not asked at each refusal.
+#[tokio::test(start_paused = true)]
+async fn refusals_end_the_wait_for_a_renewal() {
+    let directory = tempfile::tempdir().unwrap();
+    let (keeper, link) = keeper(directory.path());
+    let (stop, hour) = (CancellationToken::new(), Duration::from_secs(3_600));
+    let started = tokio::time::Instant::now();
+    let refuse = async || link.refuse(&Status::unauthenticated("the certificate has expired"));
+    let mut backoff = Backoff::new(hour, hour);
+    let (was_refused, ()) = tokio::join!(keeper.wait(&mut backoff, true, &stop), refuse());
+    assert_eq!(was_refused, Some(true));
+    assert!(started.elapsed().is_zero());
+    let (was_refused, ()) = tokio::join!(keeper.wait(&mut backoff, false, &stop), refuse());
+    assert_eq!(was_refused, Some(false));
+    assert!(!started.elapsed().is_zero() && link.forget_refusals());
+    stop.cancel();
+    assert_eq!(keeper.wait(&mut backoff, true, &stop).await, None);
+}
+
 /// A certificate is renewed between 65 and 75 % of its life, at once when it is missing, has expired, or the
 /// clock went back to before it came.
 #[test]
@@ -267,13 +298,7 @@ fn renewal_is_due_in_time() {
     let answered = answer(&key, &issuer, life);
     let received = gateway_runtime::clock::now();
     AgentCertificate::new(key, answered).unwrap().store(directory.path()).unwrap();
-    let keeper = |data_dir: &Path| {
-        let link = Link::new("https://localhost:1", None, Some(Pin::of(b"x"))).unwrap();
-        let identity: Identity =
-            serde_json::from_str(r#"{"agent_id":"agt_1","region":"eu","credential":"agent_x"}"#).unwrap();
-        let client = client(&link, &identity, data_dir).unwrap();
-        Keeper::new(link, client, data_dir, Metrics::new())
-    };
+    let keeper = |data_dir: &Path| keeper(data_dir).0;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let _inside = runtime.enter();
     let keeper_of_it = keeper(directory.path());

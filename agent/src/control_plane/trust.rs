@@ -120,7 +120,8 @@ impl Pins {
                 trusted.push(pin);
             }
         }
-        let is_same = trusted.len() == known.trusted.len() && trusted.iter().all(|pin| known.trusted.contains(pin));
+        let is_same =
+            trusted.len() == known.trusted.len() && trusted.iter().all(|pin| known.trusted.contains(pin));
         (!is_same).then_some(trusted)
     }
 

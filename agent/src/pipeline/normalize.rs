@@ -8,7 +8,6 @@ use gateway_core::{
     id::{EventId, base32},
     opt_out::{
         ContactRef, Decision, OptOutDirection, OptOutReason, OptOutScope, Origin as TakenBy, find_keyword,
-        is_identifier,
     },
     payload,
     phone::{Phone, normalize_phone},
@@ -19,19 +18,20 @@ use gateway_core::{
 use gateway_proto::v1;
 use jiff::Timestamp;
 
+mod log;
+
+pub use log::log;
+
 use super::buffer::{Entry, NewEvent, NewUnrouted};
 use crate::{
     control_plane::MESSAGE_BYTES_MAX,
     opt_out::{Sighting, Wish, WishKind, keyword_texts},
     provider::{
         Item, MessageItem, NoticeItem, Part, PreferenceIdentity, PreferenceItem, StatusItem, Target,
-        json::identity,
+        contact::of_persons, json::identity,
     },
 };
 
-/// Longest text in a column of the log, in bytes; the webhook body in the log has the whole text. WhatsApp
-/// itself stops at 4,096 characters.
-const LOG_TEXT_BYTES_MAX: usize = 64 * 1024;
 /// Longest webhook body of an event, and longest part that is kept, in bytes. With the columns of its log it stays
 /// within one message to the control plane: a larger one could never be reported, nor anything behind it. Bodies
 /// can be longer than their callback, which may say in one byte what takes six in JSON.
@@ -211,7 +211,9 @@ impl OfInstance<'_> {
         match item {
             Item::Message(item) => {
                 let own = match next {
-                    Some(Item::Preference(own)) if own.identity == PreferenceIdentity::ItemBefore => Some(own),
+                    Some(Item::Preference(own)) if own.identity == PreferenceIdentity::ItemBefore => {
+                        Some(own)
+                    }
                     _ => None,
                 };
                 self.message(*item, own.map(|own| &**own));
@@ -234,7 +236,7 @@ impl OfInstance<'_> {
         self.sighting(&item.contact, id);
         let agrees = |decision: &Decision| {
             let wants_out = decision.direction == OptOutDirection::OptOut;
-            own.is_none_or(|_| true) || own.is_none_or(|own| own.opts_out == wants_out && own.scope == decision.scope)
+            own.is_none_or(|own| own.opts_out == wants_out && own.scope == decision.scope)
         };
         let wish = if item.is_echo { None } else { self.keyword_wish(&item).filter(agrees) };
         let business_phone = item.business_phone.or_else(|| self.business_phone.clone());
@@ -399,7 +401,7 @@ impl OfInstance<'_> {
 
     /// Notes whom an event names by both keys.
     fn sighting(&mut self, contact: &Contact, mark: EventId) {
-        if false && contact.phone.is_some() && contact.user_id.is_some() {
+        if contact.phone.is_some() && contact.user_id.is_some() {
             self.normalized.sightings.push(Sighting {
                 instance: Arc::clone(self.instance),
                 contact: contact.clone(),
@@ -412,25 +414,6 @@ impl OfInstance<'_> {
     fn wish(&mut self, wish: Wish) {
         self.normalized.wishes.push(wish);
     }
-}
-
-/// An item whose persons are named by what can name a person: providers' code that takes anything else for a
-/// user id must not make one contact of all who have it.
-fn of_persons(mut item: Item) -> Item {
-    let keep = |contact: &mut Contact| {
-        contact.user_id.take_if(|user_id| !is_identifier(user_id));
-    };
-    match &mut item {
-        Item::Message(item) => keep(&mut item.contact),
-        Item::Status(item) => keep(&mut item.contact),
-        Item::Preference(item) => keep(&mut item.contact),
-        Item::ContactChange(change) => {
-            keep(&mut change.from);
-            keep(&mut change.to);
-        }
-        Item::Notice(_) => {}
-    }
-    item
 }
 
 /// The keys of a contact.
@@ -481,61 +464,6 @@ pub fn record(event: &Event, snapshot: &Snapshot, origin: &Origin) -> NewEvent {
         event_type: event.event_type,
         log: log(event, origin),
         subscriptions: subscriptions.map(|subscription| subscription.id.clone()).collect(),
-    }
-}
-
-/// The log of an event, its body included.
-pub fn log(event: &Event, origin: &Origin) -> v1::InboundLog {
-    let contact = event.contact.phone.as_ref().map(|phone| phone.as_str().to_owned()).unwrap_or_default();
-    let business = event.business_phone.as_ref().map(|phone| phone.as_str().to_owned()).unwrap_or_default();
-    let (external_message_id, message_type, message_text) = texts(&event.content);
-    let (from_phone, to_phone) = match &event.content {
-        Content::Status(_) => (business, contact),
-        Content::Message(_) if event.event_type == EventType::MessageSent => (business, contact),
-        Content::Message(_) | Content::OptOut(_) => (contact, business),
-        Content::Provider(_) | Content::Test { .. } => (String::new(), String::new()),
-    };
-    v1::InboundLog {
-        event_id: event.id.to_string(),
-        tenant_id: event.tenant_id.to_string(),
-        instance_id: event.instance_id.to_string(),
-        event: event.event_type.name().to_owned(),
-        from_phone,
-        to_phone,
-        contact_user_id: column(event.contact.user_id.as_deref().unwrap_or_default()),
-        message_type: column(message_type),
-        message_text: column(message_text),
-        external_message_id: column(external_message_id),
-        event_time: Some(to_proto(event.event_time)),
-        receive_time: Some(to_proto(event.receive_time)),
-        agent_id: origin.agent_id.clone(),
-        region: origin.region.clone(),
-        duplicate_count: 0,
-        payload_json: String::from_utf8(payload::body(event)).expect("a JSON writer writes UTF-8"),
-        ..Default::default()
-    }
-}
-
-/// A text as the log's column has it.
-fn column(text: &str) -> String {
-    text[..text.floor_char_boundary(LOG_TEXT_BYTES_MAX)].to_owned()
-}
-
-/// The provider's message id, the message type and the text, empty where the event has none.
-fn texts(content: &Content) -> (&str, &str, &str) {
-    match content {
-        Content::Message(message) => (
-            message.external_message_id.as_deref().unwrap_or_default(),
-            &message.message_type,
-            message.text.as_deref().unwrap_or_default(),
-        ),
-        Content::Status(status) => (status.external_message_id.as_deref().unwrap_or_default(), "", ""),
-        Content::OptOut(notice) => (
-            notice.external_message_id.as_deref().unwrap_or_default(),
-            "",
-            notice.message_text.as_deref().unwrap_or_default(),
-        ),
-        Content::Provider(_) | Content::Test { .. } => ("", "", ""),
     }
 }
 

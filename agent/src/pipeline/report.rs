@@ -82,8 +82,10 @@ impl Reporter {
     pub async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
         let mut backoff = Backoff::new(RECONNECT_FIRST, RECONNECT_MAX);
         let mut is_away = false;
+        let mut retry = self.snapshot.retry();
         let work = async {
             loop {
+                retry.begin();
                 let ended = self.session(&stop, &mut backoff, &mut is_away).await;
                 self.hold_hand_overs();
                 match ended {
@@ -101,7 +103,7 @@ impl Reporter {
                     }
                     Err(failure) => debug!(error = format!("{failure:#}"), "failed to report again"),
                 }
-                if stop.is_cancelled() || !backoff.wait(&stop).await {
+                if stop.is_cancelled() || !retry.wait(&mut backoff, &stop).await {
                     return;
                 }
             }

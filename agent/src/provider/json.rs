@@ -76,9 +76,16 @@ impl<'a> Fields<'a> {
         self.text(name).filter(|text| !text.is_empty()).map(Box::from)
     }
 
-    /// A field as text that names a person, as [`is_identifier`] has it; anything else means absent.
+    /// A field as text that names a person, as [`is_identifier`] has it; anything else means absent. A phone number
+    /// written as a float is the number.
     pub fn identifier(&self, name: &str) -> Option<Box<str>> {
-        self.name(name).filter(|text| is_identifier(text))
+        let raw = self.get(name)?;
+        let is_float = raw.get().starts_with(|first: char| first.is_ascii_digit())
+            && raw.get().contains(['.', 'e', 'E']);
+        match integer(raw).filter(|_| is_float) {
+            Some(number) => Some(number.to_string().into()),
+            None => self.name(name).filter(|text| is_identifier(text)),
+        }
     }
 
     /// A field as a time; integers, floats and strings of them, seconds or milliseconds.

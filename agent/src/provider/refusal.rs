@@ -55,7 +55,7 @@ pub enum Refusal {
     WrongMediaType,
     /// The body is not in the provider's format.
     UnreadableBody,
-    /// The body has more items than any provider sends.
+    /// The body has more items than any provider sends. Of a form it is known before anything is proved.
     TooManyItems,
 }
 

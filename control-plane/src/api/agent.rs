@@ -95,6 +95,7 @@ impl AgentApi {
         };
         if let Some(member) = self.state.fleet.member(&agent.id) {
             agent.state = member.state(drain_time.is_some()).into();
+            agent.refused_count = u32::try_from(member.refused_count()).unwrap_or(u32::MAX);
             if member.is_online() {
                 agent.address = member.address.map(|address| address.to_string()).unwrap_or_default();
             }
@@ -111,6 +112,9 @@ impl AgentApi {
             agent.buffer_bytes_max = member.health.buffer_bytes_max;
             agent.over_share_subscription_ids = member.health.over_share_subscription_ids;
             agent.last_seen_time = Some(time::to_proto(member.last_seen));
+        }
+        if agent.revoke_time.is_some() {
+            agent.state = v1::AgentState::Revoked.into();
         }
         agent
     }
@@ -153,7 +157,9 @@ impl AgentService for AgentApi {
         &self,
         request: Request<v1::WatchAgentsRequest>,
     ) -> Result<Response<Self::WatchAgentsStream>, Status> {
-        let open = self.state.keys.open_stream(&authorize::caller(&request)?)?;
+        let caller = authorize::caller(&request)?;
+        watch::check(request.get_ref())?;
+        let open = self.state.keys.open_stream(&caller)?;
         let watch = watch::Watch::new(self.clone(), request.into_inner());
         Ok(Response::new(Box::pin(driven(open.around(watch.into_stream())))))
     }
@@ -191,7 +197,9 @@ impl AgentService for AgentApi {
     ) -> Result<Response<v1::CreateJoinTokenResponse>, Status> {
         let caller = authorize::caller(&request)?;
         let made = join_token::create(&self.state.store, &caller, request.into_inner()).await?;
-        let join_token = self.with_pin(made.join_token);
+        // A repeat has none.
+        let join_token =
+            if made.join_token.is_empty() { String::new() } else { self.with_pin(made.join_token) };
         Ok(Response::new(v1::CreateJoinTokenResponse { join_token, ..made }))
     }
 }

@@ -5,10 +5,12 @@ use std::collections::HashMap;
 use gateway_core::{
     api_key::{self, ApiKey, RANDOM_CHARS, Role, SHOWN_CHARS},
     time,
+    violation::FieldViolations,
 };
 use gateway_proto::v1;
 use gateway_runtime::clock;
 use jiff::Timestamp;
+use prost::Message as _;
 use rand::RngExt as _;
 use sha2::{Digest as _, Sha256};
 use tonic::Status;
@@ -18,7 +20,7 @@ use super::{
     authorize::{Actor, Caller, access, keys},
     new_id,
     page::Page,
-    status, tenant,
+    repeat, status, tenant,
 };
 use crate::{
     app::State,
@@ -26,7 +28,7 @@ use crate::{
     store::{
         Connection, Store, api_keys,
         damaged::{Found, Head},
-        tenants,
+        requests, tenants,
     },
 };
 
@@ -36,13 +38,14 @@ const KEYS_CHUNK: i64 = 1_000;
 const WORKING_KEYS_MAX: usize = 1_000;
 const REVOKE: &str = "TenantService/RevokeApiKey";
 
-/// Makes a key that may do at most what its creator may.
+/// Makes a key that may do at most what its creator may. A repeat has the first answer, without the secret.
 pub(super) async fn create(
     store: &Store,
     caller: &Caller,
     request: v1::CreateApiKeyRequest,
 ) -> Result<v1::CreateApiKeyResponse, Status> {
     let mut wanted = request.api_key.ok_or_else(|| status::missing_field("api_key"))?;
+    let request = repeat::key(caller, "CreateApiKey", &request.request_id, &[wanted.encode_to_vec()])?;
     let is_platform = Role::from_proto(wanted.role) == Some(Role::PlatformAdmin);
     if is_platform {
         caller.require(Role::PlatformAdmin, "creating a platform admin's key")?;
@@ -52,10 +55,13 @@ pub(super) async fn create(
     let mut transaction = store.begin_write().await?;
     let now = clock::now();
     check_works(&mut transaction, caller, now).await?;
+    if let Some(answer) = repeat::answer(&mut transaction, &request).await? {
+        return Ok(answer);
+    }
     if !is_platform {
         tenant::require(&mut transaction, &wanted.tenant_id).await?;
     }
-    let checked = ApiKey::from_proto(&wanted, now, access::is_scope).map_err(status::invalid)?;
+    let checked = check(&wanted, now)?;
     check_at_most(caller, &checked)?;
     check_room(&mut transaction, &wanted.tenant_id, now).await?;
     let random: String =
@@ -77,8 +83,29 @@ pub(super) async fn create(
     };
     api_keys::create(&mut transaction, &key, &Sha256::digest(&secret).into()).await?;
     transaction.audit(caller, Audited::created("TenantService/CreateApiKey", &key)).await?;
+    // The secret is kept nowhere, so that a repeat cannot have it.
+    let answer = v1::CreateApiKeyResponse { api_key: Some(key), secret: String::new() };
+    requests::remember(&mut transaction, &request, &answer).await?;
     transaction.commit().await?;
-    Ok(v1::CreateApiKeyResponse { api_key: Some(key), secret })
+    Ok(v1::CreateApiKeyResponse { secret, ..answer })
+}
+
+/// Checks a key that is asked for, also that each of its scopes opens something to its role.
+fn check(wanted: &v1::ApiKey, now: Timestamp) -> Result<ApiKey, Status> {
+    let (checked, mut violations) = match ApiKey::from_proto(wanted, now, access::is_scope) {
+        Ok(checked) => (Some(checked), FieldViolations::new()),
+        Err(violations) => (None, violations),
+    };
+    let scopes = wanted.scopes.iter().enumerate().take(api_key::SCOPES_MAX);
+    if let Some(role) = Role::from_proto(wanted.role) {
+        for (index, _) in scopes.filter(|(_, scope)| access::is_scope(scope) && !access::serves(scope, role))
+        {
+            let description =
+                format!("opens nothing to {role}: choose a greater role, or leave the scope out");
+            violations.add(format!("api_key.scopes[{index}]"), description);
+        }
+    }
+    checked.filter(|_| violations.0.is_empty()).ok_or_else(|| status::invalid(violations))
 }
 
 /// The caller's key works still. It may have been revoked while the call waited for its turn, together with all keys
@@ -97,11 +124,7 @@ pub(super) async fn check_works(
 }
 
 /// There is room for one more key of a tenant; empty for the platform.
-async fn check_room(
-    connection: &mut dyn Connection,
-    tenant_id: &str,
-    now: Timestamp,
-) -> Result<(), Status> {
+async fn check_room(connection: &mut dyn Connection, tenant_id: &str, now: Timestamp) -> Result<(), Status> {
     let mut working = 0;
     let mut after: Option<String> = None;
     loop {

@@ -1,17 +1,31 @@
 //! `AuditService`: who did what.
 
-use gateway_core::time;
 use gateway_proto::v1::{self, audit_service_server::AuditService};
-use jiff::Timestamp;
 use prost::Message as _;
 use tonic::{Request, Response, Status};
 
-use super::{authorize, page::Page, status};
+use super::{authorize, page::Page, period, status};
 use crate::{
     app::State,
     audit::diff,
     store::audit::{self, AuditFilter, AuditPlace},
 };
+
+/// Types of resources that entries are of.
+const RESOURCE_TYPES: [&str; 12] = [
+    "instance",
+    "inbound_route",
+    "webhook_subscription",
+    "opt_out",
+    "opt_out_policy",
+    "tenant",
+    "api_key",
+    "agent",
+    "join_token",
+    "snapshot_export",
+    "backup",
+    "root_key",
+];
 
 /// The service.
 #[derive(Clone)]
@@ -51,10 +65,12 @@ impl AuditService for AuditApi {
         ];
         let page = Page::read("ListAuditEntries", &filters, request.page_size, &request.page_token)?;
         let before = page.after.as_deref().map(place).transpose()?;
+        check_resource_type(&request.resource_type)?;
+        let (start_time, end_time) = period::read(request.start_time.as_ref(), request.end_time.as_ref())?;
         let filter = AuditFilter {
             tenant_id: tenant_id.map(|tenant_id| tenant_id.to_string()),
-            start_time: timestamp("start_time", request.start_time.as_ref())?,
-            end_time: timestamp("end_time", request.end_time.as_ref())?,
+            start_time,
+            end_time,
             resource_type: optional(request.resource_type),
             resource_id: optional(request.resource_id),
             actor: optional(request.actor),
@@ -80,8 +96,11 @@ fn optional(value: String) -> Option<String> {
     (!value.is_empty()).then_some(value)
 }
 
-fn timestamp(field: &str, value: Option<&prost_types::Timestamp>) -> Result<Option<Timestamp>, Status> {
-    let read =
-        |value| time::from_proto(value).ok_or_else(|| status::invalid_field(field, "is not a valid time"));
-    value.map(read).transpose()
+/// No entry is of another type, so that a misspelt one would look like a quiet day.
+fn check_resource_type(named: &str) -> Result<(), Status> {
+    if named.is_empty() || RESOURCE_TYPES.contains(&named) {
+        return Ok(());
+    }
+    let names = RESOURCE_TYPES.map(|known| format!("`{known}`")).join(", ");
+    Err(status::invalid_field("resource_type", format!("must be one of {names}, or empty for all")))
 }

@@ -53,7 +53,10 @@ mod tests {
     use futures_util::{FutureExt as _, StreamExt as _, stream::BoxStream};
     use tonic::{Request, Status};
     use tonic_health::{
-        pb::{HealthCheckRequest, HealthCheckResponse, health_check_response::ServingStatus as Told, health_server::Health as _},
+        pb::{
+            HealthCheckRequest, HealthCheckResponse, health_check_response::ServingStatus as Told,
+            health_server::Health as _,
+        },
         server::HealthService,
     };
 
@@ -76,7 +79,8 @@ mod tests {
         for name in names() {
             watches.push(service.watch(asked(name)).await.unwrap().into_inner().boxed());
         }
-        let next = async |watches: &mut [BoxStream<'_, Result<HealthCheckResponse, Status>>], wanted: Told| {
+        let next = async |watches: &mut [BoxStream<'_, Result<HealthCheckResponse, Status>>],
+                          wanted: Told| {
             for (name, watch) in names().zip(watches) {
                 let told = tokio::time::timeout(DEADLINE, watch.next()).await.expect("it is told in time");
                 assert_eq!(told.unwrap().unwrap().status(), wanted, "{name}");

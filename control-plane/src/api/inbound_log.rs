@@ -1,13 +1,16 @@
 //! `InboundLogService`: what came in and what became of it.
 
 use futures_util::{Stream, StreamExt as _, stream};
-use gateway_core::{filter::EventFilter, phone::normalize_phone, time};
+use gateway_core::{
+    event::EventType,
+    filter::{EventFilter, UnknownEvent},
+    phone::normalize_phone,
+};
 use gateway_proto::v1::{self, inbound_log_service_server::InboundLogService};
-use jiff::Timestamp;
 use std::pin::Pin;
 use tonic::{Request, Response, Status};
 
-use super::{authorize, driven::driven, page::Page, status};
+use super::{authorize, driven::driven, page::Page, period, status};
 use crate::{
     app::State,
     inbound_log::{LogChange, LogFilter, LogWatch, WatchFrom, alone},
@@ -40,10 +43,11 @@ impl InboundLogService for InboundLogApi {
     ) -> Result<Response<v1::ListInboundLogsResponse>, Status> {
         let caller = authorize::caller(&request)?;
         let request = request.into_inner();
+        let (start_time, end_time) = period::read(request.start_time.as_ref(), request.end_time.as_ref())?;
         let filter = LogFilter {
             tenant_id: caller.tenants().tenant_id(),
-            start_time: timestamp("start_time", request.start_time.as_ref())?,
-            end_time: timestamp("end_time", request.end_time.as_ref())?,
+            start_time,
+            end_time,
             ..filter(
                 &request.instance_id,
                 &request.events,
@@ -91,7 +95,7 @@ impl InboundLogService for InboundLogApi {
         let mut filter =
             filter(&request.instance_id, &request.events, &request.from_phone, &request.external_message_id)?;
         filter.tenant_id = caller.tenants().tenant_id();
-        let start_time = timestamp("start_time", request.start_time.as_ref())?;
+        let start_time = period::timestamp("start_time", request.start_time.as_ref())?;
         let from = match start_time {
             _ if !request.cursor.is_empty() => WatchFrom::Cursor(&request.cursor),
             Some(time) => WatchFrom::Time(time),
@@ -162,9 +166,18 @@ fn filter(
     if events.len() > EVENTS_MAX {
         return Err(status::invalid_field("events", format!("must have at most {EVENTS_MAX} values")));
     }
-    let compiled = EventFilter::parse(events)
-        .map_err(|error| status::invalid_field(format!("events[{}]", error.index), error.to_string()))?;
-    // `*` here also means the test events, which no subscription selects.
+    // Test events are logged like all others, although no subscription selects them; `*` means them too.
+    let mut compiled = EventFilter::default();
+    for (index, pattern) in events.iter().enumerate() {
+        let selected = if pattern == EventType::WebhookTest.name() {
+            EventFilter::only(EventType::WebhookTest)
+        } else {
+            let refused =
+                |error: UnknownEvent| status::invalid_field(format!("events[{index}]"), error.to_string());
+            EventFilter::parse(&[pattern]).map_err(refused)?
+        };
+        compiled = compiled.or(selected);
+    }
     let is_everything = events.is_empty() || events.iter().any(|pattern| pattern == "*");
     let from_phone = optional(from_phone)
         .map(|phone| {
@@ -193,14 +206,6 @@ fn required(field: &str, value: String) -> Result<String, Status> {
 
 fn optional(value: &str) -> Option<&str> {
     (!value.is_empty()).then_some(value)
-}
-
-fn timestamp(field: &str, value: Option<&prost_types::Timestamp>) -> Result<Option<Timestamp>, Status> {
-    value
-        .map(|value| {
-            time::from_proto(value).ok_or_else(|| status::invalid_field(field, "is not a valid time"))
-        })
-        .transpose()
 }
 
 fn place(page: &Page) -> Result<Option<i64>, Status> {

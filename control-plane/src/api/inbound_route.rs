@@ -188,8 +188,13 @@ impl InboundRouteService for InboundRouteApi {
         request: Request<v1::AddInboundRouteSecretRequest>,
     ) -> Result<Response<v1::AddInboundRouteSecretResponse>, Status> {
         let caller = authorize::caller(&request)?;
-        let v1::AddInboundRouteSecretRequest { id, kind, value } = request.into_inner();
+        let v1::AddInboundRouteSecretRequest { id, kind, value, request_id } = request.into_inner();
+        let parts = [id.clone().into_bytes(), kind.to_be_bytes().into(), value.clone().into_bytes()];
+        let key = repeat::key(&caller, "AddInboundRouteSecret", &request_id, &parts)?;
         let mut transaction = self.state.store.begin_write().await?;
+        if let Some(answer) = repeat::answer(&mut transaction, &key).await? {
+            return Ok(Response::new(answer));
+        }
         let mut stored = find(&mut transaction, &caller.tenants(), "id", &id).await?;
         let kind = secrets::check(&stored, kind, &value)?;
         secrets::refuse_superfluous(&stored, kind, &value)?;
@@ -198,9 +203,10 @@ impl InboundRouteService for InboundRouteApi {
         put_changed(&mut transaction, &mut stored).await?;
         let audited = Audited::changed("InboundRouteService/AddInboundRouteSecret", &before, &stored.route);
         transaction.audit(&caller, audited).await?;
-        transaction.commit().await?;
         let response =
             v1::AddInboundRouteSecretResponse { inbound_route: Some(stored.route), secret: Some(secret) };
+        requests::remember(&mut transaction, &key, &response).await?;
+        transaction.commit().await?;
         Ok(Response::new(response))
     }
 

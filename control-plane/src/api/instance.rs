@@ -1,5 +1,7 @@
 //! `InstanceService`.
 
+mod inline;
+
 use gateway_core::{api_key::Role, id::TenantId, instance::Instance, tenant::TenantScope, time};
 use gateway_proto::v1::{self, instance_service_server::InstanceService};
 use gateway_runtime::clock;
@@ -240,14 +242,10 @@ async fn create(
         None => (route_for(transaction, caller, &instance).await?, None),
         Some(route) => {
             caller.require(Role::TenantAdmin, "creating an inbound route with the instance")?;
-            let named = &instance.inbound_route_id;
-            if !named.is_empty() && *named != route.id {
-                let description = "must be empty or name `inbound_route.id` when the route is created inline";
-                return Err(status::invalid_field("instance.inbound_route_id", description));
-            }
-            let tenant_id = caller.tenant_for(&instance.tenant_id)?;
-            let stored = inbound_route::create(transaction, Some(&tenant_id), route).await?;
-            instance.inbound_route_id.clone_from(&stored.route.id);
+            let tenant_id = inline::tenant(caller, &instance, route)?;
+            tenant::require(transaction, tenant_id.as_str()).await?;
+            let route = inline::prepare(&mut instance, route, &tenant_id)?;
+            let stored = inbound_route::create(transaction, Some(&tenant_id), &route).await?;
             (tenant_id, Some(stored.route))
         }
     };
@@ -260,7 +258,9 @@ async fn create(
     instance.create_time = now;
     instance.update_time = now;
     tenant::require(transaction, tenant_id.as_str()).await?;
-    let id_taken = instances::find_even_damaged(transaction, &TenantScope::All, &instance.id).await?.is_some()
+    let id_taken = instances::find_even_damaged(transaction, &TenantScope::All, &instance.id)
+        .await?
+        .is_some()
         || tenants::is_owned_by_another(transaction, "instance", &instance.id, tenant_id.as_str()).await?;
     let checked = Instance::try_from(&instance).map_err(status::invalid)?;
     if id_taken {

@@ -3,7 +3,7 @@
 //! Every status carries `ErrorInfo` with a stable reason; bad input also carries `BadRequest` with the
 //! fields, and what may go better later `RetryInfo` (<https://google.aip.dev/193>).
 
-use std::{collections::HashMap, error::Error, time::Duration};
+use std::{borrow::Cow, collections::HashMap, error::Error, time::Duration};
 
 use gateway_core::violation::{FieldViolation, FieldViolations};
 use tonic::{Code, Status};
@@ -23,20 +23,52 @@ const RETRY_DELAY: Duration = Duration::from_secs(1);
 /// When to try again what failed because its disk is full or broken: somebody must act first.
 const RETRY_DELAY_BROKEN: Duration = Duration::from_secs(30);
 
-fn with_reason(code: Code, reason: &str, message: impl Into<String>, metadata: &[(&str, &str)]) -> Status {
-    let metadata: HashMap<_, _> =
-        metadata.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-    Status::with_error_details(code, message, ErrorDetails::with_error_info(reason, DOMAIN, metadata))
+// A status travels in headers, and most clients take 8 KiB of them: a larger one is to them another error.
+/// Longest id that is told back; none that exists is longer.
+const ECHO_BYTES_MAX: usize = 100;
+/// Longest message.
+pub const MESSAGE_BYTES_MAX: usize = 1_000;
+/// Longest path of a bad field.
+const FIELD_BYTES_MAX: usize = 200;
+/// Fields and descriptions of all violations.
+const VIOLATIONS_BYTES_MAX: usize = 4_000;
+
+/// The text, or its beginning when it is too long.
+pub fn cut(text: &str, bytes_max: usize) -> Cow<'_, str> {
+    if text.len() <= bytes_max {
+        return Cow::Borrowed(text);
+    }
+    Cow::Owned(format!("{}…", &text[..text.floor_char_boundary(bytes_max)]))
 }
 
-/// INVALID_ARGUMENT for all bad fields of a request.
+/// An id in a text.
+fn quoted(id: &str) -> String {
+    format!("`{}`", cut(id, ECHO_BYTES_MAX))
+}
+
+fn with_reason(code: Code, reason: &str, message: impl Into<String>, metadata: &[(&str, &str)]) -> Status {
+    let metadata: HashMap<_, _> = metadata
+        .iter()
+        .map(|(key, value)| ((*key).to_owned(), cut(value, ECHO_BYTES_MAX).into_owned()))
+        .collect();
+    let message = message.into();
+    let details = ErrorDetails::with_error_info(reason, DOMAIN, metadata);
+    Status::with_error_details(code, cut(&message, MESSAGE_BYTES_MAX), details)
+}
+
+/// INVALID_ARGUMENT for all bad fields of a request; of very many, the first that have room.
 pub fn invalid(violations: FieldViolations) -> Status {
     let message = violations.to_string();
     let mut details = ErrorDetails::with_error_info("INVALID_FIELD", DOMAIN, HashMap::new());
+    let mut room = VIOLATIONS_BYTES_MAX;
     for FieldViolation { field, description } in violations.0 {
+        let field = cut(&field, FIELD_BYTES_MAX);
+        let description = cut(&description, MESSAGE_BYTES_MAX);
+        let Some(left) = room.checked_sub(field.len() + description.len()) else { break };
+        room = left;
         details.add_bad_request_violation(field, description);
     }
-    Status::with_error_details(Code::InvalidArgument, message, details)
+    Status::with_error_details(Code::InvalidArgument, cut(&message, MESSAGE_BYTES_MAX), details)
 }
 
 /// INVALID_ARGUMENT for one bad field.
@@ -51,15 +83,16 @@ pub fn missing_field(field: &str) -> Status {
 
 /// NOT_FOUND: absent, or another tenant's. `resource` is a word such as `instance`.
 pub fn not_found(resource: &str, id: &str) -> Status {
-    let message = format!("{resource} `{id}` does not exist");
+    let message = format!("{resource} {} does not exist", quoted(id));
     with_reason(Code::NotFound, "NOT_FOUND", message, &[("resource", resource), ("id", id)])
 }
 
 /// DATA_LOSS: the resource is stored, but cannot be read. `delete` is the method that removes it.
 pub fn damaged(resource: &str, id: &str, delete: &str) -> Status {
     let message = format!(
-        "{resource} `{id}` is stored but cannot be read: restore a backup that has it, or remove it with {delete} and \
-         create it anew"
+        "{resource} {} is stored but cannot be read: restore a backup that has it, or remove it with {delete} and \
+         create it anew",
+        quoted(id)
     );
     with_reason(Code::DataLoss, "DAMAGED_RESOURCE", message, &[("resource", resource), ("id", id)])
 }
@@ -73,7 +106,7 @@ fn damaged_row(resource_type: &str, id: &str) -> Status {
 
 /// ALREADY_EXISTS for an id that is taken.
 pub fn already_exists(resource: &str, id: &str) -> Status {
-    let message = format!("{resource} `{id}` exists already; choose another id or leave it empty");
+    let message = format!("{resource} {} exists already; choose another id or leave it empty", quoted(id));
     with_reason(Code::AlreadyExists, "ALREADY_EXISTS", message, &[("resource", resource), ("id", id)])
 }
 
@@ -123,7 +156,8 @@ pub fn exhausted_until(reason: &str, message: impl Into<String>, retry_after: Du
 /// RESOURCE_EXHAUSTED: `subject` has as many of something as it may, until it gives some up.
 pub fn quota_exceeded(reason: &str, subject: &str, description: String) -> Status {
     let mut details = ErrorDetails::with_error_info(reason, DOMAIN, HashMap::new());
-    details.add_quota_failure_violation(subject, description.as_str());
+    let description = cut(&description, MESSAGE_BYTES_MAX);
+    details.add_quota_failure_violation(subject, description.as_ref());
     Status::with_error_details(Code::ResourceExhausted, description, details)
 }
 

@@ -29,10 +29,13 @@ mod inbound_routes;
 mod opt_outs;
 mod webhook_subscriptions;
 mod destination_settings;
+mod moved_destinations;
 mod signing;
 mod audit;
 mod secrets_at_rest;
 mod answer_sizes;
+mod filters;
+mod malformed;
 
 type Client = InterceptedService<Channel, Bearer>;
 

@@ -16,8 +16,10 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 use tower::{Layer, Service};
 use tracing::error;
 
-use super::status::DOMAIN;
+use super::status::{DOMAIN, MESSAGE_BYTES_MAX, cut};
 
+/// Where a refusal of a compressed message says which encodings are taken.
+const ACCEPTED_ENCODINGS: &str = "grpc-accept-encoding";
 /// Where a status carries its details.
 const DETAILS_HEADER: &str = "grpc-status-details-bin";
 
@@ -128,14 +130,16 @@ pub(super) fn explain(response: http::Response<Body>) -> http::Response<Body> {
     }
 }
 
-/// The status, with a reason if it has none. tonic calls a message that is too large OUT_OF_RANGE when it comes in, and
-/// a deadline that has passed CANCELLED.
+/// The status, with a reason if it has none. tonic calls a message that is too large OUT_OF_RANGE when it comes in, one
+/// that cannot be decoded INTERNAL, and a deadline that has passed CANCELLED.
 pub(super) fn with_reason(status: &Status) -> Status {
     if !status.details().is_empty() {
         return status.clone();
     }
     let reason = match status.code() {
         Code::OutOfRange | Code::ResourceExhausted => "MESSAGE_TOO_LARGE",
+        // What it takes instead is told with it.
+        Code::Unimplemented if status.metadata().contains_key(ACCEPTED_ENCODINGS) => "ENCODING_UNSUPPORTED",
         Code::Unimplemented => "METHOD_UNKNOWN",
         Code::Internal | Code::InvalidArgument => "MESSAGE_MALFORMED",
         Code::Cancelled | Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
@@ -148,10 +152,13 @@ pub(super) fn with_reason(status: &Status) -> Status {
     let code = match status.code() {
         Code::OutOfRange => Code::ResourceExhausted,
         Code::Cancelled => Code::DeadlineExceeded,
+        // A message that is none; what fails in here has its reason already.
+        Code::Internal => Code::InvalidArgument,
         code => code,
     };
     let details = ErrorDetails::with_error_info(reason, DOMAIN, HashMap::new());
-    Status::with_error_details(code, message, details)
+    let message = cut(message, MESSAGE_BYTES_MAX);
+    Status::with_error_details_and_metadata(code, message, details, status.metadata().clone())
 }
 
 #[cfg(test)]
@@ -172,6 +179,16 @@ mod tests {
             |response: &http::Response<Body>| Status::from_header_map(response.headers()).unwrap().code();
         assert_eq!(code(&too_large), Code::ResourceExhausted);
         assert_eq!(code(&explain(Status::cancelled("Timeout expired").into_http())), Code::DeadlineExceeded);
+        let mut compressed = Status::unimplemented("compressed with `gzip`");
+        compressed.metadata_mut().insert(ACCEPTED_ENCODINGS, "identity".parse().unwrap());
+        let compressed = explain(compressed.into_http());
+        assert_eq!(reason(&compressed).as_deref(), Some("ENCODING_UNSUPPORTED"));
+        assert_eq!(compressed.headers()[ACCEPTED_ENCODINGS], "identity");
+        let unknown = explain(Status::unimplemented("").into_http());
+        assert_eq!(reason(&unknown).as_deref(), Some("METHOD_UNKNOWN"));
+        let malformed = explain(Status::internal("failed to decode Protobuf message").into_http());
+        assert_eq!(reason(&malformed).as_deref(), Some("MESSAGE_MALFORMED"));
+        assert_eq!(code(&malformed), Code::InvalidArgument);
         let ours = explain(crate::api::status::not_found("instance", "inst_1").into_http());
         assert_eq!(reason(&ours).as_deref(), Some("NOT_FOUND"));
         let answer = explain(http::Response::new(Body::empty()));

@@ -1,6 +1,7 @@
 //! `WebhookSubscriptionService`.
 
 mod certificates;
+mod moved;
 mod secrets;
 mod signing;
 
@@ -224,8 +225,10 @@ impl WebhookSubscriptionService for WebhookSubscriptionApi {
         let before = config.clone();
         let subscription = config.webhook_subscription.get_or_insert_default();
         status::check_etag("webhook subscription", &wanted.id, &wanted.etag, &subscription.etag)?;
+        let kept = moved::kept_secrets(subscription, &wanted, &fields);
         apply(subscription, wanted, &fields)?;
         let checked = self.check(subscription)?;
+        kept.into_result(()).map_err(status::invalid)?;
         if subscription.asymmetric_signature && config.signing_keys.is_empty() {
             config.signing_keys.push(signing::new_key(clock::now()));
         }

@@ -36,13 +36,8 @@ pub async fn rewrapping(store: &Store, root_key_id: &str, renew_data_keys: bool)
     };
     let changes = if renew_data_keys { vec![renewed] } else { Vec::new() };
     let resource_id = root_key_id.to_owned();
-    let rewrapped = Audited {
-        method: "Rewrap",
-        resource_type: "root_key",
-        resource_id,
-        changes,
-        ..Audited::default()
-    };
+    let rewrapped =
+        Audited { method: "Rewrap", resource_type: "root_key", resource_id, changes, ..Audited::default() };
     note(store, rewrapped).await
 }
 

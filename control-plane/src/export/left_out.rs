@@ -45,8 +45,11 @@ pub(super) async fn of_agents(
     filter: Option<&TenantFilter>,
 ) -> Result<Vec<LeftOut>, StoreError> {
     let mut connection = store.reader().await?;
-    let subscriptions: HashSet<&str> =
-        all.iter().filter(|one| one.resource_type == "webhook_subscription").map(|one| one.id.as_str()).collect();
+    let subscriptions: HashSet<&str> = all
+        .iter()
+        .filter(|one| one.resource_type == "webhook_subscription")
+        .map(|one| one.id.as_str())
+        .collect();
     let instances = if subscriptions.is_empty() {
         HashMap::new()
     } else {
@@ -56,7 +59,8 @@ pub(super) async fn of_agents(
     for one in all {
         let is_theirs = if one.resource_type == ROUTE {
             let reach = route_reach::regions(&mut connection, &one.id).await?;
-            (reach.is_unsure || serves(&reach.regions, region)) && filter.is_none_or(|filter| filter.has_route(&one.id))
+            (reach.is_unsure || serves(&reach.regions, region))
+                && filter.is_none_or(|filter| filter.has_route(&one.id))
         } else {
             let instance_id = match one.resource_type {
                 "webhook_subscription" => instances.get(&one.id),

@@ -185,10 +185,8 @@ fn many_damaged_resources_are_counted() {
 
 /// What the audit log says of exports: actor, method, resource and tenant, and whether an address is named.
 async fn entries(store: &Store) -> Vec<[String; 5]> {
-    let filter = store::audit::AuditFilter {
-        resource_type: Some("snapshot_export".to_owned()),
-        ..Default::default()
-    };
+    let filter =
+        store::audit::AuditFilter { resource_type: Some("snapshot_export".to_owned()), ..Default::default() };
     let mut reader = store.reader().await.unwrap();
     let entries = store::audit::list(&mut reader, &filter, None, 9).await.unwrap();
     let shown = |(_, entry): (_, v1::AuditEntry)| {
@@ -230,7 +228,8 @@ async fn an_export_that_cannot_be_audited_is_none() {
     Store::open(place.data_dir()).await.unwrap().close().await;
     place.export(&place.request()).await.unwrap();
     let (good, files) = (fs::read(place.request().output).unwrap(), place.files());
-    let refuse = "CREATE TRIGGER planted BEFORE INSERT ON audit_entries BEGIN SELECT RAISE(ABORT, 'planted'); END";
+    let refuse =
+        "CREATE TRIGGER planted BEFORE INSERT ON audit_entries BEGIN SELECT RAISE(ABORT, 'planted'); END";
     store::sqlite::testing::execute(place.data_dir(), refuse).await;
     let refused = place.export(&place.request()).await.unwrap_err();
     assert!(matches!(refused, ExportError::Audit(_)), "{refused}");

@@ -148,6 +148,23 @@ fn what_is_kept_of_an_agent_is_bounded() {
     agent.accepted(2, &[key(0)], vec![refused(999), refused(1)]);
     let member = fleet.member("agt_1").unwrap();
     assert!(member.refused.contains_key(&key(999)) && member.refused.contains_key(&key(1)));
+    let one = |id: usize| v1::RefusedResource { error: String::new(), ..refused(id) };
+    let count = || fleet.member("agt_1").unwrap().refused_count();
+    agent.forget_refused();
+    assert_eq!(count(), 0);
+    for _ in 0..2 {
+        agent.accepted(3, &[], (0..1_500).map(one).collect());
+        assert_eq!((fleet.member("agt_1").unwrap().refused.len(), count()), (REFUSED_MAX, 1_500));
+    }
+    agent.accepted(4, &[key(7), key(1_400)], vec![one(1_499)]);
+    assert_eq!((fleet.member("agt_1").unwrap().refused.len(), count()), (REFUSED_MAX, 1_498));
+    assert!(fleet.member("agt_1").unwrap().refused.contains_key(&key(1_499)));
+    let agent = fleet.connect("agt_1", "eu", "1", 4);
+    assert_eq!(count(), 1_498);
+    agent.accepted(5, &[], (10_000..200_000).map(one).collect());
+    assert_eq!(count(), REFUSED_MAX + REFUSED_COUNTED_MAX);
+    agent.forget_refused();
+    assert_eq!(count(), 0);
     let long = "x".repeat(1 << 20);
     let mut health = refused_callbacks(1);
     health.refused_callbacks[0].reason = long.clone();

@@ -220,7 +220,8 @@ fn what_hangs_on_an_unreadable_instance_stays_where_it_is() {
             unread("instance", "inst_alone", "inst_alone", "route_alone"),
         ]
     };
-    let lost = [("instance", "inst_alone", 7), ("instance", "inst_lost", 7), ("webhook_subscription", "sub_1", 1)];
+    let lost =
+        [("instance", "inst_alone", 7), ("instance", "inst_lost", 7), ("webhook_subscription", "sub_1", 1)];
     for since in [0, 3] {
         let certain = parts_around(since, upserts(), left_out(), "eu");
         assert_eq!(ids(&certain), ["route_1", "inst_eu"]);

@@ -96,11 +96,10 @@ pub(crate) struct Copy {
 /// When it cannot be read.
 pub(crate) async fn open_copy(path: &Path, root_keys: &RootKeys) -> Result<Copy, StoreError> {
     let options = SqliteConnectOptions::new().filename(path).read_only(true).immutable(true);
-    let pool = SqlitePoolOptions::new()
-        .max_connections(1)
-        .connect_with(options)
-        .await
-        .map_err(|source| StoreError::Open { database: path.display().to_string(), source: source.into() })?;
+    let pool =
+        SqlitePoolOptions::new().max_connections(1).connect_with(options).await.map_err(|source| {
+            StoreError::Open { database: path.display().to_string(), source: source.into() }
+        })?;
     let mut connection = pool.acquire().await?;
     let wrapped = tenant_keys::all(&mut connection).await?;
     let (mut opened, mut damaged_keys, mut missing_key) = (Vec::new(), Vec::new(), None);

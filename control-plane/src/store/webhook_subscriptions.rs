@@ -21,7 +21,7 @@ use crate::{
     sealing::Sealer,
 };
 
-pub(super) const TYPE: &str = "webhook_subscription";
+pub(crate) const TYPE: &str = "webhook_subscription";
 /// Rows that [`instances_of`] reads at a time.
 const READ_AT_A_TIME: i64 = 500;
 

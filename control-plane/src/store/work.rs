@@ -382,9 +382,7 @@ pub async fn read(
 ) -> Result<Vec<(i64, Result<v1::Work, StoreError>)>, StoreError> {
     let mut connection = store.reader().await?;
     let rows = connection.rows().work_at(seqs).await?;
-    let opened = |row: SealedWork| {
-        (row.seq, open_row(connection.sealer(), &row))
-    };
+    let opened = |row: SealedWork| (row.seq, open_row(connection.sealer(), &row));
     Ok(rows.into_iter().map(opened).collect())
 }
 

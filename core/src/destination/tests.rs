@@ -271,3 +271,23 @@ fn debug_hides_path_and_query() {
         DestinationUrl::parse("https://example.com/s3cret?key=s3cret", &AddressPolicy::default()).unwrap();
     assert_eq!(format!("{url:?}"), "https://example.com/…");
 }
+
+/// Scheme, host and port make an origin, however they are written; path and query do not count, and what is no URL has
+/// the origin of nothing, not even its own.
+#[test]
+fn origins_are_compared() {
+    let own = "https://example.com/hook";
+    for same in ["https://example.com", "https://EXAMPLE.com:443/x?y=1", "https://example.com/hook"] {
+        assert!(is_same_origin(own, same), "{same}");
+    }
+    for other in [
+        "http://example.com/hook",
+        "https://example.com:8443/hook",
+        "https://www.example.com/hook",
+        "https://example.com.evil.example/hook",
+        "https://evil.example\\@example.com/hook",
+    ] {
+        assert!(!is_same_origin(own, other), "{other}");
+    }
+    assert!(!is_same_origin("", "") && !is_same_origin("nonsense", "nonsense"));
+}

@@ -37,7 +37,7 @@ pub fn secrets(
         if values.is_empty() && kind.is_indispensable() {
             violations.add(&field, "must have at least one value");
         }
-        check_values(violations, &field, *kind, values);
+        check_values(violations, provider, &field, *kind, values);
         secrets.extend(values.iter().map(|value| (*kind, SecretValue::new(value))));
     }
     let is_needed =
@@ -106,12 +106,18 @@ fn take_apart(credentials: &Credentials) -> (Provider, Vec<Field<'_>>) {
     }
 }
 
-fn check_values(violations: &mut FieldViolations, field: &str, kind: RouteSecretKind, values: &[String]) {
+fn check_values(
+    violations: &mut FieldViolations,
+    provider: Provider,
+    field: &str,
+    kind: RouteSecretKind,
+    values: &[String],
+) {
     if values.len() > SECRETS_PER_KIND_MAX {
         violations.add(field, format!("must have at most {SECRETS_PER_KIND_MAX} values"));
     }
     for (index, value) in values.iter().enumerate().take(SECRETS_PER_KIND_MAX) {
-        kind.check(violations, &format!("{field}[{index}]"), value);
+        kind.check(provider, violations, &format!("{field}[{index}]"), value);
         if values[..index].contains(value) {
             violations.add(format!("{field}[{index}]"), "must differ from the values before it");
         }

@@ -50,6 +50,27 @@ pub const UNPROVING_HEADERS: [&str; 32] = [
     "x-real-ip",
 ];
 
+/// Headers in which providers send a signature, or what belongs to one: another value with each callback, or the
+/// same from everybody.
+const SIGNATURE_HEADERS: [&str; 12] = [
+    "messagebird-request-timestamp",
+    "messagebird-signature",
+    "messagebird-signature-jwt",
+    "x-360dialog-signature",
+    "x-hub-signature",
+    "x-hub-signature-256",
+    "x-twilio-signature",
+    "x-twilio-webhooks-signature-settings",
+    "x-webhook-hmac",
+    "x-webhook-hmac-algorithm",
+    "x-webhook-request-id",
+    "x-webhook-timestamp",
+];
+
+/// The header that Evolution API takes for the key of its tokens, and never sends:
+/// EvolutionAPI/evolution-api `src/api/integrations/event/webhook/webhook.controller.ts`.
+const EVOLUTION_KEY_HEADER: &str = "jwt_key";
+
 /// What a secret of a route is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RouteSecretKind {
@@ -138,9 +159,19 @@ impl RouteSecretKind {
         )
     }
 
-    /// Checks one value: set, at most [`SECRET_BYTES_MAX`] bytes, without control characters, and of the kind's
-    /// form. There is no minimum length: it is the provider's.
-    pub fn check(self, violations: &mut FieldViolations, field: &str, value: &str) {
+    /// The kind with which a provider signs, of those whose routes take headers too, and its field in the provider's
+    /// credentials.
+    const fn beside_headers(provider: Provider) -> Option<(&'static str, Self)> {
+        match provider {
+            Provider::Waha => Some(("hmac_keys", Self::WahaHmacKey)),
+            Provider::Evolution => Some(("jwt_keys", Self::EvolutionJwtKey)),
+            _ => None,
+        }
+    }
+
+    /// Checks one value for a route of `provider`: set, at most [`SECRET_BYTES_MAX`] bytes, without control
+    /// characters, and of the kind's form. There is no minimum length: it is the provider's.
+    pub fn check(self, provider: Provider, violations: &mut FieldViolations, field: &str, value: &str) {
         if value.is_empty() {
             violations.add(field, "must be set");
         } else if value.len() > SECRET_BYTES_MAX {
@@ -160,7 +191,11 @@ impl RouteSecretKind {
                     "must not be a header that everybody sends or a proxy adds: choose a name of your own, such as \
                      `x-hook-secret`",
                 ),
-                Some(_) => {}
+                Some((name, _)) => {
+                    if let Some(description) = why_no_secret(provider, name) {
+                        violations.add(field, description);
+                    }
+                }
             }
         }
     }
@@ -169,6 +204,27 @@ impl RouteSecretKind {
 /// Whether a header of this name can prove who sends it.
 fn is_proving(name: &str) -> bool {
     !UNPROVING_HEADERS.iter().any(|unproving| unproving.eq_ignore_ascii_case(name))
+}
+
+/// Why a header of this name can never have the same secret in every callback of the provider, and what to give in
+/// its place; None when it can.
+fn why_no_secret(provider: Provider, name: &str) -> Option<String> {
+    let is_key = provider == Provider::Evolution && name.eq_ignore_ascii_case(EVOLUTION_KEY_HEADER);
+    let is_signature = SIGNATURE_HEADERS.iter().any(|header| header.eq_ignore_ascii_case(name));
+    let reason = match (is_key, is_signature) {
+        (true, _) => "must not be the header that holds the key of tokens, because it is never sent",
+        (false, true) => "must not be a header that belongs to a signature, because no secret is in it",
+        (false, false) => return None,
+    };
+    Some(match RouteSecretKind::beside_headers(provider) {
+        Some((field, kind)) => {
+            format!(
+                "{reason}: give the key itself in `{field}` (a secret of `{}`)",
+                kind.to_proto().as_str_name()
+            )
+        }
+        None => format!("{reason}: choose a name of your own, such as `x-hook-secret`"),
+    })
 }
 
 /// Whether the token in the callback path can be the only proof: of providers that cannot sign, or whose signing
@@ -286,7 +342,7 @@ mod tests {
     fn secrets_are_no_headers_of_everybody() {
         let is_refused = |line: &str| {
             let mut violations = FieldViolations::new();
-            RouteSecretKind::Header.check(&mut violations, "value", line);
+            RouteSecretKind::Header.check(Provider::Infobip, &mut violations, "value", line);
             !violations.0.is_empty()
         };
         for name in UNPROVING_HEADERS {
@@ -295,6 +351,44 @@ mod tests {
         for name in ["x-hook-secret", "authorization", "cookie", "x-host", "hosts"] {
             assert!(!is_refused(&format!("{name}: x")), "{name}");
         }
+    }
+
+    /// A header in which a provider sends its own proof is no secret on any route, nor is the one from which Evolution
+    /// takes its key; what is said names the field for the key, and never the value.
+    #[test]
+    fn secrets_are_no_signatures() {
+        let refusal = |provider, line: &str| {
+            let mut violations = FieldViolations::new();
+            RouteSecretKind::Header.check(provider, &mut violations, "value", line);
+            violations.0.pop().map(|violation| violation.description)
+        };
+        for provider in Provider::ALL
+            .into_iter()
+            .filter(|one| RouteSecretKind::of(*one).contains(&RouteSecretKind::Header))
+        {
+            for name in SIGNATURE_HEADERS {
+                for name in [name.to_owned(), name.to_uppercase()] {
+                    let said = refusal(provider, &format!("{name}: planted")).unwrap();
+                    assert!(!said.contains("planted"), "{said}");
+                    let field =
+                        RouteSecretKind::beside_headers(provider).map_or("x-hook-secret", |(field, _)| field);
+                    assert!(said.contains(field), "{said}");
+                }
+            }
+            let of_key = refusal(provider, "Jwt_Key: planted");
+            assert_eq!(of_key.is_some(), provider == Provider::Evolution, "{provider:?}");
+            assert_eq!(refusal(provider, "authorization: Bearer planted"), None);
+        }
+        let said = refusal(Provider::Evolution, "jwt_key: planted").unwrap();
+        assert!(
+            said.contains("`jwt_keys`") && said.contains("INBOUND_ROUTE_SECRET_KIND_EVOLUTION_JWT_KEY"),
+            "{said}"
+        );
+        let said = refusal(Provider::Waha, "X-Webhook-Hmac: planted").unwrap();
+        assert!(
+            said.contains("`hmac_keys`") && said.contains("INBOUND_ROUTE_SECRET_KIND_WAHA_HMAC_KEY"),
+            "{said}"
+        );
     }
 
     /// The fingerprint is the head of the SHA-256 in hex: `printf abc | sha256sum`.

@@ -173,10 +173,11 @@ pub fn is_identifier(text: &str) -> bool {
         _ => text,
     };
     // Fillers of Hangul are letters that show nothing.
-    let tells =
-        |letter: char| letter.is_alphanumeric() && !matches!(letter, '\u{115f}' | '\u{1160}' | '\u{3164}' | '\u{ffa0}');
+    let tells = |letter: char| {
+        letter.is_alphanumeric() && !matches!(letter, '\u{115f}' | '\u{1160}' | '\u{3164}' | '\u{ffa0}')
+    };
     let word = name.trim_matches(|letter| !tells(letter));
-    !text.is_empty() || word.chars().any(|letter| tells(letter) && letter != '0')
+    word.chars().any(|letter| tells(letter) && letter != '0')
         && !NOBODY.iter().any(|nobody| word.eq_ignore_ascii_case(nobody))
 }
 
@@ -264,15 +265,50 @@ mod tests {
     #[test]
     fn what_names_nobody_is_no_identifier() {
         for text in [
-            "", " ", "\u{a0}", "+", "-", "0", "+000", "\u{200b}", "\u{3164}", "\u{fffd}", "null", " NULL ", "(null)",
-            "undefined", "Anonymous", "whatsapp:", "WhatsApp: +", "whatsapp:null", "@", "@lid", "@s.whatsapp.net",
-            " @s.whatsapp.net\n", ":12@s.whatsapp.net", "null@c.us", "0@hosted.lid", "...", "🛑",
+            "",
+            " ",
+            "\u{a0}",
+            "+",
+            "-",
+            "0",
+            "+000",
+            "\u{200b}",
+            "\u{3164}",
+            "\u{fffd}",
+            "null",
+            " NULL ",
+            "(null)",
+            "undefined",
+            "Anonymous",
+            "whatsapp:",
+            "WhatsApp: +",
+            "whatsapp:null",
+            "@",
+            "@lid",
+            "@s.whatsapp.net",
+            " @s.whatsapp.net\n",
+            ":12@s.whatsapp.net",
+            "null@c.us",
+            "0@hosted.lid",
+            "...",
+            "🛑",
         ] {
             assert!(!is_identifier(text), "{text:?}");
         }
         for text in [
-            "+966500000001", "966500000001@c.us", "966500000001:12@s.whatsapp.net", "182736455463728@lid", "0a", "1",
-            "US.13491208655302741918", "whatsapp:US.1349", "foo_bar", "nullius", "@someone", "مرحبا", "٣",
+            "+966500000001",
+            "966500000001@c.us",
+            "966500000001:12@s.whatsapp.net",
+            "182736455463728@lid",
+            "0a",
+            "1",
+            "US.13491208655302741918",
+            "whatsapp:US.1349",
+            "foo_bar",
+            "nullius",
+            "@someone",
+            "مرحبا",
+            "٣",
         ] {
             assert!(is_identifier(text), "{text:?}");
         }

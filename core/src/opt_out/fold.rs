@@ -312,12 +312,25 @@ mod tests {
     /// within the word: a message has up to 4,096 characters.
     #[test]
     fn padding_does_not_count() {
-        for padding in [" ", "\u{200b}", "😀", "!", "\u{64b}", "\u{301}", "\u{640}", "\u{a0}", "—", "’", "\n", "👍🏽", "\u{fe0f}", "¿"] {
+        for padding in [
+            " ", "\u{200b}", "😀", "!", "\u{64b}", "\u{301}", "\u{640}", "\u{a0}", "—", "’", "\n", "👍🏽",
+            "\u{fe0f}", "¿",
+        ] {
             let padding = padding.repeat(4_090);
-            for text in [format!("stop{padding}"), format!("{padding}stop"), format!("{padding}stop{padding}")] {
-                assert_eq!(fold_candidate(&text).as_deref(), Some("stop"), "{:?}", &text[..8.min(text.len())].escape_unicode().to_string());
+            for text in
+                [format!("stop{padding}"), format!("{padding}stop"), format!("{padding}stop{padding}")]
+            {
+                assert_eq!(
+                    fold_candidate(&text).as_deref(),
+                    Some("stop"),
+                    "{:?}",
+                    &text[..8.min(text.len())].escape_unicode().to_string()
+                );
             }
-            assert_eq!(fold_candidate(&format!("{padding}please stop it now and never again{padding}")), None);
+            assert_eq!(
+                fold_candidate(&format!("{padding}please stop it now and never again{padding}")),
+                None
+            );
         }
         assert_eq!(fold_candidate(&format!("stop{}all", " 😀".repeat(2_000))).as_deref(), Some("stop all"));
         assert_eq!(fold_candidate(&format!("s{}top", "\u{200b}".repeat(4_000))).as_deref(), Some("stop"));

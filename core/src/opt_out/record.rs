@@ -358,12 +358,15 @@ pub fn link(
     let are_covered = olds().all(|old| old.opt_out_scope() == scope)
         && olds().count() == 2
         && olds().any(|old| old.contact.conflicts_with(contact));
-    if scope.is_none() || is_narrowed || are_covered || record.contact == known.contact && by_user_id.is_none() {
+    if scope.is_none()
+        || is_narrowed
+        || are_covered
+        || record.contact == known.contact && by_user_id.is_none()
+    {
         return None;
     }
     let is_news = olds().any(|old| old.opt_out_scope() != scope);
-    record.change_number =
-        olds().map(|old| old.change_number).max().unwrap_or_default() + u64::from(is_news);
+    record.change_number = olds().map(|old| old.change_number).max().unwrap_or_default() + u64::from(is_news);
     record.update_time = now;
     Some(Merged { left_over: known.left_over(&record), record, changed: true, is_news })
 }

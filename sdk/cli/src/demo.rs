@@ -135,6 +135,7 @@ impl Demo {
                 id: route.id.clone(),
                 kind: kind.into(),
                 value: (*value).to_owned(),
+                ..Default::default()
             };
             let added = client.inbound_routes().add_inbound_route_secret(request).await.map_err(Error::from);
             added.context("add a secret to the demo route")?;

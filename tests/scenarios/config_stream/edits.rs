@@ -117,6 +117,14 @@ fn check(webhook: &Webhook, lives: &[Life], by_path: &HashMap<&str, usize>) -> a
     Ok(())
 }
 
+/// The agent has what it should have, on its disk too: it is started again, and a new connection is compared at once.
+async fn has_what_it_should_have(mut world: World) -> anyhow::Result<()> {
+    let before = Comparisons::of(&world.control_plane).await?;
+    world.agent.stop().await?;
+    world.agent.start_again().await?;
+    none_differs(&world.control_plane, before).await
+}
+
 /// Thousands of random edits of subscriptions, secrets, destinations, instances and routes while callbacks
 /// flow: no attempt is ever unsigned, or signed with a secret that its subscription did not have around that
 /// time, or sent to a destination that was not configured around that time; and in the end everything goes by
@@ -187,12 +195,8 @@ async fn random_edits_never_send_unsigned_or_astray() {
     for webhook in webhooks.iter().filter(|webhook| webhook.path != gateway_tests::world::PATH) {
         check(webhook, &lives, &by_path).with_context(|| format!("seed {seed}")).unwrap();
     }
-    // A new connection is compared at once: the agent has what it should have, on its disk too.
-    let mut world = Arc::into_inner(world).unwrap();
-    let before = Comparisons::of(&world.control_plane).await.unwrap();
-    world.agent.stop().await.unwrap();
-    world.agent.start_again().await.unwrap();
-    none_differs(&world.control_plane, before).await.with_context(|| format!("seed {seed}")).unwrap();
+    let world = Arc::into_inner(world).unwrap();
+    has_what_it_should_have(world).await.with_context(|| format!("seed {seed}")).unwrap();
     figure(format_args!(
         "{edits} edits in {took:?}, {posted} callbacks meanwhile, {} attempts, all signed and where they belong",
         webhooks.len()

@@ -74,7 +74,7 @@ async fn new_key(control_plane: &ControlPlane) -> anyhow::Result<String> {
         display_name: "opens streams".to_owned(),
         ..Default::default()
     };
-    let request = v1::CreateApiKeyRequest { api_key: Some(api_key) };
+    let request = v1::CreateApiKeyRequest { api_key: Some(api_key), ..Default::default() };
     Ok(control_plane.client().tenants().create_api_key(request).await?.into_inner().secret)
 }
 

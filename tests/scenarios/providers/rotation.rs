@@ -14,6 +14,7 @@ pub async fn add(line: &Line<'_>, secret: &Secret) -> anyhow::Result<v1::Inbound
         id: line.route.id.clone(),
         kind: secret.kind.into(),
         value: secret.value.clone(),
+        ..Default::default()
     };
     let response = line.world.client().inbound_routes().add_inbound_route_secret(request).await?;
     line.world.config_applied().await?;

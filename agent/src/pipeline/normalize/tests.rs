@@ -2,7 +2,7 @@ use gateway_core::{event::Provider, snapshot::Snapshot};
 use jiff::Timestamp;
 use proptest::prelude::*;
 
-use super::*;
+use super::{log::LOG_TEXT_BYTES_MAX, *};
 use crate::{
     pipeline::tests::{TOKEN, configuration, fixture, origin},
     provider::{NormalizeError, provider},

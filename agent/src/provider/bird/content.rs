@@ -5,7 +5,7 @@ use serde_json::value::RawValue;
 
 use crate::provider::{
     json::{Fields, kept},
-    message::set_location,
+    message::{contacts, set_location},
 };
 
 /// The lists that hold the files of a body.
@@ -15,7 +15,7 @@ const FILES: [&str; 4] = ["images", "files", "videos", "audios"];
 /// not what the type says. `raw` is the whole message, kept where `message` cannot hold all.
 pub fn read(kind: &str, body: &Fields<'_>, raw: &RawValue, message: &mut Message) -> Option<&'static str> {
     if kind == "contacts" {
-        message.contacts = Some(kept(body.get(kind)?));
+        message.contacts = Some(contacts(body.get(kind)?));
         return Some("contacts");
     }
     let object = body.object(kind)?;
@@ -35,7 +35,7 @@ pub fn read(kind: &str, body: &Fields<'_>, raw: &RawValue, message: &mut Message
         }
         "image" | "file" | "video" | "audio" | "document" | "sticker" => file(kind, &object, raw, message)?,
         "location" => {
-            set_location(message, location(&object));
+            set_location(message, location(&object))?;
             "location"
         }
         _ => return None,

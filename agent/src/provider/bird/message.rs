@@ -10,7 +10,7 @@ use super::{contact::contact, content};
 use crate::provider::{
     Item, MessageItem,
     json::Fields,
-    message::{identity, set_unsupported},
+    message::{correlation, identity, set_unsupported},
 };
 
 /// The message of a payload.
@@ -22,7 +22,7 @@ pub fn received(raw: &RawValue, payload: &Fields<'_>, business_phone: Option<Pho
         external_message_id: payload.name("id"),
         whatsapp_message_id: whatsapp_message_id(payload),
         context: reply_to.map(|id| MessageContext { id: Some(id), ..MessageContext::default() }),
-        correlation: payload.name("reference"),
+        correlation: correlation(payload, "reference"),
         ..Message::default()
     };
     let body = payload.object("body");

@@ -8,7 +8,7 @@ use super::{contact::contact, message::whatsapp_message_id};
 use crate::provider::{
     Item, StatusItem,
     json::{Fields, kept},
-    message::identity,
+    message::{correlation, identity},
     preference::stopped_marketing,
     status::{settled, word},
 };
@@ -33,7 +33,7 @@ pub fn outbound(raw: &RawValue, payload: &Fields<'_>) -> Option<Vec<Item>> {
             raw: (event_type.is_none() || source.is_some()).then(|| kept(raw)),
             status: word,
             error: error(payload, failure.as_ref()),
-            correlation: payload.name("reference"),
+            correlation: correlation(payload, "reference"),
             whatsapp_message_id: whatsapp_message_id(payload),
             ..Status::default()
         },

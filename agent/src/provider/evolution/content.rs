@@ -13,7 +13,7 @@ use super::{
 };
 use crate::provider::{
     json::{self, Fields, kept},
-    message::{self, set_location, set_reaction},
+    message::{self, contacts, set_location, set_reaction},
 };
 
 /// What holds another message.
@@ -128,12 +128,16 @@ impl<'a> Content<'a> {
             "audioMessage" if content.truth("ptt") == Some(true) => self.file("voice", content, message),
             "audioMessage" => self.file("audio", content, message),
             "locationMessage" | "liveLocationMessage" => {
-                set_location(message, place(content));
+                set_location(message, place(content))?;
                 message.text = message.text.take().or_else(|| content.name("caption"));
                 "location"
             }
-            "contactMessage" | "contactsArrayMessage" => {
-                message.contacts = Some(kept_without_secrets(self.value));
+            "contactMessage" => {
+                message.contacts = Some(cards_without_secrets(self.value));
+                "contacts"
+            }
+            "contactsArrayMessage" => {
+                message.contacts = Some(cards_without_secrets(content.get("contacts")?));
                 "contacts"
             }
             "reactionMessage" => {
@@ -191,6 +195,10 @@ impl<'a> Content<'a> {
 
 fn kept_without_secrets(raw: &RawValue) -> Box<RawValue> {
     kept(serde_json::from_str(&cut(raw)).unwrap_or(RawValue::NULL))
+}
+
+fn cards_without_secrets(raw: &RawValue) -> Box<RawValue> {
+    contacts(serde_json::from_str(&cut(raw)).unwrap_or(RawValue::NULL))
 }
 
 fn place(content: &Fields<'_>) -> Location {

@@ -9,7 +9,7 @@ use crate::provider::{
     Item, MessageItem,
     contact::of_field,
     json::{Fields, kept},
-    message::{location, set_location, set_reaction, set_unsupported},
+    message::{contacts, location, set_location, set_reaction, set_unsupported},
     meta::{content::context, relay::message_ids},
 };
 
@@ -18,7 +18,7 @@ pub fn received(raw: &RawValue, fields: &Fields<'_>, time: Option<Timestamp>) ->
     let message = read(raw, fields);
     let sender = fields.object("sender");
     let phone = sender.as_ref().and_then(|sender| sender.identifier("phone"));
-    let mut contact = of_field(phone.or_else(|| fields.name("source")));
+    let mut contact = of_field(phone.or_else(|| fields.identifier("source")));
     contact.name = sender.and_then(|sender| sender.name("name"));
     Item::Message(Box::new(MessageItem {
         identity: message.external_message_id.clone().unwrap_or_else(|| identity_without_id(raw, time)),
@@ -83,15 +83,11 @@ fn read_content(
             Some(media_type(kind))
         }
         "location" => {
-            let place = location(content);
-            if place.latitude.is_none() && place.longitude.is_none() {
-                return None;
-            }
-            set_location(message, place);
+            set_location(message, location(content))?;
             Some("location")
         }
         "contact" | "contacts" => {
-            message.contacts = Some(kept(content.get("contacts")?));
+            message.contacts = Some(contacts(content.get("contacts")?));
             Some("contacts")
         }
         "order" => {

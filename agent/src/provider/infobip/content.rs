@@ -6,7 +6,7 @@ use serde_json::value::RawValue;
 
 use crate::provider::{
     json::{Fields, kept},
-    message::{location, set_location, set_reaction},
+    message::{contacts, location, set_location, set_reaction},
 };
 
 /// Reads the content of a message of this type into `message` and gives our word for the type. None when the
@@ -33,11 +33,11 @@ pub fn read(
         "VOICE" => media(object, message, "voice"),
         "STICKER" => media(object, message, "sticker"),
         "LOCATION" => {
-            set_location(message, location(object));
+            set_location(message, location(object))?;
             "location"
         }
         "CONTACT" => {
-            message.contacts = Some(kept(object.get("contacts")?));
+            message.contacts = Some(contacts(object.get("contacts")?));
             "contacts"
         }
         "ORDER" => {

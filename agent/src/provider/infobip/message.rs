@@ -13,7 +13,7 @@ use crate::provider::{
     MessageItem,
     contact::of_field,
     json::{Fields, kept},
-    message::{self, identity, set_unsupported},
+    message::{self, correlation, identity, set_unsupported},
 };
 
 /// The message of an element.
@@ -28,7 +28,7 @@ pub fn read(raw: &RawValue, fields: &Fields<'_>) -> MessageItem {
         group_id: context.as_ref().and_then(|context| context.name("groupId")),
         referral: object.as_ref().and_then(|object| object.get("referral")).map(kept),
         identity: fields.get("identity").map(kept),
-        correlation: fields.name("callbackData"),
+        correlation: correlation(fields, "callbackData"),
         ..Message::default()
     };
     let literal = object.as_ref().and_then(|object| object.name("type"));

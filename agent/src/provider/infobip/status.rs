@@ -11,7 +11,7 @@ use crate::provider::{
     StatusItem,
     contact::of_field,
     json::{Fields, integer, kept},
-    message::identity,
+    message::{correlation, identity},
     status::settled,
 };
 
@@ -68,7 +68,7 @@ fn item(
             external_message_id,
             status: word.into(),
             recipient: recipient.clone().unwrap_or_default(),
-            correlation: fields.name("callbackData"),
+            correlation: correlation(fields, "callbackData"),
             raw: event_type.is_none().then(|| kept(raw)),
             ..Status::default()
         },

@@ -33,6 +33,19 @@ fn fields_of_any_type_are_read() {
     }
 }
 
+/// A phone number that is written as a float is the number; other numbers are as they are written.
+#[test]
+fn floats_name_people() {
+    let json = raw(
+        r#"{"a":16505551234.0,"b":1.6505551234e10,"c":16505551234,"d":"16505551234.0","e":1.5,"f":"US.1"}"#,
+    );
+    let fields = Fields::of(&json).unwrap();
+    let named = ["a", "b", "c", "d", "e", "f"].map(|name| fields.identifier(name));
+    let named = named.each_ref().map(|name| name.as_deref().unwrap());
+    assert_eq!(named[..3], ["16505551234"; 3]);
+    assert_eq!(named[3..], ["16505551234.0", "1.5", "US.1"]);
+}
+
 /// What has very many fields or elements costs no more than what has many.
 #[test]
 fn lists_and_fields_are_bounded() {

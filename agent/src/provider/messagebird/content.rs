@@ -23,11 +23,12 @@ pub fn read(kind: &str, content: &Fields<'_>, message: &mut Message) -> Option<&
         "whatsappSticker" => media(&content.object(kind)?, "link", message, "sticker")?,
         "location" => {
             let location = content.object(kind)?;
-            message.location = Some(Location {
+            let place = Location {
                 latitude: location.number("latitude"),
                 longitude: location.number("longitude"),
                 ..Location::default()
-            });
+            };
+            message::set_location(message, place)?;
             "location"
         }
         "interactive" => interactive(&content.object(kind)?, message)?,

@@ -6,8 +6,8 @@ use serde_json::value::RawValue;
 
 use crate::provider::{
     Item, StatusItem,
-    json::{self, Fields, kept},
-    message::identity,
+    json::{Fields, kept},
+    message::{correlation, identity},
     preference::stopped_marketing,
     status::{settled, word},
 };
@@ -27,7 +27,8 @@ pub fn sent(raw: &RawValue, fields: &Fields<'_>, contact: Contact) -> Vec<Item> 
             status: word,
             recipient,
             error,
-            correlation: correlation(fields),
+            // What the sender gave along; `source` is an object.
+            correlation: correlation(fields, "trackId").or_else(|| correlation(fields, "source")),
             ..Status::default()
         },
         contact,
@@ -53,14 +54,4 @@ fn event_type(word: &str) -> Option<EventType> {
 fn error(fields: &Fields<'_>) -> Option<ProviderError> {
     let (code, title) = (fields.integer("code"), fields.name("description"));
     (code.is_some() || title.is_some()).then_some(ProviderError { code, title, details: None })
-}
-
-/// What the sender gave along: `trackId`, or else `source`, which is an object.
-fn correlation(fields: &Fields<'_>) -> Option<Box<str>> {
-    let source = || {
-        let source = fields.get("source")?;
-        let text = json::text(source).unwrap_or_else(|| source.get().into());
-        (!matches!(&*text, "" | "{}" | "[]")).then(|| text.into())
-    };
-    fields.name("trackId").or_else(source)
 }

@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 use super::relay::Relay;
 use crate::provider::{
     json::{self, Fields, kept},
-    message::{self, location, response, set_location, set_reaction},
+    message::{self, contacts, location, response, set_location, set_reaction},
 };
 
 /// Reads the content of a message of this type into `message`. None when the type is not known or the
@@ -15,9 +15,9 @@ use crate::provider::{
 pub fn read(kind: &str, fields: &Fields<'_>, relay: Relay<'_>, message: &mut Message) -> Option<()> {
     match kind {
         "location" => {
-            set_location(message, location(&fields.object(kind)?));
+            set_location(message, location(&fields.object(kind)?))?;
         }
-        "contacts" => message.contacts = Some(kept(fields.get(kind)?)),
+        "contacts" => message.contacts = Some(contacts(fields.get(kind)?)),
         "button" => {
             let button = fields.object(kind)?;
             message.text = button.name("text");

@@ -119,7 +119,8 @@ fn system_item(system: &Fields<'_>, fields: &Fields<'_>, contact: &Contact) -> O
         // `customer_changed_number` is the word of before v12.
         "user_changed_number" | "customer_changed_number" | "user_changed_user_id" => {
             let number = new_number(system);
-            let from_user_id = fields.identifier("from_user_id").filter(|from| user_id.as_ref() != Some(from));
+            let from_user_id =
+                fields.identifier("from_user_id").filter(|from| user_id.as_ref() != Some(from));
             let from = Contact {
                 // Of a message without a sender the contact is the new one.
                 phone: contact.phone.clone().filter(|_| has_sender(fields)),

@@ -35,6 +35,15 @@ impl<'a> Relay<'a> {
         }
     }
 
+    /// Another name of the number that Meta names, if a relay has one. Whoever is called by the relay's name does not
+    /// know Meta's: where the relay leaves its name out, Meta's alone does not decide whose the number is.
+    pub fn other_number(self, number: Option<&str>) -> Option<Box<str>> {
+        match self {
+            Self::Unchanged => None,
+            Self::Gupshup { .. } => self.app_id().or_else(|| number.map(Box::from)),
+        }
+    }
+
     /// The relay's own id of the message that an object is about: what it answered the send with.
     pub fn message_id(self, object: &Fields<'_>) -> Option<Box<str>> {
         match self {

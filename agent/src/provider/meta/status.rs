@@ -13,7 +13,7 @@ use super::{
 use crate::provider::{
     Item, StatusItem,
     json::{Fields, kept},
-    message::identity,
+    message::{correlation, identity},
     preference::stopped_marketing,
     status::{settled, word},
 };
@@ -58,7 +58,7 @@ fn read(raw: &RawValue, contacts: &Contacts, alone: bool, relay: Relay<'_>) -> (
             error: errors.first.clone(),
             pricing: fields.get("pricing").map(kept),
             conversation: fields.get("conversation").map(kept),
-            correlation: fields.name("biz_opaque_callback_data"),
+            correlation: correlation(&fields, "biz_opaque_callback_data"),
             group_id,
             whatsapp_message_id,
             raw: (event_type.is_none() || errors.say_more).then(|| kept(raw)),

@@ -12,6 +12,10 @@ use crate::provider::{
     message::UNSUPPORTED,
 };
 
+/// What is sent of a business that also uses the phone app, and is no event: `history`, its messages of up to 180
+/// days ago, sent when it joins, and `smb_app_state_sync`, the address book of its phone. The one is the past, the
+/// other tells of people who never wrote.
+const NEVER_TOLD: [&str; 2] = ["history", "smb_app_state_sync"];
 /// What the business wrote in its phone app.
 const ECHOES: &str = "smb_message_echoes";
 /// Fields whose values hold lists that we know. Each of the lists is read in each of them, because Meta adds
@@ -34,9 +38,7 @@ pub fn has_list(object: &Fields<'_>) -> bool {
 pub fn change_part(change: &Change<'_>, items_max: usize) -> Result<(Target, Vec<Item>), NormalizeError> {
     let field = change.field.and_then(json::text);
     let field = field.as_deref().filter(|field| !field.is_empty()).unwrap_or(UNKNOWN);
-    if field == "history" {
-        // Messages of up to 180 days ago, sent when a business that also uses the phone app joins. They are
-        // the past: neither events nor opt-outs.
+    if NEVER_TOLD.contains(&field) {
         return Ok((Target::default(), Vec::new()));
     }
     let Some((raw, value)) = change.value.and_then(|raw| Fields::of(raw).map(|value| (raw, value))) else {
@@ -166,9 +168,10 @@ fn target(change: &Change<'_>, value: &Fields<'_>) -> Target {
     let of_metadata = |name| metadata.as_ref().and_then(|metadata| metadata.name(name));
     // For partner events `entry.id` is the partner's account; the customer's is in `waba_info`.
     let customer = value.object("waba_info").and_then(|info| info.name("waba_id"));
+    let number = of_metadata("phone_number_id");
     Target {
-        number: of_metadata("phone_number_id"),
-        other_number: change.relay.app_id(),
+        other_number: change.relay.other_number(number.as_deref()),
+        number,
         display_phone: of_metadata("display_phone_number").or_else(|| value.name("display_phone_number")),
         account_id: customer.or_else(|| change.account_id()),
         ..Target::default()

@@ -363,10 +363,12 @@ fn may_be_nothing(provider: ProviderName, value: &Value) -> bool {
     }
 }
 
-/// Another product of Meta, the past, or no changes at all.
+/// Another product of Meta, the past, the address book of a phone, or no changes at all.
 fn is_of_meta_nothing(value: &Value) -> bool {
     value["object"].as_str().is_some_and(|object| object != "whatsapp_business_account")
-        || contains(value, &|name, value| name == "field" && value == "history")
+        || contains(value, &|name, value| {
+            name == "field" && (value == "history" || value == "smb_app_state_sync")
+        })
         || contains(value, &|name, value| ["entry", "changes"].contains(&name) && is_empty(value))
 }
 

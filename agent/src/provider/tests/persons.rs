@@ -43,9 +43,16 @@ fn nobody_is_nobody_at_every_provider() {
             let context = format!("{} {nobody:?}", provider.name());
             assert_eq!(told.entry.events.len(), 1, "{context}");
             let event: Value = serde_json::from_str(&told.entry.events[0].log.payload_json).unwrap();
-            assert_eq!((&event["event"], &event["from"]), (&"message.received".into(), &Value::Null), "{context}");
+            assert_eq!(
+                (&event["event"], &event["from"]),
+                (&"message.received".into(), &Value::Null),
+                "{context}"
+            );
             let user_id = event["contact"]["user_id"].as_str();
-            assert!(user_id.is_none_or(|id| body.contains(&format!("\"id\": \"{id}\""))), "{context}: {event}");
+            assert!(
+                user_id.is_none_or(|id| body.contains(&format!("\"id\": \"{id}\""))),
+                "{context}: {event}"
+            );
             assert_eq!(told.wishes.len(), 1, "{context}: {event}");
             let WishKind::Decide(decision) = &told.wishes[0].kind else { panic!("{context}") };
             let expected = ContactRef { phone: None, user_id: user_id.map(Box::from) };

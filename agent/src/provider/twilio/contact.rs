@@ -10,15 +10,15 @@ use crate::provider::json::Fields;
 /// The person whose address is in `field`: `From` of a message, `To` of a status.
 pub fn contact(parameters: &Parameters<'_>, field: &str) -> Contact {
     let name = parameters.name("ProfileName");
-    let identifier = |name| parameters.name(name).filter(|text: &Box<str>| is_identifier(text));
+    let identifier = |name| parameters.get(name).filter(|text| is_identifier(text)).map(Box::from);
     let address = identifier(field).or_else(|| identifier("WaId"));
     // What is known of WhatsApp is repeated in `ChannelMetadata`, and read there only where it is missing.
     let is_missing = name.is_none() || address.is_none();
     let metadata = parameters.get("ChannelMetadata").filter(|_| is_missing).and_then(metadata);
     let of_metadata = |name| metadata.as_ref().and_then(|metadata| metadata.name(name));
-    let of_metadata_alone = |name| of_metadata(name).filter(|text: &Box<str>| is_identifier(text));
-    let address = address.or_else(|| of_metadata_alone("WaId"));
-    let external = identifier("ExternalUserId").or_else(|| of_metadata_alone("ExternalUserId"));
+    let metadata_identifier = |name| metadata.as_ref().and_then(|metadata| metadata.identifier(name));
+    let address = address.or_else(|| metadata_identifier("WaId"));
+    let external = identifier("ExternalUserId").or_else(|| metadata_identifier("ExternalUserId"));
     // A user id may stand where the number is expected, and a number where the user id is.
     let phone_of = |id: &Option<Box<str>>| id.as_deref().and_then(normalize_phone);
     let (address_phone, external_phone) = (phone_of(&address), phone_of(&external));

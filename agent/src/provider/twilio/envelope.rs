@@ -15,6 +15,8 @@ use crate::provider::{
     json::{elements, identity},
 };
 
+const WHATSAPP: &str = "whatsapp";
+
 /// What a callback is, and so which of its sides is the business.
 enum Kind {
     Message,
@@ -60,10 +62,11 @@ fn json_part(raw: &RawValue) -> Result<Part<'_>, NormalizeError> {
 
 fn part<'a>(parameters: &Parameters<'a>) -> Part<'a> {
     let (business, items) = match kind(parameters) {
-        Kind::Message => (parameters.get("To"), message::received(parameters)),
-        Kind::Status => (parameters.get("From"), status::of_message(parameters)),
-        Kind::Other => (None, vec![notice(parameters)]),
+        Kind::Message => (Some("To"), items_of(parameters, ["From", "To"], message::received)),
+        Kind::Status => (Some("From"), items_of(parameters, ["To", "From"], status::of_message)),
+        Kind::Other => (None, vec![notice(parameters, field_of(parameters))]),
     };
+    let business = business.and_then(|name| parameters.get(name));
     let number = business.map(number);
     let target = Target {
         display_phone: number.clone(),
@@ -74,6 +77,30 @@ fn part<'a>(parameters: &Parameters<'a>) -> Part<'a> {
         ..Target::default()
     };
     Part { target, items, original: vec![parameters.json()] }
+}
+
+/// What is read of a callback with these two sides, the contact's first; raw when it came through a channel that is
+/// not WhatsApp's: its people are not those of WhatsApp.
+fn items_of(
+    parameters: &Parameters<'_>,
+    sides: [&str; 2],
+    read: fn(&Parameters<'_>) -> Vec<Item>,
+) -> Vec<Item> {
+    match sides.into_iter().find_map(|side| channel(parameters.get(side)?)) {
+        Some(channel) if !channel.eq_ignore_ascii_case(WHATSAPP) => {
+            vec![notice(parameters, &channel.to_ascii_lowercase())]
+        }
+        _ => read(parameters),
+    }
+}
+
+/// The channel of an address, `messenger:…`, <https://www.twilio.com/docs/messaging/channels>. An SMS has none, and
+/// WhatsApp has been seen without.
+fn channel(address: &str) -> Option<&str> {
+    let (channel, _) = address.trim_start().split_once(':')?;
+    let is_word = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+    (channel.starts_with(|first: char| first.is_ascii_alphabetic()) && channel.bytes().all(is_word))
+        .then_some(channel)
 }
 
 /// A business number without its channel, in E.164 if it is a phone number.
@@ -104,9 +131,12 @@ fn kind(parameters: &Parameters<'_>) -> Kind {
     }
 }
 
-/// What is neither a message nor a status: a call, an error report, an event of another product.
-fn notice(parameters: &Parameters<'_>) -> Item {
-    let field = parameters.get("EventType").or_else(|| parameters.get("type")).unwrap_or(UNKNOWN);
+/// The word for what is neither a message nor a status: a call, an error report, an event of another product.
+fn field_of<'a>(parameters: &'a Parameters<'_>) -> &'a str {
+    parameters.get("EventType").or_else(|| parameters.get("type")).unwrap_or(UNKNOWN)
+}
+
+fn notice(parameters: &Parameters<'_>, field: &str) -> Item {
     Item::Notice(Box::new(NoticeItem {
         field: field.into(),
         raw: parameters.kept(),

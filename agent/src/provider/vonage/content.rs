@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 
 use crate::provider::{
     json::{Fields, kept},
-    message::{response, set_location, set_reaction},
+    message::{contacts, response, set_location, set_reaction},
 };
 
 /// Reads the content of a message of this type into `message` and gives our word for the type. None when the
@@ -25,11 +25,11 @@ pub fn read(kind: &str, fields: &Fields<'_>, message: &mut Message) -> Option<&'
         "file" => media(&object, message, "document"),
         "sticker" => media(&object, message, "sticker"),
         "vcard" => {
-            message.contacts = fields.get(kind).map(kept);
+            message.contacts = fields.get(kind).map(contacts);
             "contacts"
         }
         "location" => {
-            set_location(message, location(&object));
+            set_location(message, location(&object))?;
             "location"
         }
         "reply" => {

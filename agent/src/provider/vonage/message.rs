@@ -10,7 +10,7 @@ use super::{contact::contact, content, envelope::Callback};
 use crate::provider::{
     MessageItem,
     json::{Fields, kept},
-    message::{self, UNSUPPORTED, identity, set_unsupported},
+    message::{self, UNSUPPORTED, correlation, identity, set_unsupported},
 };
 
 /// The message of a callback with this `message_type`.
@@ -22,7 +22,7 @@ pub fn read(callback: &Callback<'_>, kind: &str) -> MessageItem {
         external_message_id,
         context: context(callback),
         referral: callback.of_whatsapp("referral").map(kept),
-        correlation: fields.name("client_ref"),
+        correlation: correlation(fields, "client_ref"),
         ..Message::default()
     };
     match content::read(kind, fields, &mut message) {

@@ -9,7 +9,7 @@ use super::{contact::contact, envelope::Callback};
 use crate::provider::{
     StatusItem,
     json::{Fields, integer, kept, text},
-    message::identity,
+    message::{correlation, identity},
     status::settled,
 };
 
@@ -29,7 +29,7 @@ pub fn read(callback: &Callback<'_>, word: &str) -> StatusItem {
             error: fields.get("error").and_then(error),
             pricing: pricing(callback.of_whatsapp("pricing"), fields.get("usage")),
             conversation: callback.of_whatsapp("conversation").map(kept),
-            correlation: fields.name("client_ref"),
+            correlation: correlation(fields, "client_ref"),
             raw: event_type.is_none().then(|| kept(callback.raw)),
             ..Status::default()
         },

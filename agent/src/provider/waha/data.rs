@@ -2,6 +2,8 @@
 //! WhiskeySockets/Baileys (NOWEB), or of tulir/whatsmeow (GOWS). It fills in what WAHA leaves out, and nothing
 //! depends on it.
 
+use gateway_core::event::Reaction;
+
 use crate::provider::{jid::Jid, json::Fields};
 
 /// How often a message was forwarded when WhatsApp calls it forwarded many times.
@@ -49,13 +51,18 @@ impl<'a> Data<'a> {
         self.text("type").or_else(|| key().map(|name| String::from_utf8_lossy(name).into()))
     }
 
+    /// Whether the engine calls it a text, or nothing at all.
+    pub fn is_text(&self) -> bool {
+        self.word().is_none_or(|word| matches!(&*word, "chat" | "conversation" | "extendedTextMessage"))
+    }
+
     /// The reaction that a message is: the id of the message that is reacted to, and the emoji. NOWEB used to
     /// pass reactions on as messages, without WAHA's own `reaction`.
-    pub fn reaction(&self) -> Option<(Option<Box<str>>, Option<Box<str>>)> {
+    pub fn reaction(&self) -> Option<Reaction> {
         let reaction = self.message.as_ref()?.object("reactionMessage")?;
         let key = reaction.object("key");
-        let id = key.and_then(|key| key.name("id").or_else(|| key.name("ID")));
-        Some((id, reaction.name("text")))
+        let message_id = key.and_then(|key| key.name("id").or_else(|| key.name("ID")));
+        Some(Reaction { message_id, emoji: reaction.name("text") })
     }
 
     /// Our type of a file, where the engine tells.

@@ -1,7 +1,7 @@
 //! `message`, `message.any`, `message.reaction`, `message.edited`, `message.revoked`. WAHA names no type: it
 //! follows from what a payload has.
 
-use gateway_core::event::{Location, Media, Message, MessageContext, ProviderError, Reply};
+use gateway_core::event::{Location, Media, Message, MessageContext, ProviderError, Reaction, Reply};
 use jiff::Timestamp;
 use serde_json::value::RawValue;
 
@@ -17,7 +17,7 @@ use crate::provider::{
 pub fn message(callback: &Callback<'_>, payload: &Payload<'_>) -> Item {
     let mut message = head(payload);
     match reaction(callback, payload) {
-        Some((message_id, emoji)) => {
+        Some(Reaction { message_id, emoji }) => {
             message.message_type = "reaction".into();
             message.raw = message_id.is_none().then(|| kept(payload.raw));
             set_reaction(&mut message, message_id, emoji);
@@ -96,15 +96,15 @@ fn head(payload: &Payload<'_>) -> Message {
     }
 }
 
-/// The id of the message that is reacted to, and the emoji; None for what is no reaction. What comes as one is
-/// one whatever is in it: a `body` beside it is not what the contact says.
-fn reaction(
-    callback: &Callback<'_>,
-    payload: &Payload<'_>,
-) -> Option<(Option<Box<str>>, Option<Box<str>>)> {
-    let of_field = payload.fields.object("reaction");
-    let of_field = of_field.map(|reaction| (reaction.name("messageId"), reaction.name("text")));
-    let of_event = || (callback.event == "message.reaction").then_some((None, None));
+/// What is reacted to and with what; None for what is no reaction. What comes as one is one whatever is in it: a
+/// `body` beside it is not what the contact says.
+fn reaction(callback: &Callback<'_>, payload: &Payload<'_>) -> Option<Reaction> {
+    let of_field = payload
+        .fields
+        .object("reaction")
+        .map(|reaction| Reaction { message_id: reaction.name("messageId"), emoji: reaction.name("text") });
+    let of_event =
+        || (callback.event == "message.reaction").then_some(Reaction { message_id: None, emoji: None });
     of_field.or_else(|| payload.data.reaction()).or_else(of_event)
 }
 
@@ -113,12 +113,14 @@ fn read(payload: &Payload<'_>, message: &mut Message) {
     let media = fields.object("media");
     if let Some(location) = fields.object("location") {
         // `body` is a picture of the map.
-        message.message_type = "location".into();
-        set_location(message, place(&location));
+        match set_location(message, place(&location)) {
+            Some(()) => message.message_type = "location".into(),
+            None => set_unsupported(message, payload.data.word(), payload.raw),
+        }
     } else if let Some(cards) = fields.get("vCards").filter(|cards| has_elements(cards)) {
         // `body` is the first card again.
         message.message_type = "contacts".into();
-        message.contacts = Some(kept(cards));
+        message.contacts = Some(message::contacts(cards));
     } else if media.is_some() || fields.truth("hasMedia") == Some(true) {
         file(payload, media.as_ref(), message);
     } else if let Some(choice) = fields.object("interactiveResponse") {
@@ -131,9 +133,11 @@ fn read(payload: &Payload<'_>, message: &mut Message) {
             response: choice.get("params").map(kept),
             ..Reply::default()
         });
-    } else if let Some(body) = fields.name("body") {
+    } else if let Some(body) = fields.text("body").filter(|body| !body.is_empty() || payload.data.is_text()) {
         message.message_type = "text".into();
-        message.text = Some(body);
+        // A text without a word may be something that WAHA does not tell.
+        message.raw = body.is_empty().then(|| kept(payload.raw));
+        message.text = Some(body.into());
     } else {
         set_unsupported(message, payload.data.word(), payload.raw);
     }
@@ -145,11 +149,16 @@ fn file(payload: &Payload<'_>, media: Option<&Fields<'_>>, message: &mut Message
     let name = |name| media.and_then(|media| media.name(name));
     let mime_type = name("mimetype").or_else(|| payload.data.mime_type());
     let filename = name("filename");
-    let kind = payload.data.media_type().or_else(|| mime_type.as_deref().map(type_of_mime));
+    let told = payload.data.media_type().or_else(|| mime_type.as_deref().map(type_of_mime));
+    // A file for sure, even if nobody says of which kind.
+    let kind = told.or_else(|| payload.data.word().is_none().then(|| type_of_mime("")));
     // Some engines repeat the name of a document as its caption.
     message.text = payload.fields.name("body").filter(|body| filename.as_ref() != Some(body));
     match kind {
-        Some(kind) => message.message_type = kind.into(),
+        Some(kind) => {
+            message.message_type = kind.into();
+            message.raw = told.is_none().then(|| kept(payload.raw));
+        }
         None => set_unsupported(message, payload.data.word(), payload.raw),
     }
     let error = media.and_then(|media| media.get("error")).and_then(error_text);

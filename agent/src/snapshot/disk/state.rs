@@ -87,7 +87,6 @@ impl State {
             let of_type = self.resources.get_mut(removal.r#type.as_str());
             let removed = of_type.and_then(|of_type| of_type.remove_entry(removal.id.as_str()));
             if let Some(resource_type) = known(&removal.r#type) {
-                if removal.deleted { continue }
                 self.discount(resource_type, &removal.id, removed.as_ref().map(|(_, before)| &**before));
             }
             if removal.r#type != SUBSCRIPTION {

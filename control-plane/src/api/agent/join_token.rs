@@ -5,11 +5,12 @@ use std::time::Duration;
 use gateway_core::{instance::is_region, time};
 use gateway_proto::v1;
 use gateway_runtime::clock;
+use prost::Message as _;
 use sha2::{Digest as _, Sha256};
 use tonic::Status;
 
 use super::{
-    super::{api_key, authorize::Caller, status},
+    super::{api_key, authorize::Caller, repeat, status},
     hash, secret,
 };
 use crate::{
@@ -17,6 +18,7 @@ use crate::{
     store::{
         Store, WriteTx,
         agents::{self, JoinToken},
+        requests,
     },
 };
 
@@ -27,15 +29,18 @@ const TTL_DEFAULT: Duration = Duration::from_secs(3_600);
 /// Longest life of a join token.
 const TTL_MAX: Duration = Duration::from_secs(7 * 24 * 3_600);
 
-/// Makes a join token, which in the answer does not say yet whom the agent is to trust.
+/// Makes a join token, which in the answer does not say yet whom the agent is to trust. A repeat has the first answer,
+/// without the token.
 ///
 /// # Errors
 /// INVALID_ARGUMENT; NOT_FOUND for an unknown tenant; UNAUTHENTICATED when the caller's key was revoked meanwhile.
 pub(in crate::api) async fn create(
     store: &Store,
     caller: &Caller,
-    request: v1::CreateJoinTokenRequest,
+    mut request: v1::CreateJoinTokenRequest,
 ) -> Result<v1::CreateJoinTokenResponse, Status> {
+    let request_id = std::mem::take(&mut request.request_id);
+    let key = repeat::key(caller, "CreateJoinToken", &request_id, &[request.encode_to_vec()])?;
     check_region(&request.region)?;
     let tenant_id = tenant_of_token(store, caller, &request.tenant_id).await?;
     let ttl = ttl(request.ttl.as_ref())?;
@@ -46,6 +51,9 @@ pub(in crate::api) async fn create(
     let now = clock::now();
     // The tokens of a revoked key are taken back with it; one made after that would be missed.
     api_key::check_works(&mut tx, caller, now).await?;
+    if let Some(answer) = repeat::answer(&mut tx, &key).await? {
+        return Ok(answer);
+    }
     let expire_time = now.checked_add(ttl).map_err(|error| status::internal(&error))?;
     let token = JoinToken {
         region: request.region.clone(),
@@ -57,8 +65,12 @@ pub(in crate::api) async fn create(
     let made = NewJoinToken { tenant_id: tenant_id.unwrap_or_default(), ..request };
     let audited = Audited::created("AgentService/CreateJoinToken", &made);
     tx.audit(caller, Audited { resource_id: id.clone(), ..audited }).await?;
+    let expire_time = Some(time::to_proto(expire_time));
+    // The token is kept nowhere, so that a repeat cannot have it.
+    let answer = v1::CreateJoinTokenResponse { join_token: String::new(), expire_time, id };
+    requests::remember(&mut tx, &key, &answer).await?;
     tx.commit().await?;
-    Ok(v1::CreateJoinTokenResponse { join_token, expire_time: Some(time::to_proto(expire_time)), id })
+    Ok(v1::CreateJoinTokenResponse { join_token, ..answer })
 }
 
 /// Takes back the unused tokens that `creator`, an actor, made; gives how many these are.
@@ -74,7 +86,7 @@ pub(in crate::api) async fn take_back(
     let taken = agents::take_back_join_tokens(tx, creator).await?;
     for (token_hash, token) in &taken {
         let tenant_id = token.tenant_id.clone().unwrap_or_default();
-        let before = NewJoinToken { region: token.region.clone(), tenant_id, ttl: None };
+        let before = NewJoinToken { region: token.region.clone(), tenant_id, ..Default::default() };
         let audited = Audited { resource_id: id(token_hash), ..Audited::deleted(method, &before) };
         tx.audit(caller, audited).await?;
     }

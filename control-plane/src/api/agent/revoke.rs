@@ -5,10 +5,7 @@ use gateway_proto::v1;
 use gateway_runtime::clock;
 use tonic::{Request, Response, Status};
 
-use super::{
-    super::authorize,
-    AgentApi,
-};
+use super::{super::authorize, AgentApi};
 use crate::{audit::Audited, store::agents};
 
 /// Between the secret of a join token and the SHA-256 of the authority's certificate.

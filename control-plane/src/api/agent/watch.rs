@@ -13,12 +13,13 @@ use std::{
 };
 
 use futures_util::{Stream, StreamExt as _, stream};
+use gateway_core::violation::FieldViolations;
 use gateway_proto::v1;
 use prost::Message as _;
 use tokio::{sync::Mutex, time::Instant};
 use tonic::Status;
 
-use super::AgentApi;
+use super::{AgentApi, status};
 use crate::store::agents;
 
 /// How long a view of the fleet is taken as current.
@@ -62,6 +63,23 @@ fn digest(agent: &v1::Agent) -> u64 {
     let mut hasher = DefaultHasher::new();
     told.encode_to_vec().hash(&mut hasher);
     hasher.finish()
+}
+
+/// Refuses states that no agent is ever in.
+///
+/// # Errors
+/// INVALID_ARGUMENT with every such state.
+pub(super) fn check(request: &v1::WatchAgentsRequest) -> Result<(), Status> {
+    let mut violations = FieldViolations::new();
+    for (index, state) in request.states.iter().enumerate() {
+        if v1::AgentState::try_from(*state).is_ok_and(|state| state != v1::AgentState::Unspecified) {
+            continue;
+        }
+        let known = (1..).map_while(|number| v1::AgentState::try_from(number).ok());
+        let names = known.map(|state| state.as_str_name()).collect::<Vec<_>>().join(", ");
+        violations.add(format!("states[{index}]"), format!("must be one of {names}"));
+    }
+    violations.into_result(()).map_err(status::invalid)
 }
 
 /// One watcher.

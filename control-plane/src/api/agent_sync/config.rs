@@ -127,6 +127,7 @@ impl ConfigStream {
             drains,
             is_to_drain,
             version: if version == 0 { None } else { Some(version) },
+            newest_sent: version,
             opt_out_cursor,
             is_told: false,
             may_differ: true,
@@ -168,6 +169,8 @@ struct ConnectedAgent {
     is_to_drain: bool,
     /// The version the agent has once it has taken what was sent; None when it has none of ours.
     version: Option<u64>,
+    /// The newest version that it can have.
+    newest_sent: u64,
     opt_out_cursor: u64,
     /// Whether it was sent anything: even a configuration that has nothing is said.
     is_told: bool,
@@ -437,6 +440,7 @@ impl ConnectedAgent {
             self.unanswered.pop_front();
         }
         let (nonce, version) = (response.nonce.clone(), response.version);
+        self.newest_sent = self.newest_sent.max(version);
         self.unanswered.push_back(Unanswered { nonce, version, keys });
     }
 
@@ -453,6 +457,10 @@ impl ConnectedAgent {
             Some(Message::Hello(_)) => return Err(status::invalid_field("hello", "must come once")),
             Some(Message::Ack(ack)) => self.verdict(&ack.nonce, Vec::new()),
             Some(Message::Nack(nack)) => self.verdict(&nack.nonce, nack.refused),
+            Some(Message::Applied(applied)) if applied.version > self.newest_sent => {
+                let description = format!("must be a version that was sent; the newest is {}", self.newest_sent);
+                return Err(status::invalid_field("applied.version", description));
+            }
             Some(Message::Applied(applied)) => {
                 self.connection.applied(applied.version);
                 self.check.said(applied.version, applied.digests);

@@ -32,8 +32,9 @@ use crate::{
 const START_ID_HEADER: &str = "gateway-start-id";
 /// Longest start id that is told apart.
 const START_ID_BYTES_MAX: usize = 64;
-/// When a twin may try again.
-const TWIN_RETRY_AFTER: Duration = Duration::from_secs(60);
+/// When a twin may try again: the other may be gone by then, and this one is to be back within the 10 s in which agents
+/// find a control plane again. Agents wait up to a fifth longer.
+const TWIN_RETRY_AFTER: Duration = Duration::from_secs(8);
 
 impl AgentSyncApi {
     pub(super) async fn enroll(

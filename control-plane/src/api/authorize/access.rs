@@ -128,6 +128,14 @@ pub fn is_scope(text: &str) -> bool {
     })
 }
 
+/// Whether a scope opens anything to a role.
+pub fn serves(scope: &str, role: Role) -> bool {
+    METHODS.iter().any(|(name, access)| {
+        let is_named = *name == scope || name.split_once('/').is_some_and(|(service, _)| service == scope);
+        is_named && matches!(access, Operator(needed) if *needed <= role)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use prost_reflect::DescriptorPool;

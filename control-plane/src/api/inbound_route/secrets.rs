@@ -16,9 +16,10 @@ use crate::store::inbound_routes::StoredRoute;
 /// The kind of a secret to add, of those that the route's provider takes, when the value has its form.
 pub(super) fn check(stored: &StoredRoute, kind: i32, value: &str) -> Result<RouteSecretKind, Status> {
     let mut violations = FieldViolations::new();
-    let kinds = Provider::from_proto(stored.route.provider).map(RouteSecretKind::of).unwrap_or_default();
+    let provider = Provider::from_proto(stored.route.provider);
+    let kinds = provider.map(RouteSecretKind::of).unwrap_or_default();
     let wanted = RouteSecretKind::from_proto(kind).filter(|kind| kinds.contains(kind));
-    let Some(kind) = wanted else {
+    let Some((provider, kind)) = provider.zip(wanted) else {
         let names: Vec<_> = kinds.iter().map(|kind| kind.to_proto().as_str_name()).collect();
         let description =
             format!("must be {} on a route of {}", names.join(" or "), stored.route.provider().as_str_name());
@@ -28,7 +29,7 @@ pub(super) fn check(stored: &StoredRoute, kind: i32, value: &str) -> Result<Rout
         }
         return Err(status::invalid(violations));
     };
-    kind.check(&mut violations, "value", value);
+    kind.check(provider, &mut violations, "value", value);
     violations.into_result(kind).map_err(status::invalid)
 }
 

@@ -20,6 +20,7 @@ fn refusals() -> Vec<(&'static str, Status)> {
         ("check_etag", check_etag("instance", "inst_1", "1-a", "2-a").unwrap_err()),
         ("exhausted", exhausted("TOO_MANY_KEYS", "there are enough")),
         ("exhausted_until", exhausted_until("TOO_MANY_STREAMS", "there are enough", Duration::from_secs(2))),
+        ("quota_exceeded", quota_exceeded("TOO_MANY_KEYS", "tenant:acme", "there are enough".to_owned())),
         ("deadline_exceeded", deadline_exceeded()),
         ("unauthenticated", unauthenticated("send a key")),
         ("agent_revoked", agent_revoked()),
@@ -98,4 +99,32 @@ fn troubles_of_the_database_are_told_apart() {
     let conflict =
         Status::from(StoreError::Database { trouble: Trouble::Conflict, source: "planted".into() });
     assert_eq!(conflict.code(), Code::Internal);
+}
+
+/// A refusal fits the headers that clients take, whatever it tells back: long ids are cut, and of very many bad fields
+/// the first are named. What is short stays whole.
+#[test]
+fn refusals_are_short() {
+    let long = "ä".repeat(20_000);
+    let violations = || FieldViolations((0..500).map(|_| FieldViolation::new(&*long, &*long)).collect());
+    for status in [
+        not_found("instance", &long),
+        damaged("instance", &long, "DeleteInstance"),
+        already_exists("instance", &long),
+        stale_etag("instance", &long),
+        conflict("NUMBER_TAKEN", &*long),
+        invalid(violations()),
+        invalid_field("id", &*long),
+        quota_exceeded("TOO_MANY_KEYS", "tenant:acme", long.clone()),
+        crate::api::unexplained::with_reason(&Status::unimplemented(&*long)),
+    ] {
+        let headers = status.clone().into_http::<()>().into_parts().0.headers;
+        let bytes: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 32).sum();
+        assert!(bytes < 12_000, "{bytes} of {:?}", status.get_details_error_info());
+    }
+    let told = not_found("instance", &long);
+    assert!(told.message().ends_with("…` does not exist"), "{}", told.message());
+    assert!(!invalid(violations()).get_details_bad_request().unwrap().field_violations.is_empty());
+    let id = "a".repeat(63);
+    assert_eq!(not_found("instance", &id).get_details_error_info().unwrap().metadata["id"], id);
 }

@@ -13,7 +13,9 @@ mod created_keys;
 mod key_limit;
 mod callback_tokens;
 mod tenants;
+mod inline_routes;
 mod platform_routes;
+mod repeats;
 
 async fn list_services(client: Client) -> Result<Vec<String>, Status> {
     use reflection::{

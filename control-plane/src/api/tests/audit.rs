@@ -112,7 +112,7 @@ impl Server {
             display_name: "test".into(),
             ..Default::default()
         };
-        let request = v1::CreateApiKeyRequest { api_key: Some(key) };
+        let request = v1::CreateApiKeyRequest { api_key: Some(key), ..Default::default() };
         let secret = self.tenants().create_api_key(request).await.unwrap().into_inner().secret;
         self.with(Bearer::new(&secret))
     }

@@ -202,7 +202,7 @@ async fn damaged_tenants_get_nothing_new() {
     assert_eq!(refusal(client.get_tenant(v1::GetTenantRequest { id: "acme".into() }).await), data_loss());
     assert_eq!(refusal(server.create_instance(instance("inst_1", "1001")).await), data_loss());
     let key = v1::ApiKey { role: v1::Role::Viewer.into(), display_name: "A".into(), ..Default::default() };
-    let key = v1::CreateApiKeyRequest { api_key: Some(key) };
+    let key = v1::CreateApiKeyRequest { api_key: Some(key), ..Default::default() };
     assert_eq!(refusal(client.create_api_key(key).await), data_loss());
     let tenant = v1::Tenant { id: "default".into(), display_name: "Mended".into(), ..Default::default() };
     let update = v1::UpdateTenantRequest { tenant: Some(tenant), update_mask: mask(&["display_name"]) };
@@ -220,12 +220,9 @@ async fn damaged_keys_open_nothing_and_are_revoked() {
     let server = Server::start().await.with_instance().await;
     let mut admin = v1::tenant_service_client::TenantServiceClient::new(server.admin());
     let mut make = async |name: &str| {
-        let api_key = v1::ApiKey {
-            role: v1::Role::Viewer.into(),
-            display_name: name.into(),
-            ..Default::default()
-        };
-        let request = v1::CreateApiKeyRequest { api_key: Some(api_key) };
+        let api_key =
+            v1::ApiKey { role: v1::Role::Viewer.into(), display_name: name.into(), ..Default::default() };
+        let request = v1::CreateApiKeyRequest { api_key: Some(api_key), ..Default::default() };
         let made = admin.create_api_key(request).await.unwrap().into_inner();
         (made.api_key.unwrap().id, InstanceServiceClient::new(server.with(Bearer::new(&made.secret))))
     };

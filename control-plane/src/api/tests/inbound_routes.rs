@@ -12,8 +12,12 @@ async fn add(
     kind: v1::InboundRouteSecretKind,
     value: &str,
 ) -> Result<v1::InboundRouteSecret, Status> {
-    let request =
-        v1::AddInboundRouteSecretRequest { id: "route_1".into(), kind: kind.into(), value: value.to_owned() };
+    let request = v1::AddInboundRouteSecretRequest {
+        id: "route_1".into(),
+        kind: kind.into(),
+        value: value.to_owned(),
+        ..Default::default()
+    };
     let answer = server.routes().add_inbound_route_secret(request).await?.into_inner();
     Ok(answer.secret.unwrap())
 }

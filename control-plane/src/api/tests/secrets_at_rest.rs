@@ -60,6 +60,7 @@ async fn secrets_are_on_no_disk_and_in_no_other_answer() {
         id: "route_1".into(),
         kind: v1::InboundRouteSecretKind::MetaAppSecret.into(),
         value: "planted-second-secret".into(),
+        ..Default::default()
     };
     said += &format!("{:?}", server.routes().add_inbound_route_secret(added).await.unwrap());
     let repeated = v1::CreateInboundRouteRequest {

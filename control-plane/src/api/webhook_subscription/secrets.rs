@@ -27,13 +27,19 @@ pub(in crate::api) fn masked(mut subscription: v1::WebhookSubscription) -> v1::W
 }
 
 /// The secret of a way to authenticate, and the path to it.
-fn secret(method: &mut Method) -> (&'static str, &mut String) {
+pub(super) fn secret(method: &mut Method) -> (&'static str, &mut String) {
     match method {
         Method::Header(header) => ("header.value", &mut header.value),
         Method::Basic(basic) => ("basic.password", &mut basic.password),
         Method::Bearer(bearer) => ("bearer.token", &mut bearer.token),
         Method::Oauth2(oauth2) => ("oauth2.client_secret", &mut oauth2.client_secret),
     }
+}
+
+/// The path to a header, whose name may be anything.
+pub(super) fn header_field(name: &str) -> String {
+    let shown: String = name.chars().filter(|character| !character.is_control()).take(64).collect();
+    format!("webhook_subscription.headers[{shown}]")
 }
 
 /// Replaces the headers; their names ignore case.
@@ -48,10 +54,7 @@ pub(super) fn set_headers(
             (false, _) => value,
             (true, Some((_, kept))) => kept.clone(),
             (true, None) => {
-                let shown: String =
-                    name.chars().filter(|character| !character.is_control()).take(64).collect();
-                let field = format!("webhook_subscription.headers[{shown}]");
-                return Err(status::invalid_field(field, NOTHING_TO_KEEP));
+                return Err(status::invalid_field(header_field(&name), NOTHING_TO_KEEP));
             }
         };
         subscription.headers.insert(name, value);

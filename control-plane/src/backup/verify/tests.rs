@@ -149,33 +149,3 @@ async fn broken_structure_is_found() {
         fs::write(&path, good).unwrap();
     }
 }
-
-#[tokio::test]
-async fn dmg_measure() {
-    if std::env::var_os("DMG_MEASURE").is_none() {
-        return;
-    }
-    let place = Place::new().await;
-    let mut tx = place.store.begin_write().await.unwrap();
-    for number in 0..100_000 {
-        let mut config = crate::store::conformance::fixtures::subscription(&format!("sub_m{number:06}"), "inst_1");
-        config.signing_secrets.push(v1::SigningSecret { value: "whsec_".to_owned() + &"x".repeat(44), ..Default::default() });
-        crate::store::webhook_subscriptions::put(&mut tx, &mut config).await.unwrap();
-    }
-    tx.commit().await.unwrap();
-    let to = place.directory.path().join("measured");
-    let began = std::time::Instant::now();
-    backup(&place.data_dir(), &to, |_| {}).await.unwrap();
-    let copied = began.elapsed();
-    let found = verify(&to, &RootKeys::of_data_dir(&place.data_dir()), |_| {}).await.unwrap();
-    let bytes = fs::metadata(to.join("config.db")).unwrap().len();
-    let all = began.elapsed();
-    let mut check = crate::store::check::Check::new(&place.store);
-    let (scrub, mut longest) = (std::time::Instant::now(), std::time::Duration::ZERO);
-    loop {
-        let page = std::time::Instant::now();
-        if check.advance().await.unwrap().is_none() { break; }
-        longest = longest.max(page.elapsed());
-    }
-    panic!("copy {copied:?} verify {:?} rows {} bytes {bytes} whole {}; scrub {:?} longest page {longest:?}", all - copied, found.rows, found.is_whole(), scrub.elapsed());
-}

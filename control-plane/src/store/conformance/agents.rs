@@ -7,7 +7,9 @@ use super::{Factory, fixtures::*};
 use crate::store::{
     Store,
     agents::{self, BUFFER_DAMAGES_MAX, Holder, JoinToken, NewAgent},
-    api_keys, damaged::Found, fleet,
+    api_keys,
+    damaged::Found,
+    fleet,
 };
 
 async fn enroll(store: &Store, number: u8, tenant_id: Option<&str>, seconds: i64) {
@@ -28,11 +30,8 @@ async fn enroll(store: &Store, number: u8, tenant_id: Option<&str>, seconds: i64
 /// transaction is dropped.
 pub(super) async fn join_tokens_are_used_once(factory: &impl Factory) {
     let store = factory.open().await;
-    let token = JoinToken {
-        region: "eu".into(),
-        tenant_id: Some("acme".into()),
-        created_by: "api_key:key_1".into(),
-    };
+    let token =
+        JoinToken { region: "eu".into(), tenant_id: Some("acme".into()), created_by: "api_key:key_1".into() };
     let mut transaction = store.begin_write().await.unwrap();
     agents::create_join_token(&mut transaction, &[1; 32], &token, at(1), at(100)).await.unwrap();
     transaction.commit().await.unwrap();

@@ -205,10 +205,10 @@ pub(super) async fn opt_outs_survive_damage(factory: &impl Factory) {
     let mut reader = store.reader().await.unwrap();
     let scope = one("default");
     assert_eq!(opt_outs::find(&mut reader, &scope, &whole.id).await.unwrap(), Some(whole.clone()));
-    assert_eq!(store.opt_outs_since(0, 10).await.unwrap().0, [whole.clone()]);
+    assert_eq!(store.opt_outs_since(0, 10).await.unwrap().0, std::slice::from_ref(&whole));
     let contact = |phone: &str| ContactRef { phone: normalize_phone(phone), user_id: None };
     let known = opt_outs::of_contact(&mut reader, &tenant, None, &contact(one_phone)).await.unwrap();
-    assert_eq!(known, [whole.clone()]);
+    assert_eq!(known, std::slice::from_ref(&whole));
 
     damage_opt_out(&store, &opt_out(other_phone, 100), "opt_lost").await;
     let all = opt_outs::list(&mut reader, &scope, &OptOutFilter::default(), None, 10).await.unwrap();

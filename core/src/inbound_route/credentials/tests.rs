@@ -161,6 +161,8 @@ fn each_bad_value_is_named() {
                     "planted: x\ty",
                     "host: planted",
                     "Content-Type: planted",
+                    "X-Webhook-Hmac: planted",
+                    "x-hub-signature-256: planted",
                 ],
                 _ => &["planted\n", "\tplanted", "pla\u{0}nted", "planted\u{85}"],
             };

@@ -228,7 +228,9 @@ fn being_seen_ends_no_opt_out() {
 fn nothing_is_linked_without_an_opt_out() {
     let mut set = OptOutSet::new();
     set.apply(&start(phone_contact(ONE), 1), at(NOW));
-    for contact in [both(ONE, "SA.1"), both(TWO, "SA.2"), phone_contact(ONE), user("SA.1"), ContactRef::default()] {
+    for contact in
+        [both(ONE, "SA.1"), both(TWO, "SA.2"), phone_contact(ONE), user("SA.1"), ContactRef::default()]
+    {
         assert_eq!(see(&mut set, &contact), None, "{contact:?}");
     }
 }
@@ -248,7 +250,6 @@ fn alternating_pairs_settle() {
         assert_eq!(state(&set, &key), OUT, "{key:?}");
     }
 }
-
 
 /// The opt-outs of a small world: few keys, so that they meet often.
 fn any_stop_or_start() -> impl Strategy<Value = Decision> {

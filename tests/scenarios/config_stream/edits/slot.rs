@@ -212,6 +212,7 @@ impl Slot {
             id,
             kind: v1::InboundRouteSecretKind::MetaAppSecret.into(),
             value: format!("app-secret-of-{}-{}", self.prefix, self.paths),
+            ..Default::default()
         };
         let added = match routes.add_inbound_route_secret(request).await {
             Ok(added) => added.into_inner(),

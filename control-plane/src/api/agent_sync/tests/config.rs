@@ -80,6 +80,32 @@ async fn config_changes_reach_an_agent() {
     plane.stop().await;
 }
 
+/// What an agent can not have is not shown as in use: a stream that says so ends with the reason.
+#[tokio::test]
+async fn versions_that_were_not_sent_are_not_applied() {
+    let plane = ControlPlane::start().await;
+    plane.create_instance("inst-1", "123", None, &["eu"]).await;
+    let mut agent = plane.agent("eu").await;
+    let hello = agent.hello();
+    let mut config = agent.config(hello).await;
+    let sent = config.response().await.version;
+    let applied = |version| message(Message::Applied(v1::ConfigApplied { version, ..Default::default() }));
+    config.send(applied(sent)).await;
+    plane.agent_when(&agent.id, |agent| agent.applied_version == sent).await;
+    config.send(applied(sent + 1)).await;
+    let ended = async {
+        loop {
+            if let Err(status) = config.next().await {
+                return status;
+            }
+        }
+    };
+    assert_eq!(ended.await.code(), Code::InvalidArgument);
+    let shown = plane.agent_when(&agent.id, |agent| agent.state() == v1::AgentState::Offline).await;
+    assert_eq!(shown.applied_version, sent);
+    plane.stop().await;
+}
+
 /// An agent that comes back with a version of this store gets what changed since; with a version of
 /// another store, or of the future, everything.
 #[tokio::test]
@@ -257,6 +283,7 @@ async fn route_credentials_reach_agents() {
         id: "route-1".into(),
         kind: v1::InboundRouteSecretKind::WahaHmacKey.into(),
         value: "key-2".into(),
+        ..Default::default()
     };
     routes.add_inbound_route_secret(request).await.unwrap();
     assert_eq!(keys(&route_config(&config.response().await)), ["key-1", "key-2"]);

@@ -152,7 +152,12 @@ async fn revoked_agents_are_cut_off() {
         assert_eq!(status.code(), Code::Unauthenticated);
         assert_eq!(reason(&status), "AGENT_REVOKED");
     }
-    plane.agent_when(&agent.id, |agent| agent.state() == v1::AgentState::Offline).await;
+    plane.agent_when(&agent.id, |agent| agent.state() == v1::AgentState::Revoked).await;
+    let states = vec![v1::AgentState::Offline.into()];
+    let watch = v1::WatchAgentsRequest { states, ..Default::default() };
+    let watching = AgentServiceClient::new(plane.admin()).watch_agents(watch).await;
+    let first = watching.unwrap().into_inner().message().await.unwrap().unwrap();
+    assert!(first.is_caught_up, "a revoked agent is no reason for an alarm: {first:?}");
     let request = v1::RenewAgentCertificateRequest { certificate_signing_request: signing_request() };
     let refused = agent.client.renew_agent_certificate(request).await.unwrap_err();
     assert_eq!((refused.code(), reason(&refused).as_str()), (Code::Unauthenticated, "AGENT_REVOKED"));

@@ -43,14 +43,18 @@ async fn seen(client: Client) -> (Vec<String>, Vec<u8>) {
     let mut routes = InboundRouteServiceClient::new(client.clone());
     let get = v1::GetInboundRouteRequest { id: "route_1".into() };
     let got = routes.get_inbound_route(get).await.unwrap().into_inner();
-    let listed = routes.list_inbound_routes(v1::ListInboundRoutesRequest::default()).await.unwrap().into_inner();
+    let listed =
+        routes.list_inbound_routes(v1::ListInboundRoutesRequest::default()).await.unwrap().into_inner();
     let diagnose = v1::DiagnoseInstanceRequest { id: "inst_1".into() };
-    let diagnosed = InstanceServiceClient::new(client).diagnose_instance(diagnose).await.unwrap().into_inner();
+    let diagnosed =
+        InstanceServiceClient::new(client).diagnose_instance(diagnose).await.unwrap().into_inner();
     let answers = [got.encode_to_vec(), listed.encode_to_vec(), diagnosed.encode_to_vec()].concat();
     let mut shown: Vec<_> = got.inbound_route.into_iter().chain(listed.inbound_routes).collect();
     let mut paths: Vec<_> = shown.iter_mut().map(|route| std::mem::take(&mut route.callback_path)).collect();
     // Nothing else of a route depends on who looks.
-    assert!(shown.iter().all(|route| route.id == "route_1" && route.secrets.len() == 2 && !route.etag.is_empty()));
+    assert!(
+        shown.iter().all(|route| route.id == "route_1" && route.secrets.len() == 2 && !route.etag.is_empty())
+    );
     paths.push(diagnosed.callback_path);
     (paths, answers)
 }
@@ -60,14 +64,16 @@ async fn seen(client: Client) -> (Vec<String>, Vec<u8>) {
 #[tokio::test]
 async fn viewers_see_no_callback_token() {
     let server = Server::start().await;
-    let credentials = v1::Waha { hmac_keys: vec!["planted-hmac-key".into(); 1], headers: vec!["x-a: b".into()] };
+    let credentials =
+        v1::Waha { hmac_keys: vec!["planted-hmac-key".into(); 1], headers: vec!["x-a: b".into()] };
     let waha = v1::InboundRoute {
         provider: v1::Provider::Waha.into(),
         credentials: Some(v1::inbound_route::Credentials::Waha(credentials)),
         ..route("route_1")
     };
     let request = v1::CreateInboundRouteRequest { inbound_route: Some(waha), ..Default::default() };
-    let made = server.routes().create_inbound_route(request).await.unwrap().into_inner().inbound_route.unwrap();
+    let made =
+        server.routes().create_inbound_route(request).await.unwrap().into_inner().inbound_route.unwrap();
     server.create_instance(instance("inst_1", "1001")).await.unwrap();
     let path = made.callback_path.clone();
     let token = path.strip_prefix("/callbacks/waha/").unwrap().to_owned();

@@ -79,8 +79,7 @@ async fn join_tokens_of_revoked_keys_open_nothing() {
     let server = Server::start().await;
     let platform = || key_of("", v1::Role::PlatformAdmin);
     let (first, first_secret) = create_key(server.admin(), platform()).await.unwrap();
-    let (_, second_secret) =
-        create_key(server.with(Bearer::new(&first_secret)), platform()).await.unwrap();
+    let (_, second_secret) = create_key(server.with(Bearer::new(&first_secret)), platform()).await.unwrap();
     let token = async |client: Client| {
         let request = v1::CreateJoinTokenRequest { region: "eu".into(), ..Default::default() };
         AgentServiceClient::new(client).create_join_token(request).await.unwrap().into_inner()
@@ -190,7 +189,10 @@ async fn no_key_is_made_with_a_revoked_one() {
     api_keys::create(&mut transaction, &key, &[1; 32]).await.unwrap();
     transaction.commit().await.unwrap();
     let holder = Caller::api_key(caller.into(), Role::PlatformAdmin, None, Scopes::default(), None, None);
-    let request = || v1::CreateApiKeyRequest { api_key: Some(key_of("", v1::Role::PlatformAdmin)) };
+    let request = || v1::CreateApiKeyRequest {
+        api_key: Some(key_of("", v1::Role::PlatformAdmin)),
+        ..Default::default()
+    };
     let token = || v1::CreateJoinTokenRequest { region: "eu".into(), ..Default::default() };
     api_key::create(&store, &holder, request()).await.unwrap();
     join_token::create(&store, &holder, token()).await.unwrap();

@@ -181,7 +181,10 @@ fn inbound_routes(rpc: &str, owned: &Owned) -> Option<(Expected, Vec<u8>)> {
         "AddInboundRouteSecret" => {
             let kind = v1::InboundRouteSecretKind::MetaAppSecret.into();
             let value = "another-app-secret".into();
-            (NotFound, v1::AddInboundRouteSecretRequest { id, kind, value }.encode_to_vec())
+            (
+                NotFound,
+                v1::AddInboundRouteSecretRequest { id, kind, value, ..Default::default() }.encode_to_vec(),
+            )
         }
         "RemoveInboundRouteSecret" => {
             let secret_id = owned.secret_id.clone();
@@ -294,7 +297,7 @@ fn tenants_and_keys(rpc: &str, owned: &Owned) -> Option<(Expected, Vec<u8>)> {
         }
         "CreateApiKey" => {
             let key = v1::ApiKey { id: "aaa-key".into(), ..key_of(&id, v1::Role::Viewer) };
-            (NotFound, v1::CreateApiKeyRequest { api_key: Some(key) }.encode_to_vec())
+            (NotFound, v1::CreateApiKeyRequest { api_key: Some(key), ..Default::default() }.encode_to_vec())
         }
         "ListApiKeys" => {
             let request = v1::ListApiKeysRequest { tenant_id: id, ..Default::default() };

@@ -11,7 +11,13 @@ use crate::{
 const MAX: u32 = 1_000;
 
 /// Puts keys of a tenant into the store, of which each is what `make` says.
-async fn put(store: &Store, tenant_id: &str, prefix: &str, count: u32, make: impl Fn(v1::ApiKey) -> v1::ApiKey) {
+async fn put(
+    store: &Store,
+    tenant_id: &str,
+    prefix: &str,
+    count: u32,
+    make: impl Fn(v1::ApiKey) -> v1::ApiKey,
+) {
     let mut transaction = store.begin_write().await.unwrap();
     for number in 0..count {
         let id = format!("key_{prefix}{number:04}");
@@ -24,7 +30,7 @@ async fn put(store: &Store, tenant_id: &str, prefix: &str, count: u32, make: imp
 }
 
 async fn create(store: &Store, key: v1::ApiKey) -> Result<v1::ApiKey, Status> {
-    let request = v1::CreateApiKeyRequest { api_key: Some(key) };
+    let request = v1::CreateApiKeyRequest { api_key: Some(key), ..Default::default() };
     let made = api_key::create(store, &Caller::admin_key(None), request).await?;
     Ok(made.api_key.unwrap())
 }

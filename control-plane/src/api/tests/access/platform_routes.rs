@@ -61,7 +61,12 @@ async fn platform_secrets_rotate_with_overlap() {
     };
     let before = read().await;
     let kind = v1::InboundRouteSecretKind::MetaAppSecret.into();
-    let request = v1::AddInboundRouteSecretRequest { id: id.clone(), kind, value: "newer".into() };
+    let request = v1::AddInboundRouteSecretRequest {
+        id: id.clone(),
+        kind,
+        value: "newer".into(),
+        ..Default::default()
+    };
     let added = server.routes().add_inbound_route_secret(request).await.unwrap().into_inner().secret.unwrap();
     let both = read().await;
     assert!(both.len() == before.len() + 1 && both.contains(&added.id) && both.contains(&before[0]));
@@ -86,7 +91,8 @@ async fn tenants_do_not_see_platform_routes() {
     let listed = routes.list_inbound_routes(v1::ListInboundRoutesRequest::default()).await.unwrap();
     assert!(listed.into_inner().inbound_routes.is_empty());
     let kind = v1::InboundRouteSecretKind::MetaAppSecret.into();
-    let secret = v1::AddInboundRouteSecretRequest { id: id.clone(), kind, value: "mine".into() };
+    let secret =
+        v1::AddInboundRouteSecretRequest { id: id.clone(), kind, value: "mine".into(), ..Default::default() };
     assert_eq!(refusal(routes.add_inbound_route_secret(secret).await).0, Code::NotFound);
     for filter in ["", "shared"] {
         let request =

@@ -112,7 +112,7 @@ pub(in crate::api::tests) async fn create_key(
     client: Client,
     key: v1::ApiKey,
 ) -> Result<(v1::ApiKey, String), Status> {
-    let request = v1::CreateApiKeyRequest { api_key: Some(key) };
+    let request = v1::CreateApiKeyRequest { api_key: Some(key), ..Default::default() };
     let made = tenants(client).create_api_key(request).await?.into_inner();
     Ok((made.api_key.unwrap(), made.secret))
 }

@@ -30,6 +30,7 @@ impl Doer {
             id: "route_1".into(),
             kind: v1::InboundRouteSecretKind::MetaAppSecret.into(),
             value: "planted-second-secret".into(),
+            ..Default::default()
         };
         let added = client.add_inbound_route_secret(request).await.unwrap().into_inner().secret.unwrap();
         self.expect("InboundRouteService/AddInboundRouteSecret", "inbound_route", "route_1");
@@ -135,7 +136,7 @@ impl Doer {
             display_name: "Dashboard".into(),
             ..Default::default()
         };
-        let request = v1::CreateApiKeyRequest { api_key: Some(key) };
+        let request = v1::CreateApiKeyRequest { api_key: Some(key), ..Default::default() };
         let made = client.create_api_key(request).await.unwrap().into_inner().api_key.unwrap();
         self.expect("TenantService/CreateApiKey", "api_key", &made.id);
         for _ in 0..2 {
@@ -269,6 +270,12 @@ async fn every_change_leaves_one_entry() {
         for secret in ["planted", "whsec_", "whsk_", "join_1", "+49151", "+9665", "BEGIN"] {
             assert!(!text.contains(secret), "{secret} in {text}");
         }
+    }
+    for (_, resource_type, _) in &expected {
+        let request =
+            v1::ListAuditEntriesRequest { resource_type: (*resource_type).to_owned(), ..Default::default() };
+        let listed = server.audit().list_audit_entries(request).await.unwrap().into_inner();
+        assert!(!listed.audit_entries.is_empty(), "{resource_type}");
     }
     let hidden = "\"(hidden)\"";
     let created = changes_of(&entries, "/CreateWebhookSubscription");

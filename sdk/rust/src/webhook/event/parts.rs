@@ -77,7 +77,7 @@ parts! {
     MessageContext {
         /// The provider's id of the message answered.
         id: String,
-        /// Who wrote that message, as the provider names them.
+        /// Who wrote that message: a phone number in E.164, or else as the provider names them.
         from: String,
         /// Whether it was forwarded.
         forwarded: bool,
@@ -155,7 +155,7 @@ pub struct MessageContent {
     /// The ad or post that the contact came from, as the provider gave it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub referral: Option<Value>,
-    /// Contact cards, as the provider gave them.
+    /// A list of contact cards, as the provider gave them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub contacts: Option<Value>,
     /// An order, as the provider gave it.
