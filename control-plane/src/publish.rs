@@ -52,6 +52,9 @@ pub struct Changes {
     pub version: u64,
     items: Vec<Item>,
     removals: Vec<v1::ConfigRemoval>,
+    /// Ids of webhook subscriptions that were deleted and are in use again. An agent that is not sent the new one may have
+    /// the one before.
+    reused: HashSet<String>,
     /// What cannot be read, whatever region it is for.
     pub left_out: Vec<LeftOut>,
 }
@@ -291,7 +294,20 @@ fn annotate(since: u64, changes: ConfigChanges, regions: &Regions) -> Changes {
     let mut items: Vec<Item> = whole.chain(unread).collect();
     items.sort_by(|one, other| (&one.group, one.content.rank()).cmp(&(&other.group, other.content.rank())));
     let left_out = left_out.into_iter().map(|unread| unread.what).collect();
-    Changes { since, version, items, removals, left_out }
+    let reused = reused(&items, &removals);
+    Changes { since, version, items, removals, reused, left_out }
+}
+
+/// Ids of webhook subscriptions that are both there and deleted.
+fn reused(items: &[Item], removals: &[v1::ConfigRemoval]) -> HashSet<String> {
+    let subscriptions = removals.iter().filter(|removal| removal.r#type == webhook_subscriptions::TYPE);
+    let removed: HashSet<&str> = subscriptions.map(|removal| removal.id.as_str()).collect();
+    if removed.is_empty() {
+        return HashSet::new();
+    }
+    let subscriptions = items.iter().filter_map(|item| item.content.key());
+    let subscriptions = subscriptions.filter(|(kind, _)| kind == webhook_subscriptions::TYPE);
+    subscriptions.map(|(_, id)| id).filter(|id| removed.contains(id.as_str())).collect()
 }
 
 /// Routes come first, since their group is empty; within an instance it comes before what hangs on it.
@@ -391,9 +407,18 @@ impl Parts {
         self.changes.since == 0
     }
 
+    /// What takes the place of one that was deleted is not removed after it.
+    fn keep_reused(&mut self, item: &Item) {
+        if self.changes.reused.is_empty() {
+            return;
+        }
+        if let Some((kind, id)) = item.content.key().filter(|(_, id)| self.changes.reused.contains(id)) {
+            self.removals.retain(|removal| removal.r#type != kind || removal.id != id);
+        }
+    }
+
     /// The next group that starts at `next_item`, and whether it has to be removed where it is not for: a route,
-    /// or what hangs on an instance that is part of the changes. A webhook subscription always has to be: its id may have been
-    /// that of another instance's, which was deleted since.
+    /// or what hangs on an instance that is part of the changes.
     fn group(&self) -> (&[Item], bool) {
         let items = &self.changes.items[self.next_item..];
         let Some(first) = items.first() else { return (&[], false) };
@@ -428,11 +453,9 @@ impl Iterator for Parts {
             let group = &changes.items[self.next_item..self.next_item + group.len()];
             let fate = fate(&group[0].reach, &self.region);
             if fate == Fate::Left {
-                if !self.is_snapshot() {
+                if is_whole && !self.is_snapshot() {
                     let keys = group.iter().filter_map(|item| item.content.key());
-                    let left = keys
-                        .filter(|(kind, _)| is_whole || kind == webhook_subscriptions::TYPE)
-                        .map(|(r#type, id)| v1::ConfigRemoval { r#type, id, deleted: false });
+                    let left = keys.map(|(r#type, id)| v1::ConfigRemoval { r#type, id, deleted: false });
                     self.removals.extend(left);
                 }
                 self.next_item += group.len();
@@ -449,7 +472,10 @@ impl Iterator for Parts {
                 }
                 bytes += size;
                 match &item.content {
-                    Content::Whole(resource) if fate == Fate::Sent => part.upserts.push((**resource).clone()),
+                    Content::Whole(resource) if fate == Fate::Sent => {
+                        self.keep_reused(item);
+                        part.upserts.push((**resource).clone());
+                    }
                     content => {
                         part.unreadable.extend(content.unread().map(|named| (item.group.clone(), named)))
                     }

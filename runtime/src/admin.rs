@@ -24,8 +24,12 @@ use crate::{
 const CONNECTIONS_MAX: usize = 256;
 /// A connection opens with a request of HTTP/1, which is at least as long as `GET / HTTP/1.1`; beyond the usual
 /// minute between two of its requests it is closed.
-const PATIENCE: Patience =
-    Patience { opening_bytes: 14, opening: Duration::from_secs(10), idle: Some(Duration::from_secs(75)), age: None };
+const PATIENCE: Patience = Patience {
+    opening_bytes: 14,
+    opening: Duration::from_secs(10),
+    idle: Some(Duration::from_secs(75)),
+    age: None,
+};
 
 /// Says why the process is not ready; `None` when it is.
 pub type Readiness = Arc<dyn Fn() -> Option<&'static str> + Send + Sync>;

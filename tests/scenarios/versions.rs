@@ -237,7 +237,10 @@ async fn earlier_control_plane_is_followed() {
         let ack = Message::Ack(v1::ConfigAck { nonce: response.nonce.clone() });
         assert_eq!(verdict, ack);
         let applied = link.heard().await.unwrap();
-        assert!(matches!(&applied, Message::Applied(applied) if applied.version == response.version), "{applied:?}");
+        assert!(
+            matches!(&applied, Message::Applied(applied) if applied.version == response.version),
+            "{applied:?}"
+        );
     }
     agent.wait_ready().await.unwrap();
     assert_serves(&agent, &receiver, &responses).await;

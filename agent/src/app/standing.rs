@@ -79,11 +79,7 @@ impl Start<'_> {
                 warn!(error, "failed to start from the snapshot export; waiting for the control plane");
             }
         }
-        let link = Link::new(
-            &config.control_plane_url,
-            config.control_plane_ca.as_deref(),
-            identity.pins(),
-        )?;
+        let link = Link::new(&config.control_plane_url, config.control_plane_ca.as_deref(), identity.pins())?;
         Ok(Some(Enrolled::new(identity, link, &config.data_dir)?))
     }
 

@@ -132,6 +132,7 @@ pub const FIELDS: &[(&str, Visibility)] = &[
     ("SnapshotExportHeader.build", Shown),
     ("CreateJoinTokenRequest.region", Shown),
     ("CreateJoinTokenRequest.tenant_id", Shown),
+    ("CreateJoinTokenRequest.request_id", Hidden),
 ];
 
 /// What may be shown of the text field with this full name; nothing when it is not listed.

@@ -241,7 +241,7 @@ pub async fn put(
     let instance_id = subscription.instance_id.clone();
     let plain = Zeroizing::new(config.encode_to_vec());
     let sealed = transaction.seal(&tenant_id, &sealed_resource(&id), &plain).await?;
-    transaction.writes().exhume(TYPE, &id).await?;
+    // Its tombstone stays: agents that are not sent this one may have one of the same id that was deleted.
     transaction.mends(TYPE, &id);
     let row = SubscriptionRow { row: SealedRow { version, id, tenant_id, sealed }, instance_id };
     transaction.writes().put_webhook_subscription(&row).await

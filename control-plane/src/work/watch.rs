@@ -34,8 +34,10 @@ use crate::{
 
 /// How often the queue is counted, unless counting takes long.
 const COUNT_INTERVAL: Duration = Duration::from_secs(5);
-/// Counting takes no more than one part in so many of the time.
+/// Counting takes no more than one part in so many of the time, up to [`COUNT_INTERVAL_MAX`].
 const COUNT_SHARE: u32 = 20;
+/// How long it is not counted at most, since deliveries to cancel wait for it as well.
+const COUNT_INTERVAL_MAX: Duration = Duration::from_secs(30);
 /// Deliveries for which there has been nobody for so long are worth a warning. Agents need a moment to come back after
 /// a restart of the control plane.
 const NOBODY_GRACE: Duration = Duration::from_secs(10);
@@ -182,7 +184,9 @@ pub(super) fn spawn(state: &State, supervisor: &Supervisor) {
         let mut cancelled_at = None;
         loop {
             let start = Instant::now();
-            match store::work::counts(&state.store).await {
+            let counted = store::work::counts(&state.store).await;
+            let took = start.elapsed();
+            match counted {
                 Ok(counts) => {
                     state.work.inner.metrics.set(&counts);
                     warn_of_abandoned(&state, &counts, &mut abandoned);
@@ -202,7 +206,7 @@ pub(super) fn spawn(state: &State, supervisor: &Supervisor) {
                 }
                 Err(error) => warn!(%error, "failed to count the work that waits for agents"),
             }
-            let pause = COUNT_INTERVAL.max(start.elapsed() * COUNT_SHARE);
+            let pause = (took * COUNT_SHARE).clamp(COUNT_INTERVAL, COUNT_INTERVAL_MAX);
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 () = stop.cancelled() => return Ok(()),

@@ -18,9 +18,7 @@ use crate::{
     api::authorize::AgentIdentity,
     app::State,
     fleet::{Connection, ResourceKey, SILENCE_MAX},
-    publish::{
-        Changes, Part, Parts, Publisher, TenantFilter, divergences::Answer, keep_own_opt_outs,
-    },
+    publish::{Changes, Part, Parts, Publisher, TenantFilter, divergences::Answer, keep_own_opt_outs},
     store::{agents, fleet},
 };
 
@@ -305,7 +303,10 @@ impl ConnectedAgent {
             Compared::Same(again) => {
                 self.state.divergences.none();
                 if again {
-                    tracing::info!(gateway.agent.id = self.agent_id, "the agent has what it should have again");
+                    tracing::info!(
+                        gateway.agent.id = self.agent_id,
+                        "the agent has what it should have again"
+                    );
                 }
                 return Ok(false);
             }
@@ -458,7 +459,8 @@ impl ConnectedAgent {
             Some(Message::Ack(ack)) => self.verdict(&ack.nonce, Vec::new()),
             Some(Message::Nack(nack)) => self.verdict(&nack.nonce, nack.refused),
             Some(Message::Applied(applied)) if applied.version > self.newest_sent => {
-                let description = format!("must be a version that was sent; the newest is {}", self.newest_sent);
+                let description =
+                    format!("must be a version that was sent; the newest is {}", self.newest_sent);
                 return Err(status::invalid_field("applied.version", description));
             }
             Some(Message::Applied(applied)) => {

@@ -169,7 +169,8 @@ impl KeyRing {
 }
 
 /// Why a key opens nothing that cannot be read.
-pub const DAMAGED: &str = "what is stored of the API key cannot be read; have it revoked, and another one made";
+pub const DAMAGED: &str =
+    "what is stored of the API key cannot be read; have it revoked, and another one made";
 
 /// Why a key opens nothing, None when it works.
 pub fn refusal(key: &v1::ApiKey, now: Timestamp) -> Option<&'static str> {

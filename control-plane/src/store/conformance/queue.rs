@@ -150,8 +150,7 @@ pub(super) async fn work_is_of_tenants(factory: &impl Factory) {
 }
 
 fn hand_over(id: &str) -> v1::Work {
-    let log =
-        v1::InboundLog { tenant_id: "acme".into(), instance_id: "inst_1".into(), ..Default::default() };
+    let log = v1::InboundLog { tenant_id: "acme".into(), instance_id: "inst_1".into(), ..Default::default() };
     let delivery = v1::Delivery { subscription_id: "sub_1".into(), ..Default::default() };
     let hand_over =
         v1::DeliveryHandOver { inbound_log: Some(log), delivery: Some(delivery), ..Default::default() };

@@ -162,11 +162,8 @@ pub(super) async fn deleted_tenants_are_gone(factory: &impl Factory) {
     assert!(tenants::referring(&mut reader, "empty", 5).await.unwrap().1.is_empty());
     drop(reader);
     let mut transaction = store.begin_write().await.unwrap();
-    let token = agents::JoinToken {
-        region: "eu".into(),
-        tenant_id: Some("empty".into()),
-        created_by: String::new(),
-    };
+    let token =
+        agents::JoinToken { region: "eu".into(), tenant_id: Some("empty".into()), created_by: String::new() };
     agents::create_join_token(&mut transaction, &[1; 32], &token, at(1), at(100)).await.unwrap();
     api_keys::create(&mut transaction, &key("empty"), &[2; 32]).await.unwrap();
     transaction.commit().await.unwrap();

@@ -106,8 +106,9 @@ async fn is_cancelled(plane: &ControlPlane, event_id: &str, subscription_id: &st
         one.subscription_id == subscription_id && one.state() == v1::DeliveryState::Cancelled
     };
     let becomes_so = async {
+        let mut look = tokio::time::interval(Duration::from_millis(50));
         while !log_of(plane, event_id).await.deliveries.iter().any(is_it) {
-            tokio::task::yield_now().await;
+            look.tick().await;
         }
     };
     tokio::time::timeout(6 * DEADLINE, becomes_so).await.expect("it is cancelled");
