@@ -98,7 +98,7 @@ mod tests {
             let (kind, secret) = route_secret(directory.path(), provider).unwrap();
             assert_eq!(route_secret(directory.path(), provider).unwrap(), (kind, secret.clone()));
             let mut violations = FieldViolations::new();
-            kind.check(&mut violations, "secret", &secret);
+            kind.check(provider, &mut violations, "secret", &secret);
             assert_eq!(violations, FieldViolations::new());
         }
         for file in fs::read_dir(directory.path()).unwrap() {
