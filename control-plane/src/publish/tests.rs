@@ -144,7 +144,7 @@ fn large_changes_are_cut() {
     assert_eq!(parts.iter().map(|part| part.upserts.len()).sum::<usize>(), total);
     for (place, part) in parts.iter().enumerate() {
         let bytes: usize = part.upserts.iter().map(prost::Message::encoded_len).sum();
-        assert!(bytes <= RESPONSE_BYTES_MAX);
+        assert!(bytes <= parts::RESPONSE_BYTES_MAX);
         assert_eq!((part.begins_snapshot, part.is_last), (place == 0, place == parts.len() - 1));
         let begins_whole = instance(&part.upserts[0]).is_some() || group(&part.upserts[0]) == "inst_large";
         assert!(begins_whole, "part {place} begins in the middle of an instance");
