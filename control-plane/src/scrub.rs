@@ -22,6 +22,8 @@ const INTERVAL: Duration = Duration::from_hours(1);
 const AGAIN: Duration = Duration::from_mins(1);
 /// Reading takes no more than one part in so many of the time, so that nobody notices it.
 const SHARE: u32 = 10;
+/// Longest pause between two pages.
+const PAUSE_MAX: Duration = Duration::from_secs(10);
 
 /// Starts the task: at once, and then every hour.
 pub(crate) fn spawn(state: &State, supervisor: &Supervisor) {
@@ -60,7 +62,7 @@ async fn look(store: &Store) -> Result<Checked, StoreError> {
         if check.advance().await?.is_none() {
             break;
         }
-        tokio::time::sleep(began.elapsed() * (SHARE - 1)).await;
+        tokio::time::sleep((began.elapsed() * (SHARE - 1)).min(PAUSE_MAX)).await;
     }
     let checked = check.finish();
     for id in check::remove_unread_work(store, &checked.work).await? {

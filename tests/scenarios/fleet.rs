@@ -26,7 +26,7 @@ const ENROLLING: usize = 8;
 /// How long all of them may take, with the time that a shared machine takes itself.
 const RETURN_DEADLINE: Duration = Duration::from_secs(120);
 /// The same for the control plane alone: a tenth comes within a second, and some a little later than they were told.
-const RETURN_MAX: f64 = 30.0;
+const RETURN_MAX: f64 = 60.0;
 /// A second, less what may lie between the moment in which an agent is let in and the one that is noted.
 const NEARLY_A_SECOND: f64 = 0.9;
 /// How long an agent waits for an answer until it tries again.

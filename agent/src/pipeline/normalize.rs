@@ -233,7 +233,10 @@ impl OfInstance<'_> {
         let event_type = if item.is_echo { EventType::MessageSent } else { EventType::MessageReceived };
         let id = self.event_id(event_type, [&item.identity, "", "", ""]);
         self.newest_event = Some(id);
-        self.sighting(&item.contact, id);
+        // Such a message tells of a change, from one number to another.
+        if &*item.message.message_type != "system" {
+            self.sighting(&item.contact, id);
+        }
         let agrees = |decision: &Decision| {
             let wants_out = decision.direction == OptOutDirection::OptOut;
             own.is_none_or(|own| own.opts_out == wants_out && own.scope == decision.scope)
@@ -399,9 +402,12 @@ impl OfInstance<'_> {
         }
     }
 
-    /// Notes whom an event names by both keys.
+    /// Notes whom an event names by both keys, if that is true today, and not the business.
     fn sighting(&mut self, contact: &Contact, mark: EventId) {
-        if contact.phone.is_some() && contact.user_id.is_some() {
+        let Some(phone) = &contact.phone else { return };
+        let own = [self.business_phone.as_ref(), self.instance.phone.as_ref()];
+        let is_own = own.into_iter().flatten().any(|own| own.match_key() == phone.match_key());
+        if contact.user_id.is_some() && !is_own && self.normalizer.replay_time.is_none() {
             self.normalized.sightings.push(Sighting {
                 instance: Arc::clone(self.instance),
                 contact: contact.clone(),

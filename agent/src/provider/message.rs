@@ -46,8 +46,8 @@ pub fn contacts(raw: &RawValue) -> Box<RawValue> {
     if raw.get().starts_with('[') {
         return kept(raw);
     }
-    let list = format!("[{}]", raw.get());
-    kept(serde_json::from_str(&list).unwrap_or(raw))
+    let card = kept(raw);
+    RawValue::from_string(format!("[{}]", card.get())).unwrap_or(card)
 }
 
 /// What the sender of a message gave along to have it back: a text, or else JSON, as it is written. What says

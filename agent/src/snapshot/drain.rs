@@ -45,6 +45,8 @@ impl Drain {
                 flag.store(true, Ordering::SeqCst);
             }
         }
+        // Of earlier versions, which believe it after a restart.
+        drop(fs::remove_file(data_dir.join("takes-hand-overs")));
         self.data_dir.get_or_init(|| data_dir.to_owned());
         self.tell();
     }

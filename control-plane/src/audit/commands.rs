@@ -14,7 +14,7 @@ use crate::store::{
 };
 
 /// How long the entry of a backup waits for others who write.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+const BUSY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A snapshot export with this header is about to have its name.
 ///

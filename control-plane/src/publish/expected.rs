@@ -22,6 +22,8 @@ use crate::{
     store::{Store, StoreError, config_index::IndexVisitor},
 };
 
+/// Longest pause that the share asks for: a machine that stood still during a reading is no reason to wait for minutes.
+const PAUSE_MAX: Duration = Duration::from_secs(15);
 /// Shortest pause between two readings.
 const PAUSE_MIN: Duration = Duration::from_secs(1);
 /// Pause when a damaged row keeps everybody from knowing.
@@ -202,7 +204,7 @@ pub fn spawn(expectations: &Expectations, store: &Store, supervisor: &Supervisor
                     debug!(error = format!("{:#}", anyhow::Error::from(error)), "failed to read digests")
                 }
             }
-            let pause = pause_min.max(began.elapsed() * READING_SHARE);
+            let pause = (began.elapsed() * READING_SHARE).min(PAUSE_MAX).max(pause_min);
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 () = stop.cancelled() => return Ok(()),

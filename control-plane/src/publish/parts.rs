@@ -1,11 +1,15 @@
 //! Changes, cut into the responses of one config stream.
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
 use gateway_proto::v1;
+use prost::Message as _;
 
 use super::{Changes, Content, Fate, Item, fate, resource_key};
-use crate::{fleet::ResourceKey, store::REMOVAL_ORDER};
+use crate::{
+    fleet::ResourceKey,
+    store::{REMOVAL_ORDER, webhook_subscriptions},
+};
 
 /// Longest response, some way under the 4 MiB that gRPC clients take by default.
 pub(super) const RESPONSE_BYTES_MAX: usize = 3 * 1_024 * 1_024;
@@ -16,6 +20,8 @@ pub struct Parts {
     region: String,
     next_item: usize,
     removals: Vec<v1::ConfigRemoval>,
+    /// Webhook subscriptions whose id was another one's, sent by now.
+    sent_again: HashSet<String>,
     is_first: bool,
     is_done: bool,
 }
@@ -47,7 +53,15 @@ impl Parts {
     /// `changes` for an agent of `region`.
     pub fn new(changes: Arc<Changes>, region: &str) -> Self {
         let removals = changes.removals.clone();
-        Self { changes, region: region.to_owned(), next_item: 0, removals, is_first: true, is_done: false }
+        Self {
+            changes,
+            region: region.to_owned(),
+            next_item: 0,
+            removals,
+            sent_again: HashSet::new(),
+            is_first: true,
+            is_done: false,
+        }
     }
 
     /// The version of the changes.
@@ -59,13 +73,16 @@ impl Parts {
         self.changes.since == 0
     }
 
-    /// What takes the place of one that was deleted is not removed after it.
-    fn keep_reused(&mut self, item: &Item) {
+    /// Notes what takes the place of one that was deleted: it is not removed after it.
+    fn note_reused(&mut self, item: &Item) {
         if self.changes.reused.is_empty() {
             return;
         }
-        if let Some((kind, id)) = item.content.key().filter(|(_, id)| self.changes.reused.contains(id)) {
-            self.removals.retain(|removal| removal.r#type != kind || removal.id != id);
+        if let Some((kind, id)) = item.content.key()
+            && kind == webhook_subscriptions::TYPE
+            && self.changes.reused.contains(&id)
+        {
+            self.sent_again.insert(id);
         }
     }
 
@@ -113,19 +130,24 @@ impl Iterator for Parts {
                 self.next_item += group.len();
                 continue;
             }
-            let size: usize = group.iter().map(|item| item.content.encoded_len() + 8).sum();
+            // Of what is not sent the name is.
+            let length = |item: &Item| {
+                let unread = || item.content.unread().map_or(0, |named| named.encoded_len());
+                8 + if fate == Fate::Sent { item.content.encoded_len() } else { unread() }
+            };
+            let size: usize = group.iter().map(length).sum();
             if bytes > 0 && bytes + size > RESPONSE_BYTES_MAX {
                 return Some(part);
             }
             for item in group {
-                let size = item.content.encoded_len() + 8;
+                let size = length(item);
                 if bytes > 0 && bytes + size > RESPONSE_BYTES_MAX {
                     return Some(part);
                 }
                 bytes += size;
                 match &item.content {
                     Content::Whole(resource) if fate == Fate::Sent => {
-                        self.keep_reused(item);
+                        self.note_reused(item);
                         part.upserts.push((**resource).clone());
                     }
                     content => {
@@ -138,6 +160,10 @@ impl Iterator for Parts {
         self.is_done = true;
         part.is_last = true;
         part.removals = std::mem::take(&mut self.removals);
+        let is_sent_again = |removal: &v1::ConfigRemoval| {
+            removal.r#type == webhook_subscriptions::TYPE && self.sent_again.contains(&removal.id)
+        };
+        part.removals.retain(|removal| !is_sent_again(removal));
         // What refers to others goes before what is referred to.
         part.removals.sort_by_key(|removal| REMOVAL_ORDER.iter().position(|known| *known == removal.r#type));
         Some(part)

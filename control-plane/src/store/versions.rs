@@ -14,7 +14,8 @@ pub trait VersionReads: Send {
     /// The version: 0 in a new database.
     async fn version(&mut self) -> Result<u64, StoreError>;
 
-    /// Type and id of what was removed after `version` and is not there again, by version, type and id.
+    /// Type and id of what was removed after `version`, once each, by type and id. What is there again is among them only if
+    /// that was noted with [`VersionWrites::reuse`].
     async fn removed_since(&mut self, version: u64) -> Result<Vec<(String, String)>, StoreError>;
 }
 
@@ -30,6 +31,9 @@ pub trait VersionWrites: Send {
 
     /// Notes that a resource is gone since `version`, in place of an earlier note of it.
     async fn bury(&mut self, resource_type: &'static str, id: &str, version: u64) -> Result<(), StoreError>;
+
+    /// Notes that the id of a removed resource is in use again, for one that may be sent to others than the one before.
+    async fn reuse(&mut self, resource_type: &'static str, id: &str) -> Result<(), StoreError>;
 
     /// Forgets that a resource was gone, since its id is in use again.
     async fn exhume(&mut self, resource_type: &'static str, id: &str) -> Result<(), StoreError>;

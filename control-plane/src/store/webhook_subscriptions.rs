@@ -241,7 +241,8 @@ pub async fn put(
     let instance_id = subscription.instance_id.clone();
     let plain = Zeroizing::new(config.encode_to_vec());
     let sealed = transaction.seal(&tenant_id, &sealed_resource(&id), &plain).await?;
-    // Its tombstone stays: agents that are not sent this one may have one of the same id that was deleted.
+    // Agents that are not sent this one may have one of the same id that was deleted.
+    transaction.writes().reuse(TYPE, &id).await?;
     transaction.mends(TYPE, &id);
     let row = SubscriptionRow { row: SealedRow { version, id, tenant_id, sealed }, instance_id };
     transaction.writes().put_webhook_subscription(&row).await

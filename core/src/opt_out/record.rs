@@ -331,7 +331,8 @@ pub fn merge_record(existing: Option<&OptOutRecord>, incoming: &OptOutRecord, no
 /// The record of a contact whose two keys a provider names at once, where so far they had a record each, or one
 /// of them none, and one is opted out: from then on both are. None where nothing is gained: no opt-out, one
 /// record that has both keys already, both keys covered alike by records that have other keys too, or an
-/// opt-in, taken under the other key, that is newer. That one ends what was said under its own key alone.
+/// opt-in, taken under the other key, that is newer. That one ends what was said under its own key alone. None also
+/// where the user id came with another number: one person's word must not become another's.
 ///
 /// It is news ([`Merged::is_news`]) only if the customer was told something else of one of the keys before:
 /// the contact stopped once, and that was told under the key that was known then.
@@ -358,9 +359,15 @@ pub fn link(
     let are_covered = olds().all(|old| old.opt_out_scope() == scope)
         && olds().count() == 2
         && olds().any(|old| old.contact.conflicts_with(contact));
+    // A user id that came with another number: a provider may have given one, the business's perhaps, for several people.
+    let is_of_another = |old: &OptOutRecord| {
+        let phones = old.contact.phone.as_ref().zip(contact.phone.as_ref());
+        phones.is_some_and(|(one, two)| one.match_key() != two.match_key())
+    };
     if scope.is_none()
         || is_narrowed
         || are_covered
+        || olds().any(is_of_another)
         || record.contact == known.contact && by_user_id.is_none()
     {
         return None;

@@ -188,6 +188,8 @@ impl Sent {
 
     /// Changes something, and checks that it comes as a delta and nothing before it.
     async fn sends_a_delta(&self, session: &mut ConfigSession) -> anyhow::Result<u64> {
+        // So that the stream is not silent for too long.
+        session.say(Message::Health(v1::AgentHealth::default())).await?;
         let change = v1::WebhookSubscription { display_name: "changed".to_owned(), ..Default::default() };
         update(self.control_plane.client(), &self.subscription_id, change, "display_name").await?;
         let responses = session.follow_to(version(&self.control_plane).await?).await?;
@@ -359,19 +361,24 @@ async fn saying_what_it_has_costs_little() {
     let nothing = Comparisons { same: 0.0, resent: 0.0, persists: 0.0, known: 0.0 };
     none_differs(&control_plane, nothing).await.unwrap();
     let bytes = || proxy.bytes(Way::Down) + proxy.bytes(Way::Up);
-    let before = bytes();
-    let change = v1::WebhookSubscription { display_name: "changed".to_owned(), ..Default::default() };
-    update(control_plane.client(), &id, change, "display_name").await.unwrap();
-    let newest = version(&control_plane).await.unwrap();
-    eventually(DEADLINE, async || {
-        let request = v1::ListAgentsRequest::default();
-        let agents = control_plane.client().agents().list_agents(request).await?.into_inner().agents;
-        ensure!(agents[0].applied_version == newest, "{agents:?}");
-        Ok(())
-    })
-    .await
-    .unwrap();
-    let cost = bytes() - before;
+    let mut cost = u64::MAX;
+    // What else goes over the connection meanwhile only adds to it: the least counts.
+    for number in 0..5 {
+        let before = bytes();
+        let change =
+            v1::WebhookSubscription { display_name: format!("changed {number}"), ..Default::default() };
+        update(control_plane.client(), &id, change, "display_name").await.unwrap();
+        let newest = version(&control_plane).await.unwrap();
+        eventually(DEADLINE, async || {
+            let request = v1::ListAgentsRequest::default();
+            let agents = control_plane.client().agents().list_agents(request).await?.into_inner().agents;
+            ensure!(agents[0].applied_version == newest, "{agents:?}");
+            Ok(())
+        })
+        .await
+        .unwrap();
+        cost = cost.min(bytes() - before);
+    }
     figure(format_args!("one change of {SUBSCRIPTIONS}, with digests: {cost} bytes both ways"));
     assert!(cost < CHANGE_BYTES_MAX, "{cost} bytes");
 }

@@ -17,13 +17,13 @@ use super::fleet::FROM;
 
 const SECRET: &str = "whsec_AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
 
-/// A subscription that is tried every second.
+/// A subscription that is tried every few seconds: not so often that its breaker opens or its attempts end meanwhile.
 fn subscription(receiver: &Receiver) -> v1::ConfigResource {
     let mut subscription = raw::subscription(1, "sub-one", &receiver.url("/one"), SECRET);
     if let Some(Resource::WebhookSubscription(config)) = &mut subscription.resource
         && let Some(subscription) = &mut config.webhook_subscription
     {
-        let delays = vec![prost_types::Duration { seconds: 1, nanos: 0 }; 20];
+        let delays = vec![prost_types::Duration { seconds: 3, nanos: 0 }; 20];
         subscription.retry_policy = Some(v1::RetryPolicy { delays });
     }
     subscription

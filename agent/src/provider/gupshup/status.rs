@@ -32,11 +32,12 @@ pub fn of_event(raw: &RawValue, fields: &Fields<'_>, time: Option<Timestamp>) ->
     let told = name_of_detail("whatsappMessageId").filter(|id| Some(id) != external_message_id.as_ref());
     whatsapp_message_id = whatsapp_message_id.or(told);
     let errors = detail.as_ref().map(Errors::flat).unwrap_or_default();
-    let recipient = fields.identifier("destination").or_else(|| fields.name("destination"));
+    // As it is written, since it is part of the event's id.
+    let recipient = fields.name("destination");
     let own_time = fields.time("ts").or_else(|| detail.as_ref().and_then(|detail| detail.time("ts")));
     let item = StatusItem {
         identity: external_message_id.clone().unwrap_or_else(|| identity_without_id(raw, time)),
-        contact: of_field(recipient.clone()),
+        contact: of_field(fields.identifier("destination").or_else(|| recipient.clone())),
         status: Status {
             external_message_id,
             whatsapp_message_id,

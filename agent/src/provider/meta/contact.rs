@@ -78,8 +78,14 @@ impl Contacts {
             let key = phone.and_then(match_key)?;
             self.cards.iter().find(|card| card.wa_id.as_deref().and_then(match_key).as_ref() == Some(&key))
         };
+        // Of a change of number, or of the business.
+        let is_of_another = |card: &Card| {
+            let phones = phone.and_then(match_key).zip(card.wa_id.as_deref().and_then(match_key));
+            let user_ids = user_id.zip(card.user_id.as_deref());
+            phones.is_some_and(|(one, two)| one != two) || user_ids.is_some_and(|(one, two)| one != two)
+        };
         let the_only_one = || match self.cards.as_slice() {
-            [card] if alone => Some(card),
+            [card] if alone && !is_of_another(card) => Some(card),
             _ => None,
         };
         by_phone().or_else(by_user_id).or_else(by_variant).or_else(the_only_one)

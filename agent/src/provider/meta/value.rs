@@ -62,6 +62,17 @@ pub fn change_part(change: &Change<'_>, items_max: usize) -> Result<(Target, Vec
     Ok((target, items))
 }
 
+/// Some name the business in the context of a message by the id of its number: digits, but no phone number.
+fn name_business(item: &mut Item, target: &Target, business_phone: Option<&Phone>) {
+    let Item::Message(item) = item else { return };
+    let context = item.message.context.as_mut();
+    let Some(from) = context.and_then(|context| context.from.as_mut()) else { return };
+    let (Some(id), Some(number)) = (from.strip_prefix('+'), target.number.as_deref()) else { return };
+    if id == number {
+        *from = business_phone.map_or(id, Phone::as_str).into();
+    }
+}
+
 struct Value<'a> {
     fields: Fields<'a>,
     contacts: Contacts,
@@ -108,6 +119,7 @@ impl Value<'_> {
             let known = preference::preference(raw, contacts, alone);
             items.push(known.unwrap_or_else(|| notice(change, field, raw, None)));
         }
+        items.iter_mut().for_each(|item| name_business(item, target, business_phone.as_ref()));
         Ok(items)
     }
 

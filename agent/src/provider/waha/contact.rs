@@ -114,7 +114,9 @@ impl<'a> Payload<'a> {
     pub fn contact(&self, me: &Me<'_>) -> Contact {
         let in_group = self.group().is_some();
         if self.is_own {
-            let chats = self.chats().filter(|chat| !in_group && !me.is(chat));
+            // Only the id's chat is never the business, whose hidden id `me` often lacks.
+            let sides = [&self.to, &self.from].into_iter().flatten().filter(|_| self.chat.is_none());
+            let chats = self.chat.iter().chain(sides).filter(|chat| !in_group && !me.is(chat));
             return contact(chats);
         }
         let chats = [&self.from, &self.chat].into_iter().flatten().filter(|_| !in_group);

@@ -160,6 +160,8 @@ impl ControlPlane {
                 if wanted(&agent) {
                     return agent;
                 }
+                // The server has the same thread.
+                tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
         tokio::time::timeout(DEADLINE, look).await.unwrap()

@@ -58,12 +58,18 @@ impl Inner {
             sql.push(")");
         }
         sql.push(" ORDER BY seq DESC LIMIT ").push_bind(i64::try_from(limit).unwrap_or(i64::MAX - 1) + 1);
+        let rows = self.unrouted_rows(sql).await?;
+        let has_more = rows.len() > limit;
         let (mut page, mut last, mut bytes) = (Vec::new(), None, 0);
-        for (seq, body) in self.unrouted_rows(sql).await? {
+        for (seq, body) in rows {
             if page.len() == limit {
                 return Ok((page, last));
             }
-            let Some(whole) = self.unrouted(seq, body).await? else { continue };
+            let Some(whole) = self.unrouted(seq, body).await? else {
+                // It was claimed meanwhile.
+                last = Some(seq);
+                continue;
+            };
             let callback = fit::callback(whole.callback, PAGE_BYTES_MAX);
             bytes += callback.encoded_len() + fit::FIELD_HEAD_BYTES;
             if bytes > PAGE_BYTES_MAX && !page.is_empty() {
@@ -72,7 +78,7 @@ impl Inner {
             page.push(callback);
             last = Some(seq);
         }
-        Ok((page, None))
+        Ok((page, last.filter(|_| has_more)))
     }
 
     pub(super) async fn unrouted_of(

@@ -32,6 +32,14 @@ CREATE TABLE IF NOT EXISTS tombstones (
     PRIMARY KEY (type, id)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS tombstones_version ON tombstones (version);
+-- Tombstones whose id is in use again. Apart, since earlier programs would tell agents to remove what is there.
+CREATE TABLE IF NOT EXISTS reused_ids (
+    type TEXT NOT NULL,
+    id TEXT NOT NULL,
+    version INTEGER NOT NULL,
+    PRIMARY KEY (type, id)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS reused_ids_version ON reused_ids (version);
 ";
 
 /// The schema of every table, in the order in which they refer to each other.
@@ -135,7 +143,8 @@ impl VersionReads for Rows {
     }
 
     async fn removed_since(&mut self, version: u64) -> Result<Vec<(String, String)>, StoreError> {
-        let removed = "SELECT type, id FROM tombstones WHERE version > ?1 ORDER BY version, type, id";
+        let removed = "SELECT type, id FROM tombstones WHERE version > ?1
+                       UNION SELECT type, id FROM reused_ids WHERE version > ?1 ORDER BY type, id";
         Ok(sqlx::query_as(removed).bind(to_sql(version)).fetch_all(self.connection()).await?)
     }
 }
@@ -163,6 +172,13 @@ impl VersionWrites for Rows {
             .execute(self.connection())
             .await?;
         Ok(())
+    }
+
+    async fn reuse(&mut self, resource_type: &'static str, id: &str) -> Result<(), StoreError> {
+        let note = "INSERT OR REPLACE INTO reused_ids (type, id, version)
+                    SELECT type, id, version FROM tombstones WHERE type = ?1 AND id = ?2";
+        sqlx::query(note).bind(resource_type).bind(id).execute(self.connection()).await?;
+        self.exhume(resource_type, id).await
     }
 
     async fn exhume(&mut self, resource_type: &'static str, id: &str) -> Result<(), StoreError> {

@@ -251,6 +251,16 @@ fn alternating_pairs_settle() {
     }
 }
 
+/// A user id that comes with one number after another, as the business's own may, spreads nobody's STOP.
+#[test]
+fn a_shared_user_id_spreads_nothing() {
+    let mut set = OptOutSet::new();
+    set.apply(&stop(both(ONE, "SA.1"), 1), at(NOW));
+    assert_eq!(see(&mut set, &both(TWO, "SA.1")), None);
+    assert_eq!(state(&set, &phone_contact(ONE)), OUT);
+    assert_eq!(set.lookup(&instance(), &phone_contact(TWO)), None);
+}
+
 /// The opt-outs of a small world: few keys, so that they meet often.
 fn any_stop_or_start() -> impl Strategy<Value = Decision> {
     let contact = (0_usize..4, 0_usize..4).prop_filter_map("a contact has a key", |(phone, user_id)| {
