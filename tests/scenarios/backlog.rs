@@ -176,13 +176,18 @@ async fn backlog_costs_little_and_harms_nobody() {
     assert!(full <= max && restarted <= max, "{full} and {restarted} bytes of memory, of {max}");
 }
 
+/// The bytes of a file; none when it has gone meanwhile.
+fn size(file: &std::fs::DirEntry) -> u64 {
+    file.metadata().map_or(0, |found| found.len())
+}
+
 /// The bytes of all files below a directory.
 fn disk_bytes(directory: &Path) -> anyhow::Result<u64> {
     let mut bytes = 0;
     for entry in std::fs::read_dir(directory)? {
         let entry = entry?;
         let is_directory = entry.file_type()?.is_dir();
-        bytes += if is_directory { disk_bytes(&entry.path())? } else { entry.metadata()?.len() };
+        bytes += if is_directory { disk_bytes(&entry.path())? } else { size(&entry) };
     }
     Ok(bytes)
 }
